@@ -1,0 +1,56 @@
+"""Exact resume: everything a run depends on at the start of a step, in one file.
+
+There is no random state in it: batches, initial weights and noise are functions of the seed and the step (seeds.py).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnlab.folder import write_atomically
+from bnlab.observe import Observer
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run is: the next `step`, the loss it began with, the length of the journal up to here, and the seconds
+    spent, in all and on measuring."""
+
+    step: int = 0
+    initial_loss: float | None = None
+    journal_bytes: int = 0
+    run_s: float = 0.0
+    measure_s: float = 0.0
+
+
+def save(
+    path: Path, progress: Progress, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer
+) -> None:
+    """Write the checkpoint; the one before stays until this one is whole."""
+    buffer = io.BytesIO()
+    content: dict[str, Any] = {
+        "progress": asdict(progress),
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "carries": observer.carries,
+    }
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer) -> Progress:
+    """Bring everything back to the checkpoint; a fresh `Progress` if there is none."""
+    if not path.exists():
+        return Progress()
+    device = next(module.parameters()).device
+    content = torch.load(path, map_location=device, weights_only=True)
+    module.load_state_dict(content["module"])
+    optimizer.load_state_dict(content["optimizer"])
+    observer.carries = content["carries"]
+    return Progress(**content["progress"])

@@ -1,0 +1,44 @@
+"""Handwritten digits: 1,797 grey 8x8 images in 10 classes (Alpaydin & Kaynak 1998), shipped inside scikit-learn."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Gt, Lt
+
+from bnlab.data.base import Dataset, Split
+from bnlab.registry import DATA
+from bnlab.seeds import stream
+
+
+@DATA.register("digits")
+def digits(*, test_fraction: Annotated[float, Gt(0), Lt(1)]) -> Dataset:
+    """x [N, 1, 8, 8] with grey values 0 to 1; the test split takes the same share of each class, and never changes."""
+    table = torch.from_numpy(_table())  # [1797, 65]: 64 grey values 0 to 16, then the class
+    x = (table[:, :64] / 16).reshape(-1, 1, 8, 8)
+    y = table[:, 64].long()
+    shuffled = torch.randperm(len(y), generator=stream(0, "data", "digits"))
+    tests = []
+    for label in range(10):
+        of_class = shuffled[y[shuffled] == label]
+        tests.append(of_class[: round(len(of_class) * test_fraction)])
+    is_test = torch.zeros(len(y), dtype=torch.bool)
+    is_test[torch.cat(tests)] = True
+    return Dataset(train=Split(x[~is_test], y[~is_test]), test=Split(x[is_test], y[is_test]), classes=10)
+
+
+def _table() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """scikit-learn's file, read without importing scikit-learn: that takes as long as importing torch."""
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None and found.origin is not None, "scikit-learn is a dependency of bnlab"
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",", dtype=np.float32)
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target]).astype(np.float32)

@@ -1,0 +1,42 @@
+"""The one kind of error a user can cause, in the one form it is told: `<key>: <what is wrong>, got <value>. <what to do>`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_NOTHING = object()
+
+
+class UsageError(ValueError):
+    """A mistake in what the user typed or wrote: one line, no traceback, exit code 2.
+
+    >>> print(UsageError("optim.lr", "must be above 0", -1, "Try optim.lr=0.1."))
+    optim.lr: must be above 0, got -1. Try optim.lr=0.1.
+    """
+
+    def __init__(self, key: str, problem: str, value: object = _NOTHING, remedy: str = "") -> None:
+        got = "" if value is _NOTHING else f", got {_shown(value)}"
+        super().__init__(f"{key}: {problem}{got}." + (f" {remedy}" if remedy else ""))
+
+
+def _shown(value: object) -> str:
+    """`true` and `null` as a user types them; strings in quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`Did you mean: optim.lr?` where a known word is close, else the list of known words.
+
+    >>> nearest("bach", ["none", "batch"])
+    'Did you mean: batch?'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # the last part alone: `lr` for `optim.lr`
+        close = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    if close:
+        return f"Did you mean: {close[0]}?"
+    return f"There are: {', '.join(known)}." if len(known) <= 40 else ""

@@ -1,0 +1,65 @@
+"""The machine: what a run came from, and settings of the process that make runs faster and repeatable."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bnlab
+
+
+def prepare(threads: int) -> None:
+    """Set the number of threads of this process; before the first operation of a run.
+
+    Where the C library is glibc, large blocks are also kept after use instead of being given back and faulted in again
+    at every step: for a small convolutional net that is a quarter of the time.
+    """
+    torch.set_num_threads(threads)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    for parameter, value in ((-1, 2**30), (-3, 2**30)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
+
+
+def provenance(device: str, threads: int) -> dict[str, Any]:
+    """Versions, machine and command line, for spec.yaml."""
+    return {
+        "bnlab": bnlab.__version__,
+        **_git(Path(__file__).parent),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "argv": sys.argv,
+    }
+
+
+@cache
+def _git(folder: Path) -> dict[str, Any]:
+    """The commit bnlab runs from, if it runs from a checkout, and whether files in it were changed."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "spec.py") is None:
+        return {"git_sha": None, "git_dirty": None}
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}

@@ -1,0 +1,1 @@
+"""One architecture a file, each a `Net` with named sites."""

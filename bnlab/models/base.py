@@ -1,0 +1,167 @@
+"""What a net is to bnlab: a module and its named *sites*. Legend: B batch, C channels, H W space, L sites.
+
+A site is one layer block, affine -> [norm] -> activation, with three measuring points:
+
+    pre      the affine output: what the norm sees
+    act_in   what the nonlinearity sees (Ioffe & Szegedy 2015, figure 1, plot this)
+    out      what the next layer sees
+
+The head, an affine map with nothing after it, is the last site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bnlab.errors import UsageError
+from bnlab.models.init import initialize
+from bnlab.registry import NORMS
+from bnlab.spec import ModelSpec, NormSpec
+
+ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear": nn.Identity}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One layer block. `params` names its parameters, the affine weight first, its norm's included."""
+
+    name: str
+    affine: nn.Module
+    norm: nn.Module | None
+    activation: nn.Module
+    params: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Net:
+    """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation."""
+
+    module: nn.Module
+    sites: tuple[Site, ...]
+
+
+class Builder:
+    """Puts a net together layer by layer as one flat `nn.Sequential`, with the norm where the spec wants it.
+
+    The initialization of a weight depends on the seed and its layer's name alone, so two nets that differ only in their
+    norm start from the same affine weights.
+    """
+
+    def __init__(self, model: ModelSpec, norm: NormSpec, normalizable: int) -> None:
+        """`normalizable`: how many layers may carry a norm; `norm.layers` counts them from 0."""
+        self.model, self.norm = model, norm
+        self._normed = normed_layers(norm, normalizable)
+        self._digits = max(2, len(str(normalizable)))
+        self._parts: OrderedDict[str, nn.Module] = OrderedDict()
+        self._sites: list[tuple[str, str | None]] = []  # the site's name, and its norm's part if any
+
+    def plain(self, name: str, part: nn.Module) -> None:
+        """A part without parameters that is no site, such as pooling."""
+        self._parts[name] = part
+
+    def hidden(self, kind: str, affine: nn.Module, channels: int, dims: int) -> None:
+        """A hidden site: the affine map with its norm, if this layer has one, and the nonlinearity."""
+        index = len(self._sites)
+        layer = None
+        if index in self._normed:
+            options = self.norm.options
+            layer = NORMS.build(self.norm.name, options, channels, dims)
+        self._site(index, kind, affine, layer, ACTIVATIONS[self.model.activation]())
+
+    def head(self, affine: nn.Module) -> None:
+        """The last affine map, never normalized."""
+        self._site(len(self._sites), "out", affine, None, nn.Identity())
+
+    def needs_bias(self) -> bool:
+        """Whether the affine map of the next hidden layer has a bias. `auto` drops it where the norm that follows takes
+        the mean away, so that a bias could not change anything (Ioffe & Szegedy 2015, section 3.2)."""
+        if self.model.bias != "auto":
+            return self.model.bias
+        cancelled = len(self._sites) in self._normed and self.norm.position == "before"
+        return not (cancelled and "cancels_bias" in NORMS.entry(self.norm.name).traits)
+
+    def build(self, seed: int) -> Net:
+        """The net, initialized from the `init` stream of `seed`."""
+        module = nn.Sequential(self._parts)
+        sites = tuple(self._finished(name, norm) for name, norm in self._sites)
+        initialize({f"{name}_affine": self._parts[f"{name}_affine"] for name, _ in self._sites}, self.model, seed)
+        return Net(module=module, sites=sites)
+
+    def _site(self, index: int, kind: str, affine: nn.Module, layer: nn.Module | None, activation: nn.Module) -> None:
+        name = f"L{index:0{self._digits}d}_{kind}"
+        parts = [("affine", affine), ("norm", layer), ("act", activation)]
+        if self.norm.position == "after":
+            parts[1], parts[2] = parts[2], parts[1]
+        self._parts |= {f"{name}_{role}": part for role, part in parts if part is not None}
+        self._sites.append((name, f"{name}_norm" if layer is not None else None))
+
+    def _finished(self, name: str, norm: str | None) -> Site:
+        affine = f"{name}_affine"
+        owners = [affine] if norm is None else [affine, norm]
+        params = [f"{owner}.{param}" for owner in owners for param, _ in self._parts[owner].named_parameters()]
+        return Site(
+            name=name,
+            affine=self._parts[affine],
+            norm=self._parts[norm] if norm else None,
+            activation=self._parts[f"{name}_act"],
+            params=tuple(params),
+        )
+
+
+def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
+    """Which of the layers 0 to `normalizable` - 1 carry the norm: all, every n-th (the n-th, the 2n-th, ...), or a list.
+
+    Raises:
+        UsageError: a listed layer that does not exist, or `every` that leaves none.
+    """
+    if norm.layers != "all":
+        for index in norm.layers:
+            if index >= normalizable:
+                last = f"0 to {normalizable - 1}" if normalizable else "none"
+                raise UsageError("norm.layers", f"layer {index} does not exist", list(norm.layers), f"This net has: {last}.")
+        if norm.every != 1:
+            raise UsageError("norm.every", "cannot go with a list in norm.layers", norm.every, "Use one of the two.")
+        return frozenset(norm.layers)
+    if norm.every > max(1, normalizable):
+        raise UsageError("norm.every", f"no layer is the {norm.every}th of {normalizable}", norm.every, "Use a smaller one.")
+    return frozenset(range(norm.every - 1, normalizable, norm.every))
+
+
+def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was."""
+    shapes: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, args: object, output: torch.Tensor) -> None:
+        shapes.append(tuple(output.shape[1:]))
+
+    handles = [site.affine.register_forward_hook(note) for site in net.sites]
+    was_training = net.module.training
+    try:
+        net.module.eval()
+        with torch.no_grad():
+            param = next(net.module.parameters())
+            net.module(torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device))
+    finally:
+        net.module.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:
+    """Batch statistics of one value are that value and a variance of 0: refuse them.
+
+    Raises:
+        UsageError: naming `key`, the setting that gives the batch size.
+    """
+    if "batch_statistics" not in NORMS.entry(norm.name).traits:
+        return
+    for site, shape in zip(net.sites, site_shapes(net, input_shape), strict=True):
+        if site.norm is not None and batch_size * math.prod(shape[1:]) < 2:
+            remedy = "Batch statistics need at least two: use a larger batch, or a norm without them."
+            raise UsageError(key, f"gives norm={norm.name} one value per channel at {site.name}", batch_size, remedy)

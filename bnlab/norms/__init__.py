@@ -1,0 +1,1 @@
+"""One normalization a file."""

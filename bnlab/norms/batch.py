@@ -1,0 +1,24 @@
+"""Batch normalization (Ioffe & Szegedy 2015, algorithm 1), torch's own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from torch import nn
+
+from bnlab.registry import NORMS
+
+
+@NORMS.register("batch", traits={"batch_statistics", "cancels_bias"})
+def batch(
+    channels: int,
+    dims: int,
+    *,
+    eps: Annotated[float, Gt(0)],
+    momentum: Annotated[float, Ge(0), Le(1)] | None,
+    affine: bool,
+) -> nn.Module:
+    """Over the batch per feature (dims 0, input [B, C]) or per channel over batch and space (dims 2, [B, C, H, W])."""
+    layer = nn.BatchNorm2d if dims else nn.BatchNorm1d
+    return layer(channels, eps=eps, momentum=momentum, affine=affine)

@@ -1,0 +1,10 @@
+"""No normalization: the arm that every claim is measured against."""
+
+from __future__ import annotations
+
+from bnlab.registry import NORMS
+
+
+@NORMS.register("none")
+def none(channels: int, dims: int) -> None:
+    """Nothing stands between the affine map and the nonlinearity."""

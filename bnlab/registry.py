@@ -1,0 +1,104 @@
+"""Name -> constructor, for everything that is one file and one YAML: norms, models, data sets, optimizers, probes.
+
+A name is found by its file (`bnlab/norms/batch.py` registers `batch`), so that listing names imports nothing heavy. A
+user's own file registers with the same decorators; it joins by `plugins: [my_norm.py]` or by the entry point
+`bnlab.plugins`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bnlab.errors import UsageError, nearest
+from bnlab.typed import check_options
+
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A constructor under its name. `traits` are facts that others ask about, such as `batch_statistics`."""
+
+    name: str
+    constructor: Callable[..., Any]
+    traits: frozenset[str]
+
+
+class Registry:
+    """The entries of one config group; `group` is the config key, `package` where the files are."""
+
+    def __init__(self, group: str, package: str) -> None:
+        self.group, self.package = group, package
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str, *, traits: Iterable[str] = ()) -> Callable[[Constructor], Constructor]:
+        """Decorator: put a constructor under `name`. Its keyword-only parameters are the options of its YAML."""
+
+        def keep(constructor: Constructor) -> Constructor:
+            taken = self._entries.get(name)
+            if taken is not None and taken.constructor.__module__ != constructor.__module__:
+                raise UsageError(f"{self.group}={name}", "registered twice", constructor.__module__, "Rename one of them.")
+            self._entries[name] = Entry(name=name, constructor=constructor, traits=frozenset(traits))
+            return constructor
+
+        return keep
+
+    def names(self) -> list[str]:
+        """All names, without importing what stands behind them."""
+        folder = Path(__file__).parent / self.package.rpartition(".")[2]
+        files = {module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base"}
+        return sorted(files | set(self._entries))
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            UsageError: no such name; the nearest one is proposed.
+        """
+        if name not in self._entries:
+            if name not in self.names():
+                raise UsageError(self.group, "no such option", name, nearest(name, self.names()))
+            importlib.import_module(f"{self.package}.{name}")
+        return self._entries[name]
+
+    def build(self, name: str, options: Mapping[str, Any], *given: Any, prefix: str = "") -> Any:
+        """Call the constructor with what bnlab gives and the user's options, checked against its annotations."""
+        constructor = self.entry(name).constructor
+        return constructor(*given, **check_options(constructor, options, prefix or self.group))
+
+
+NORMS = Registry("norm", "bnlab.norms")
+MODELS = Registry("model", "bnlab.models")
+DATA = Registry("data", "bnlab.data")
+OPTIMIZERS = Registry("optim", "bnlab.optim")
+PROBES = Registry("probes", "bnlab.probes")
+
+
+def load_plugins(files: Iterable[str]) -> None:
+    """Run the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register.
+
+    Raises:
+        UsageError: a file that is not there.
+    """
+    for point in importlib.metadata.entry_points(group="bnlab.plugins"):
+        point.load()
+    for file in files:
+        path = Path(file).resolve()
+        if not path.is_file():
+            raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
+        module_name = f"bnlab_plugin_{path.stem}"
+        if getattr(sys.modules.get(module_name), "__file__", None) == str(path):
+            continue
+        module_spec = importlib.util.spec_from_file_location(module_name, path)
+        assert module_spec is not None and module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_name] = module
+        module_spec.loader.exec_module(module)

@@ -1,0 +1,87 @@
+"""From a spec to the parts of a run, with every check that needs the parts. Nothing is written here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from bnlab.data.base import Batches, Dataset, normalized, probe_batch
+from bnlab.errors import UsageError
+from bnlab.losses import objective
+from bnlab.models.base import Net, refuse_single_values
+from bnlab.observe import Observer, Schedule
+from bnlab.probes.base import Probe
+from bnlab.registry import DATA, MODELS, OPTIMIZERS, PROBES, load_plugins
+from bnlab.spec import RunSpec
+from bnlab.state import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The parts of one run, on its device and at its initial weights."""
+
+    spec: RunSpec
+    steps: int
+    dataset: Dataset
+    batches: Batches
+    net: Net
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    observer: Observer
+    schedule: Schedule
+
+
+def assemble(spec: RunSpec) -> Setup:
+    """Build everything.
+
+    Raises:
+        UsageError: what a look at the spec alone cannot tell: an option of the wrong type for its constructor, a batch
+            larger than the data, a norm on a layer that does not exist, a device that is not there, ...
+    """
+    load_plugins(spec.plugins)
+    device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
+    dataset = normalized(DATA.build(spec.data.name, spec.data.options), spec.data.normalize).to(device, dtype)
+    if dataset.classes is None and spec.loss == "cross_entropy":
+        raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
+    batches = Batches(dataset.train, spec.data.batch_size, spec.seed)
+    net: Net = MODELS.build(
+        spec.model.name, spec.model.options, dataset.input_shape, dataset.outputs, spec.model, spec.norm, spec.seed
+    )
+    net.module.to(device, dtype)
+    refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
+
+    probes: dict[str, Probe] = {
+        name: PROBES.build(name, options, prefix=f"probes.{name}") for name, options in spec.probes.options.items()
+    }
+    size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
+    if size > len(dataset.train):
+        raise UsageError("probes.activations.batch", f"larger than the {len(dataset.train)} training examples", size)
+    refuse_single_values(net, dataset.input_shape, spec.norm, size, "probes.activations.batch")
+    loss = objective(spec.loss, spec.reduction)
+    observer = Observer(net, loss, probes, probe_batch(dataset.train, size, spec.seed))
+    steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
+    return Setup(
+        spec=spec,
+        steps=steps,
+        dataset=dataset,
+        batches=batches,
+        net=net,
+        objective=loss,
+        optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
+        observer=observer,
+        schedule=Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points),
+    )
+
+
+def available(device: str) -> str:
+    """The device, if this machine has it.
+
+    Raises:
+        UsageError: it has not.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise UsageError("device", "not available on this machine", device, "Use device=cpu.")
+    return device

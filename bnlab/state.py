@@ -1,0 +1,119 @@
+"""A net's loss and gradients *at* a state, without touching the net: the only caller of `functional_call`.
+
+Legend: B batch, P parameters of the net (flat).
+
+A forward in `batch` mode normalizes with the batch's own statistics, as training does, and would move the running
+statistics; here it moves copies. A forward in `running` mode normalizes with the running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Mode = Literal["batch", "running"]
+
+
+class Objective(Protocol):
+    """A loss: outputs [B, K] and targets [B] or [B, K] to a scalar, in nats for cross entropy."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The parameters and buffers of a net at one moment, detached copies."""
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> State:
+        """A copy of the module's state now."""
+        return cls(
+            {name: value.detach().clone() for name, value in module.named_parameters()},
+            {name: value.detach().clone() for name, value in module.named_buffers()},
+        )
+
+
+@contextmanager
+def mode_of(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """The module in train mode for `batch`, in eval mode for `running`; afterwards every submodule as it was."""
+    wanted = mode == "batch"
+    changed = [part for part in module.modules() if part.training != wanted]
+    for part in changed:
+        part.training = wanted
+    try:
+        yield
+    finally:
+        for part in changed:
+            part.training = not wanted
+
+
+def outputs_now(module: nn.Module, x: Tensor, mode: Mode) -> Tensor:
+    """Outputs [B, ...] at the module's present weights; its buffers stay as they are."""
+    with mode_of(module, mode):
+        if mode == "running":
+            out = module(x)
+        else:
+            out = functional_call(module, {name: value.clone() for name, value in module.named_buffers()}, (x,))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def outputs_at(module: nn.Module, state: State, x: Tensor, mode: Mode) -> Tensor:
+    """Outputs [B, ...] at `state`. Neither the module's buffers nor the state's are moved."""
+    everything = state.params | {name: value.clone() for name, value in state.buffers.items()}
+    with mode_of(module, mode):
+        out = functional_call(module, everything, (x,))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def loss_at(module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch") -> Tensor:
+    """L(state) on one batch, a scalar."""
+    return objective(outputs_at(module, state, x, mode), y)
+
+
+def gradient_at(
+    module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L(state), and dL/dparams by parameter name, each of its parameter's shape.
+
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> state = State({"weight": torch.tensor([[3.0]])}, {})
+    >>> square = lambda outputs, targets: ((outputs - targets) ** 2).sum()
+    >>> loss, grads = gradient_at(net, state, torch.tensor([[2.0]]), torch.tensor([[1.0]]), square)
+    >>> loss.item(), grads["weight"].item()  # (3*2 - 1)^2 and 2*(3*2 - 1)*2
+    (25.0, 20.0)
+    """
+    params = {name: value.detach().requires_grad_() for name, value in state.params.items()}
+    with torch.enable_grad():
+        loss = loss_at(module, State(params, state.buffers), x, y, objective, mode)
+        grads = torch.autograd.grad(loss, list(params.values()))
+    return loss.detach(), dict(zip(params, grads, strict=True))
+
+
+def line(state: State, direction: Mapping[str, Tensor], a: float) -> State:
+    """state + a * direction: the parameters moved along a line, the buffers kept.
+
+    >>> line(State({"w": torch.tensor([1.0, 2.0])}, {}), {"w": torch.tensor([1.0, -1.0])}, 0.5).params["w"].tolist()
+    [1.5, 1.5]
+    """
+    return State({name: value + a * direction[name] for name, value in state.params.items()}, state.buffers)
+
+
+def staircase(before: State, after: State, groups: Sequence[Sequence[str]]) -> Iterator[State]:
+    """For each group i of parameter names, in the order of the layers: the state whose groups before i are updated and
+    whose group i and later are not. This is the W of G' in Santurkar et al. 2018, definition 2.1, with the preceding
+    layers updated; the first state is `before` itself."""
+    params = dict(before.params)
+    for names in groups:
+        yield State(dict(params), before.buffers)
+        params |= {name: after.params[name] for name in names}

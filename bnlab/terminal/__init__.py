@@ -1,0 +1,1 @@
+"""What people see in a terminal: the only place that imports rich."""

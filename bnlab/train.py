@@ -1,0 +1,248 @@
+"""The loop. Read it from top to bottom.
+
+A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch gathers
+what the probes need, and one record goes to the journal; the TensorBoard events are written from the same record.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab import checkpoint, host
+from bnlab.board import Board
+from bnlab.checkpoint import Progress
+from bnlab.evaluate import at_chance, evaluate
+from bnlab.folder import ENDED, HEARTBEAT_S, RunFolder
+from bnlab.journal import Journal, Record, read
+from bnlab.losses import correct
+from bnlab.observe import UNWATCHED, first_non_finite_site, to_host
+from bnlab.optim.base import learning_rate
+from bnlab.setup import Setup
+
+DIVERGED_ABOVE = 1e3
+"""A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
+
+Status = dict[str, Any]
+
+
+class RunFailedError(RuntimeError):
+    """An error inside a run that is not the user's; the traceback is in the run's log.txt."""
+
+
+def train(
+    setup: Setup,
+    folder: RunFolder,
+    *,
+    fresh: bool = False,
+    listen: Callable[[Record], None] = lambda record: None,
+    stopped: Callable[[], str | None] = lambda: None,
+) -> Status:
+    """Train one run to its end, or from where it stopped; the final status, as in status.json.
+
+    `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is saved and
+    the status is `interrupted`. A run that has ended already is not touched, unless `fresh`.
+
+    Raises:
+        UsageError: another process is at work on this run.
+        RunFailedError: an error inside the run.
+    """
+    with folder.owned():
+        if fresh:
+            _clear(folder)
+        status = folder.status()
+        if status.get("status") in ENDED:
+            return status
+        spec = setup.spec
+        folder.write_spec(spec.tree(), host.provenance(spec.device, spec.threads))
+        try:
+            with Run(setup, folder, listen) as run:
+                return run.train(stopped)
+        except Exception as error:
+            folder.log(traceback.format_exc())
+            folder.write_status({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            raise RunFailedError(f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}.") from error
+
+
+class Run:
+    """One run at work: its parts, its open journal and board, how far it is."""
+
+    def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None]) -> None:
+        self.setup, self.folder, self.listen = setup, folder, listen
+        self.module = setup.net.module
+        self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
+        self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
+        self.journal = Journal(folder.journal_file, keep_bytes=self.progress.journal_bytes)
+        self.board = Board(folder.path, [site.name for site in setup.net.sites])
+        self.board.rewrite(read(folder.journal_file))
+        self._started = self._saved = self._beat = time.monotonic()
+        self._run_s_before = self.progress.run_s
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+        self.board.close()
+
+    def train(self, stopped: Callable[[], str | None]) -> Status:
+        """The loop."""
+        setup, module, optimizer, schedule = self.setup, self.module, self.setup.optimizer, self.setup.schedule
+        first = self.progress.step
+        self.folder.log(f"from step {first} of {setup.steps}")
+        self.folder.write_status({"status": "running", "step": first, "steps": setup.steps})
+        module.train()
+        for step in range(first, setup.steps):
+            if reason := stopped():
+                return self._interrupted(step, reason)
+            if self._checkpoint_is_due(step):
+                if self.guard.settle():
+                    break
+                self._save(step)
+            lr = learning_rate(setup.spec.optim, step, setup.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = setup.batches.at(step)
+            due = schedule.due(step)
+            evaluation = self._evaluated(step) if due else {}
+            watch = setup.observer.watch(step, lr, batch) if due else UNWATCHED
+
+            with watch:
+                outputs = module(batch.x)  # [B, K]
+                loss = setup.objective(outputs, batch.y)
+                if self.guard.diverged(step, loss, settle=due):
+                    break
+                optimizer.zero_grad()
+                loss.backward()
+                watch.before_update()
+                optimizer.step()
+
+            if due:
+                assert watch is not UNWATCHED
+                metrics = {"train_loss": loss}
+                if setup.dataset.classes is not None:
+                    metrics["train_accuracy"] = correct(outputs, batch.y) / len(batch)
+                self._record(step, lr, metrics | evaluation | watch.metrics(), watch.seconds)
+        else:
+            return self._finished()
+        return self._diverged()
+
+    def _evaluated(self, step: int) -> dict[str, Tensor]:
+        """Test loss and accuracy at the weights before this step, in running mode, where they are due."""
+        if not self.setup.schedule.evaluates(step):
+            return {}
+        spec = self.setup.spec
+        found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
+        return {f"test_{name}": value for name, value in found.items()}
+
+    def _record(self, step: int, lr: float | None, metrics: dict[str, Tensor], measuring_s: float) -> None:
+        start = time.perf_counter()
+        rate = {} if lr is None else {"lr": lr}
+        record: Record = {"step": step, **rate, **to_host(metrics), "wall_s": time.time()}
+        self.journal.append(record)
+        self.board.add(record)
+        self.progress.measure_s += measuring_s + time.perf_counter() - start
+        self.listen(record)
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
+        now = time.monotonic()
+        if now - self._beat >= HEARTBEAT_S:
+            self._beat = now
+            self.folder.heartbeat()
+            self.board.flush()
+        return step > 0 and now - self._saved >= self.setup.spec.launch.checkpoint_s
+
+    def _save(self, step: int) -> None:
+        progress = self.progress
+        progress.step, progress.initial_loss = step, self.guard.initial_loss
+        progress.journal_bytes = self.journal.sync()
+        progress.run_s = self._run_s_before + time.monotonic() - self._started
+        checkpoint.save(self.folder.checkpoint_file, progress, self.module, self.setup.optimizer, self.setup.observer)
+        self._saved = time.monotonic()
+
+    def _interrupted(self, step: int, reason: str) -> Status:
+        if self.guard.settle():
+            return self._diverged()
+        self._save(step)
+        self.folder.log(f"interrupted by {reason} before step {step}; a checkpoint was saved")
+        return self._ended("interrupted", step, {})
+
+    def _diverged(self) -> Status:
+        """The journal ends with the diverged step; every final metric is null, which scores worst."""
+        step = self.guard.step
+        site = first_non_finite_site(self.setup.net, self.setup.batches.at(step).x)
+        self.journal.append({"step": step, "train_loss": self.guard.value, "wall_s": time.time()})
+        where = f"first non-finite activation at {site}" if site else "all activations are finite"
+        self.folder.log(f"diverged at step {step}: loss {self.guard.value:g}, {where}")
+        names = ["loss", "accuracy"] if self.setup.dataset.classes is not None else ["loss"]
+        metrics = {f"{split}_{name}": None for split in ("train", "test") for name in names}
+        return self._ended("diverged", step, metrics, diverged={"step": step, "loss": self.guard.value, "site": site})
+
+    def _finished(self) -> Status:
+        setup, spec = self.setup, self.setup.spec
+        if not all(bool(torch.isfinite(param).all()) for param in self.module.parameters()):
+            self.guard.value, self.guard.step = math.nan, setup.steps
+            return self._diverged()
+        found: dict[str, Tensor] = {}
+        for name, split in (("train", setup.dataset.train), ("test", setup.dataset.test)):
+            measured = evaluate(self.module, split, spec.loss, spec.reduction)
+            found |= {f"{name}_{metric}": value for metric, value in measured.items()}
+        metrics = {name: float(value) for name, value in to_host(found).items()}
+        tests = {name: value for name, value in found.items() if name.startswith("test_")}
+        self._save(setup.steps)
+        self._record(setup.steps, None, tests, 0.0)
+        dead = at_chance(metrics, setup.dataset, spec.loss, spec.reduction)
+        self.folder.log(f"finished, {metrics}")
+        return self._ended("finished", setup.steps, metrics, dead=dead)
+
+    def _ended(self, status: str, step: int, metrics: dict[str, float | None], **more: object) -> Status:
+        run_s = self._run_s_before + time.monotonic() - self._started
+        timing = {"run_s": run_s, "measure_s": self.progress.measure_s, "steps_per_s": step / run_s if run_s else None}
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
+        ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": finite, **more, "timing": timing}
+        self.folder.write_status(ended)
+        return ended
+
+
+class Guard:
+    """Watches the loss for divergence without making a GPU wait: there, losses are looked at on measured steps and
+    before checkpoints; on the CPU, where looking costs nothing, at every step. `step` and `value` tell the first bad one.
+    """
+
+    def __init__(self, *, at_once: bool, initial_loss: float | None) -> None:
+        self.at_once, self.initial_loss = at_once, initial_loss
+        self.step, self.value = 0, math.nan
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def diverged(self, step: int, loss: Tensor, *, settle: bool) -> bool:
+        """Whether this loss, or one not yet looked at, is bad."""
+        self._pending.append((step, loss.detach()))
+        return self.settle() if settle or self.at_once else False
+
+    def settle(self) -> bool:
+        """Look at all losses not yet looked at; whether one is bad."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return False
+        values = [pending[0][1].item()] if len(pending) == 1 else torch.stack([loss for _, loss in pending]).tolist()
+        for (step, _), value in zip(pending, values, strict=True):
+            if self.initial_loss is None:
+                self.initial_loss = value
+            if not math.isfinite(value) or value > DIVERGED_ABOVE * self.initial_loss:
+                self.step, self.value = step, value
+                return True
+        return False
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what an earlier run left, but for the lock."""
+    for file in folder.path.iterdir():
+        if file.is_file() and file.name not in ("lock", "owner.json"):
+            file.unlink()
