@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import socket
-import statistics
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
@@ -57,7 +57,8 @@ PERCENTILES = {"act_p15": "p15", "act_p50": "p50", "act_p85": "p85"}
 """Of the first, the middle and the last hidden site only."""
 
 Source = tuple[str, str, int | None]
-"""A tag, the metric it shows, and which value of it: a site's index, None for the median of the sites, -1 for a scalar."""
+"""A tag, the metric it shows, and which value of it: a site's index, None for the median of the sites, -1 for a
+scalar."""
 
 
 class Board:
@@ -65,7 +66,7 @@ class Board:
 
     def __init__(self, folder: Path, sites: Sequence[str]) -> None:
         self.folder, self.sites = folder, list(sites)
-        self._templates: dict[tuple[str, ...], tuple[Event, list[tuple[Any, Source]]]] = {}
+        self._templates: dict[tuple[str, ...], _Template] = {}
         self._file: Any = None
 
     def rewrite(self, records: Iterable[Record]) -> None:
@@ -74,7 +75,7 @@ class Board:
             old.unlink()
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(self.folder / name, "wb")  # noqa: SIM115  (closed by close())
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         for record in records:
             self.add(record)
         self.flush()
@@ -83,16 +84,13 @@ class Board:
         """One event for one record. A value that is not finite is shown as NaN, which TensorBoard marks."""
         keys = tuple(record)
         if keys not in self._templates:
-            self._templates[keys] = self._template(record)
-        event, values = self._templates[keys]
-        event.wall_time, event.step = record["wall_s"], record["step"]
-        for value, (_, metric, index) in values:
-            value.simple_value = _shown(record[metric], index)
-        del event.summary.value[len(values) :]
-        for key in keys:
-            if key.startswith("histogram."):
-                event.summary.value.append(_histogram(key, record[key]))
-        self._write(event)
+            self._templates[keys] = _Template(tags(record, self.sites), len(self.sites))
+        summary = self._templates[keys].filled(record)
+        histograms = [_histogram(key, record[key]) for key in keys if key.startswith("histogram.")]
+        if histograms:
+            summary += Summary(value=histograms).SerializeToString()  # repeated fields are joined by being put in a row
+        head = Event(wall_time=record["wall_s"], step=record["step"]).SerializeToString()
+        self._write(head + _SUMMARY_FIELD + _varint(len(summary)) + summary)
 
     def flush(self) -> None:
         self._file.flush()
@@ -100,17 +98,57 @@ class Board:
     def close(self) -> None:
         self._file.close()
 
-    def _template(self, record: Record) -> tuple[Event, list[tuple[Any, Source]]]:
-        """The event of records with these keys, its values to be filled in: building it anew would cost ten times more."""
-        sources = tags(record, self.sites)
-        event = Event(summary=Summary(value=[Summary.Value(tag=tag, simple_value=0.0) for tag, _, _ in sources]))
-        return event, list(zip(event.summary.value, sources, strict=True))
-
-    def _write(self, event: Event) -> None:
+    def _write(self, message: bytes) -> None:
         """TFRecord framing: length, its masked checksum, the message, its masked checksum."""
-        message = event.SerializeToString()
         length = struct.pack("<Q", len(message))
         self._file.write(length + _masked_crc(length) + message + _masked_crc(message))
+
+
+class _Template:
+    """The summary of records with the same keys, serialized once by protobuf; for each record its numbers are put in
+    their places. Hundreds of scalars then cost little more than one."""
+
+    def __init__(self, sources: Sequence[Source], sites: int) -> None:
+        self.sites = sites
+        self.scalars = [metric for _, metric, index in sources if index == -1]
+        self.vectors = list(dict.fromkeys(metric for _, metric, index in sources if index != -1))
+        row = {metric: number for number, metric in enumerate(self.vectors)}
+        width = sites + 1  # every site, then the median
+        self._take = [
+            self.scalars.index(metric)
+            if index == -1
+            else len(self.scalars) + row[metric] * width + (sites if index is None else index)
+            for _, metric, index in sources
+        ]
+        message, ends = b"", []
+        for tag, _, _ in sources:
+            message += Summary(value=[Summary.Value(tag=tag, simple_value=1.0)]).SerializeToString()
+            ends.append(len(message))  # a float's four bytes are the last of its value
+        self._bytes = np.frombuffer(message, dtype=np.uint8).copy()
+        self._places = np.asarray(ends, dtype=np.int64)[:, None] + np.arange(-4, 0)
+
+    def filled(self, record: Record) -> bytes:
+        """The summary's bytes with the numbers of `record`."""
+        scalars = [math.nan if record[metric] is None else record[metric] for metric in self.scalars]
+        vectors = np.array([record[metric] for metric in self.vectors], dtype=np.float32).reshape(-1, self.sites)
+        table = np.column_stack([vectors, finite_medians(vectors)])
+        numbers = np.concatenate([np.array(scalars, dtype=np.float32), table.ravel()])[self._take]
+        self._bytes[self._places] = numbers.view(np.uint8).reshape(-1, 4)
+        return self._bytes.tobytes()
+
+
+def finite_medians(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The median of each row's finite values, NaN where there is none.
+
+    >>> finite_medians(np.array([[3.0, 1.0, np.nan, 2.0], [np.inf, 1.0, 4.0, np.nan]])).tolist()
+    [2.0, 2.5]
+    """
+    finite = np.isfinite(rows)
+    ordered = np.sort(np.where(finite, rows, np.nan), axis=1)  # NaN comes last
+    count = finite.sum(axis=1)
+    line = np.arange(len(rows))
+    middle: np.ndarray[Any, Any] = ordered[line, np.maximum(count - 1, 0) // 2] + ordered[line, count // 2]
+    return middle / 2
 
 
 def tags(record: Record, sites: Sequence[str]) -> list[Source]:
@@ -139,14 +177,6 @@ def _is_scalar(value: Any) -> bool:
     return value is None or not hasattr(value, "__len__")
 
 
-def _shown(value: Any, index: int | None) -> float:
-    if index is None:
-        finite = [float(item) for item in value if item is not None and math.isfinite(item)]
-        return statistics.median(finite) if finite else math.nan
-    item = value if index == -1 else value[index]
-    return math.nan if item is None else float(item)
-
-
 def _histogram(key: str, counts: Sequence[float]) -> Any:
     """`histogram.act_in.L03_fc` with its counts, as TensorBoard's histogram; each tail bin is drawn just outside."""
     _, point, site = key.split(".", 2)
@@ -168,6 +198,19 @@ def _histogram(key: str, counts: Sequence[float]) -> Any:
         bucket=[float(count) for count in counts],
     )
     return Summary.Value(tag=f"9_hist_{point}/{site}", histo=histo)
+
+
+_SUMMARY_FIELD = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])
+"""The tag of Event.summary on the wire: its number, and "a length follows"."""
+
+
+def _varint(number: int) -> bytes:
+    """Protobuf's variable-length integer: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while number >= 128:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
 
 
 def _masked_crc(data: bytes) -> bytes:

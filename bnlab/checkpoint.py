@@ -38,7 +38,9 @@ def save(
         "progress": asdict(progress),
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "carries": observer.carries,
+        "carries": {
+            probe: {name: torch.from_numpy(x) for name, x in carry.items()} for probe, carry in observer.carries.items()
+        },
     }
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
@@ -52,5 +54,7 @@ def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, obs
     content = torch.load(path, map_location=device, weights_only=True)
     module.load_state_dict(content["module"])
     optimizer.load_state_dict(content["optimizer"])
-    observer.carries = content["carries"]
+    observer.carries = {
+        probe: {name: x.cpu().numpy() for name, x in carry.items()} for probe, carry in content["carries"].items()
+    }
     return Progress(**content["progress"])

@@ -1,7 +1,8 @@
 """From `--config NAME` and overrides to a spec: the only importer of hydra.
 
-Hydra's Compose API builds the tree; which overrides may reach it is decided here, since plain Hydra accepts three things
-that a laboratory must not: `+key` (a key nothing reads), `~group` (silently another net), `hydra.*` (silently ignored).
+Hydra's Compose API builds the tree; which overrides may reach it is decided here, since plain Hydra accepts three
+things that a laboratory must not: `+key` (a key nothing reads), `~group` (silently another net), `hydra.*` (silently
+ignored).
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra import version as hydra_version
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,7 +39,8 @@ def packaged_dir() -> Path:
 
 
 def config_dirs(user_dir: Path | None) -> list[Path]:
-    """Where configs are looked for, in this order: the user's directory (`--config-dir`, else ./configs), the packaged one.
+    """Where configs are looked for, in this order: the user's directory (`--config-dir`, else ./configs), the
+    packaged one.
 
     Raises:
         UsageError: a `--config-dir` that is not there.
@@ -88,8 +90,7 @@ def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> R
         tree = _composed(name, choices, dirs)
         for override in values:
             _apply(tree, override)
-    plain = OmegaConf.to_container(tree, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(tree, resolve=True)
     _one_length(plain, [override.key_or_group for override in values])
     return RunSpec.from_tree(_rounded(plain))
 
@@ -100,12 +101,12 @@ def _hydra(dirs: Sequence[Path]) -> Iterator[None]:
     GlobalHydra.instance().clear()
     _MorePaths.dirs = [str(folder) for folder in dirs[1:]]
     Plugins.instance().register(_MorePaths)
-    base = {"version_base": "1.3"} if hydra_version.__version__.startswith("1.3") else {}
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
     with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
         yield
 
 
-class _MorePaths(SearchPathPlugin):  # type: ignore[misc]
+class _MorePaths(SearchPathPlugin):
     """Appends the packaged configs behind the user's."""
 
     dirs: tuple[str, ...] | list[str] = ()
@@ -136,9 +137,13 @@ def _sorted_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> tuple[l
             remedy = f"Where the key exists, write {key}=... without the +."
             raise UsageError(text, "nothing can be added to a spec, its keys are fixed", remedy=remedy)
         if key == "hydra" or key.startswith("hydra."):
-            raise UsageError(text, "bnlab is not run by Hydra, so its own settings have no effect", remedy="Leave it out.")
+            raise UsageError(
+                text, "bnlab is not run by Hydra, so its own settings have no effect", remedy="Leave it out."
+            )
         if override.is_sweep_override():
-            raise UsageError(key, "several values, and `train` makes one run", override.get_value_string(), "Give one of them.")
+            raise UsageError(
+                key, "several values, and `train` makes one run", override.get_value_string(), "Give one of them."
+            )
         if key in choices or key in values:
             raise UsageError(key, "given twice", text, "Give it once.")
         if key in GROUPS:

@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause, in the one form it is told: `<key>: <what is wrong>, got <value>. <what to do>`."""
+"""The one kind of error a user can cause, told in one form: `<key>: <what is wrong>, got <value>. <what to do>`."""
 
 from __future__ import annotations
 

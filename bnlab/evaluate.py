@@ -15,8 +15,8 @@ CHUNK = 4096
 
 @torch.no_grad()
 def evaluate(module: nn.Module, split: Split, loss: str, reduction: str, mode: Mode = "running") -> dict[str, Tensor]:
-    """`loss` with its reduction over all N examples and, for classes, `accuracy`: scalars on the device. In `batch` mode
-    the whole split is one batch. The net stays as it is."""
+    """`loss` with its reduction over all N examples and, for classes, `accuracy`: scalars on the device. In `batch`
+    mode the whole split is one batch. The net stays as it is."""
     size = CHUNK if mode == "running" else len(split)
     total, hits = split.x.new_zeros(()), torch.zeros((), dtype=torch.int64, device=split.x.device)
     summed = objective(loss, "sum")
@@ -40,4 +40,4 @@ def at_chance(metrics: dict[str, float], dataset: Dataset, loss: str, reduction:
     if dataset.classes is not None:
         return metrics["train_accuracy"] <= 1.05 * torch.bincount(y).max().item() / len(y)
     constant = objective(loss, reduction)(y.mean(dim=0).expand_as(y), y).item()
-    return metrics["train_loss"] >= 0.95 * constant
+    return not metrics["train_loss"] < 0.95 * constant  # so that NaN counts as no better

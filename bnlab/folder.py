@@ -1,12 +1,12 @@
 """The folder of a run: its files, its status, and who owns it.
 
-    spec.yaml       the whole resolved spec, and where the run came from; written first
-    journal.jsonl   the record (journal.py)
-    status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
-    checkpoint.pt   what an exact resume needs
-    events.out.*    the TensorBoard view of the journal (board.py)
-    log.txt         what happened, in words; a traceback if the run failed
-    owner.json      the process that works on it, or did last, and its heartbeat; `lock` is its lock
+spec.yaml       the whole resolved spec, and where the run came from; written first
+journal.jsonl   the record (journal.py)
+status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
+checkpoint.pt   what an exact resume needs
+events.out.*    the TensorBoard view of the journal (board.py)
+log.txt         what happened, in words; a traceback if the run failed
+owner.json      the process that works on it, or did last, and its heartbeat; `lock` is its lock
 """
 
 from __future__ import annotations

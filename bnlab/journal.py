@@ -1,8 +1,8 @@
 """The append-only record of a run, and its reader.
 
-`journal.jsonl` has one JSON object a measured step: `{"step": 40, "train_loss": 0.41, "drift_mean.pre": [...], ...}`. What
-was not measured is absent, what was not finite is null. Readings of the clock stand under keys ending in `_s` and
-nowhere else, so that two runs of one spec agree in every other byte.
+`journal.jsonl` has one JSON object a measured step: `{"step": 40, "train_loss": 0.41, "drift_mean.pre": [...],
+...}`. What was not measured is absent, what was not finite is null. Readings of the clock stand under keys ending in
+`_s` and nowhere else, so that two runs of one spec agree in every other byte.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends records; every line is handed to the operating system before `append` returns."""
+    """Appends records. They reach the operating system in blocks, and the disk with `sync`: what a process that is
+    killed had not written yet, it measures again when it goes on from its checkpoint."""
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
         """Opens `path`, cut to its first `keep_bytes` bytes: what a checkpoint vouches for."""
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close())
+        self._file = open(path, "ab")  # noqa: SIM115  (closed by close())
         self._file.truncate(keep_bytes)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -31,8 +32,13 @@ class Journal:
 
     def sync(self) -> int:
         """Force everything to the disk; how many bytes there are."""
+        self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, for others to read."""
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

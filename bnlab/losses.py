@@ -10,7 +10,8 @@ from bnlab.state import Objective
 
 
 def objective(loss: str, reduction: str) -> Objective:
-    """The loss of that name: `cross_entropy` in nats, or `mse`; over the samples (and, for mse, outputs) `mean` or `sum`.
+    """The loss of that name: `cross_entropy` in nats, or `mse`; over the samples (and, for mse, outputs) `mean` or
+    `sum`.
 
     Class targets [B] become one-hot rows for mse.
     """

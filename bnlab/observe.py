@@ -1,34 +1,30 @@
 """Runs the due probes without touching the run.
 
-What the probes of a run need is gathered once per measured step: hooks are attached for that step's forward alone, the
-state before the update is copied, the probe batch goes through the net with copies of its buffers, and all figures cross
-to the host in one transfer.
+What the probes of a run need is gathered once per measured step: the sites are tapped for that step's forward alone,
+the weights before the update are copied, the probe batch goes through the net and its buffers are put back, and all
+figures cross to the host in one transfer.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bnlab.data.base import Split
 from bnlab.models.base import Net
-from bnlab.probes.base import Carry, Metrics, Need, Probe, Sites, Snapshot, Tap
-from bnlab.state import Objective, State, outputs_now
+from bnlab.probes.base import Carry, Metrics, Need, Probe, Raw, Sites, Snapshot, Tap, to_host
+from bnlab.state import Objective, State, Unmoved, outputs_now
 
 
 class Schedule:
     """Which steps of a run are measured, and at which of those the test set is evaluated.
 
-    `points` steps at equal distance, from step 0; between step 0 and the second of them also a few early ones, each about
-    1.4 times the one before, since most happens there; and the last step.
+    `points` steps at equal distance, from step 0; between step 0 and the second of them also a few early ones, each
+    about 1.4 times the one before, since most happens there; and the last step.
 
     >>> [step for step in range(100) if Schedule(steps=100, points=5, eval_points=2).due(step)]
     [0, 1, 2, 3, 4, 6, 8, 11, 16, 20, 40, 60, 80, 99]
@@ -40,9 +36,10 @@ class Schedule:
         early = {round(2 ** (half / 2)) for half in range(2 * self.every.bit_length())}
         self._extra = frozenset({step for step in early if step < self.every} | {steps - 1})
 
-    def due(self, step: int) -> bool:
-        """Whether the step is measured."""
-        return step % self.every == 0 or step in self._extra
+    def due(self, step: int, every: int = 1) -> bool:
+        """Whether the step is measured; with `every`, by a probe that is due at every n-th of the equally spaced steps.
+        The early steps and the last are measured by all."""
+        return step % (self.every * every) == 0 or step in self._extra
 
     def evaluates(self, step: int) -> bool:
         """Whether the test set is evaluated before this (measured) step."""
@@ -52,14 +49,45 @@ class Schedule:
 class Observer:
     """The probes of one run and what they remember."""
 
-    def __init__(self, net: Net, objective: Objective, probes: Mapping[str, Probe], probe_batch: Split) -> None:
+    def __init__(
+        self,
+        net: Net,
+        objective: Objective,
+        probes: Mapping[str, Probe],
+        probe_batch: Split,
+        schedule: Schedule,
+        every: Mapping[str, int],
+    ) -> None:
+        """`every`: for each probe, at every how many of the schedule's steps it is due."""
         self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
-        self.needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in probes.values()))
+        self.schedule, self.every = schedule, dict(every)
         self.carries: dict[str, Carry] = {name: {} for name in probes}
+        params = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
+        self.before = State(params, dict(net.module.named_buffers()))
+        self.unmoved = Unmoved(net.module)
 
-    def watch(self, step: int, lr: float, batch: Split) -> Watch:
-        """Watches one optimizer step."""
-        return Watch(self, step, lr, batch)
+    @torch.no_grad()
+    def keep(self, names: list[str]) -> None:
+        """Copy these parameters of now into `before`, in place: a new copy takes four times as long. The buffers of
+        `before` are the module's own, since whoever computes at a state (state.py) copies them first."""
+        params, before = self.net.params, self.before.params
+        torch._foreach_copy_([before[name] for name in names], [params[name] for name in names])
+
+    def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
+        """The figures of one measured step, from what its watch measured, after `more`; to be called in the order of
+        the steps. One transfer from the device."""
+        tensors = {f"{name}/{key}": x for name, part in raw.items() for key, x in part.items()}
+        host = to_host({**more, **tensors})
+        found = {name: host[name] for name in more}
+        for name in raw:
+            own = {key.removeprefix(f"{name}/"): x for key, x in host.items() if key.startswith(f"{name}/")}
+            metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
+            found |= metrics
+        return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
+
+    def watch(self, step: int, lr: float, batch: Split) -> Watch | Unwatched:
+        """Watches one optimizer step, if it is to be measured."""
+        return Watch(self, step, lr, batch) if self.schedule.due(step) else UNWATCHED
 
 
 class Unwatched(AbstractContextManager["Unwatched"]):
@@ -76,15 +104,15 @@ UNWATCHED = Unwatched()
 
 
 class Watch(AbstractContextManager["Watch"]):
-    """One measured step: enter before the forward, `before_update` after the backward, `metrics` after the update."""
+    """One measured step: the forward inside the `with`, `before_update` after the backward, `raw` after the update."""
 
     def __init__(self, observer: Observer, step: int, lr: float, batch: Split) -> None:
         self.observer, self.step, self.lr, self.batch = observer, step, lr, batch
         self.seconds = 0.0
-        needs = observer.needs
-        gradients = "pre_gradients" in needs
-        self._tap = Tap(observer.net, gradients=gradients) if gradients or "training_sites" in needs else None
-        self._before = State({}, {})
+        every, schedule = observer.every, observer.schedule
+        self.probes = {name: probe for name, probe in observer.probes.items() if schedule.due(step, every[name])}
+        self._needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in self.probes.values()))
+        self._tap = Tap(observer.net, training=True) if "training_sites" in self._needs else None
         self._probe_sites = Sites()
 
     def __enter__(self) -> Watch:
@@ -92,50 +120,44 @@ class Watch(AbstractContextManager["Watch"]):
             self._tap.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._untap()
-
-    def _untap(self) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._tap is not None:
-            self._tap.__exit__(None, None, None)
+            self._tap.__exit__(kind, error, trace)
 
     def before_update(self) -> None:
         """Keep what the probes need of the net before the optimizer changes it."""
         start = time.perf_counter()
-        self._untap()
         observer = self.observer
         with untouched_random_state(self.batch.x.device):
-            if "before" in observer.needs:
-                self._before = State.of(observer.net.module)
-            if "probe_sites" in observer.needs:
-                with Tap(observer.net) as tap, torch.no_grad():
-                    outputs_now(observer.net.module, observer.probe_batch.x, "batch")
+            if "before" in self._needs:
+                observer.keep(list(observer.net.params))
+            elif "weights_before" in self._needs:
+                observer.keep([site.params[0] for site in observer.net.sites])
+            if "probe_sites" in self._needs:
+                with Tap(observer.net) as tap:
+                    outputs_now(observer.net.module, observer.probe_batch.x, "batch", observer.unmoved)
                 self._probe_sites = tap.seen
         self.seconds += time.perf_counter() - start
 
-    def metrics(self) -> Metrics:
-        """Every probe's figures, on the device."""
+    def raw(self) -> dict[str, Raw]:
+        """What every probe that is due has measured, on the device."""
         start = time.perf_counter()
-        observer = self.observer
+        observer, schedule = self.observer, self.observer.schedule
         snapshot = Snapshot(
             step=self.step,
+            point=None if self.step % schedule.every else self.step // schedule.every,
             lr=self.lr,
             net=observer.net,
             objective=observer.objective,
             batch=self.batch,
             training=self._tap.seen if self._tap is not None else Sites(),
-            before=self._before,
+            before=observer.before,
             probe=self._probe_sites,
         )
-        found: Metrics = {}
         with untouched_random_state(self.batch.x.device):
-            for name, probe in observer.probes.items():
-                metrics, observer.carries[name] = probe.measure(snapshot, observer.carries[name])
-                found |= metrics
+            raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}
         self.seconds += time.perf_counter() - start
-        return found
+        return raw
 
 
 @contextmanager
@@ -145,23 +167,9 @@ def untouched_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def to_host(metrics: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every figure as a numpy scalar or vector, in one transfer."""
-    if not metrics:
-        return {}
-    flat: np.ndarray[Any, Any] = torch.cat([x.detach().reshape(-1) for x in metrics.values()]).cpu().numpy()
-    host: dict[str, Any] = {}
-    start = 0
-    for name, x in metrics.items():
-        end = start + math.prod(x.shape)
-        host[name] = flat[start] if x.ndim == 0 else flat[start:end]
-        start = end
-    return host
-
-
 def first_non_finite_site(net: Net, x: Tensor) -> str | None:
     """The first site at which a forward in batch mode shows a value that is not finite; None if all are finite."""
-    with Tap(net) as tap, torch.no_grad(), untouched_random_state(x.device):
+    with Tap(net) as tap, untouched_random_state(x.device):
         outputs_now(net.module, x, "batch")
     for site, pre, act_in in zip(net.sites, tap.seen.pre, tap.seen.act_in, strict=True):
         if not bool(torch.isfinite(pre).all() and torch.isfinite(act_in).all()):

@@ -45,7 +45,9 @@ class Registry:
         def keep(constructor: Constructor) -> Constructor:
             taken = self._entries.get(name)
             if taken is not None and taken.constructor.__module__ != constructor.__module__:
-                raise UsageError(f"{self.group}={name}", "registered twice", constructor.__module__, "Rename one of them.")
+                raise UsageError(
+                    f"{self.group}={name}", "registered twice", constructor.__module__, "Rename one of them."
+                )
             self._entries[name] = Entry(name=name, constructor=constructor, traits=frozenset(traits))
             return constructor
 
@@ -98,7 +100,8 @@ def load_plugins(files: Iterable[str]) -> None:
         if getattr(sys.modules.get(module_name), "__file__", None) == str(path):
             continue
         module_spec = importlib.util.spec_from_file_location(module_name, path)
-        assert module_spec is not None and module_spec.loader is not None
+        assert module_spec is not None
+        assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[module_name] = module
         module_spec.loader.exec_module(module)

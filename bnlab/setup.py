@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 
 from bnlab.data.base import Batches, Dataset, normalized, probe_batch
 from bnlab.errors import UsageError
@@ -16,6 +18,7 @@ from bnlab.probes.base import Probe
 from bnlab.registry import DATA, MODELS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.spec import RunSpec
 from bnlab.state import Objective
+from bnlab.typed import check_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +55,14 @@ def assemble(spec: RunSpec) -> Setup:
     net.module.to(device, dtype)
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
-    probes: dict[str, Probe] = {
-        name: PROBES.build(name, options, prefix=f"probes.{name}") for name, options in spec.probes.options.items()
-    }
+    probes, every = _probes(spec)
     size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
     if size > len(dataset.train):
         raise UsageError("probes.activations.batch", f"larger than the {len(dataset.train)} training examples", size)
     refuse_single_values(net, dataset.input_shape, spec.norm, size, "probes.activations.batch")
     loss = objective(spec.loss, spec.reduction)
-    observer = Observer(net, loss, probes, probe_batch(dataset.train, size, spec.seed))
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
+    schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
     return Setup(
         spec=spec,
         steps=steps,
@@ -70,9 +71,25 @@ def assemble(spec: RunSpec) -> Setup:
         net=net,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=observer,
-        schedule=Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points),
+        observer=Observer(net, loss, probes, probe_batch(dataset.train, size, spec.seed), schedule, every),
+        schedule=schedule,
     )
+
+
+def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
+    """The probes by name, and at every how many measured steps each is due: an option of them all."""
+
+    def cadence(*, every: Annotated[int, Ge(1)]) -> int:
+        return every
+
+    probes: dict[str, Probe] = {}
+    due: dict[str, int] = {}
+    for name, options in spec.probes.options.items():
+        prefix = f"probes.{name}"
+        own = {key: value for key, value in options.items() if key != "every"}
+        probes[name] = PROBES.build(name, own, prefix=prefix)
+        due[name] = cadence(**check_options(cadence, {"every": options.get("every", 1)}, prefix))
+    return probes, due
 
 
 def available(device: str) -> str:

@@ -1,7 +1,7 @@
 """What a run is: frozen, typed, hashable to an id. No torch here.
 
-A group (`model`, `norm`, ...) has the keys every entry shares, typed below, and `options`: the keys of that entry alone,
-typed by its constructor. In YAML and on the command line both are written flat, as `norm.layers` and `norm.eps`.
+A group (`model`, `norm`, ...) has the keys every entry shares, typed below, and `options`: the keys of that entry
+alone, typed by its constructor. In YAML and on the command line both are written flat, as `norm.layers` and `norm.eps`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ class RunSpec:
         nested = dataclasses.asdict(self)
         for key in GROUPS:
             nested[key] |= nested[key].pop("options", {})
-        return _plain(nested)
+        tree: dict[str, Any] = _plain(nested)
+        return tree
 
     @property
     def id(self) -> str:
@@ -183,6 +184,6 @@ def canonical(value: Any) -> str:
         return "{" + ",".join(f"{json.dumps(key)}:{canonical(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item) for item in value) + "]"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.12g}" if isinstance(value, float) else f"{value:d}" if abs(value) >= 10**12 else f"{value:.12g}"
+    if isinstance(value, float) or (type(value) is int and abs(value) < 10**12):
+        return f"{value:.12g}"
     return json.dumps(value)

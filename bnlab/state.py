@@ -8,8 +8,8 @@ statistics; here it moves copies. A forward in `running` mode normalizes with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -43,10 +43,10 @@ class State:
 
 
 @contextmanager
-def mode_of(module: nn.Module, mode: Mode) -> Iterator[None]:
-    """The module in train mode for `batch`, in eval mode for `running`; afterwards every submodule as it was."""
+def in_mode(parts: Iterable[nn.Module], mode: Mode) -> Iterator[None]:
+    """The given parts of a module in train mode for `batch`, in eval mode for `running`; afterwards each as it was."""
     wanted = mode == "batch"
-    changed = [part for part in module.modules() if part.training != wanted]
+    changed = [part for part in parts if part.training != wanted]
     for part in changed:
         part.training = wanted
     try:
@@ -56,13 +56,33 @@ def mode_of(module: nn.Module, mode: Mode) -> Iterator[None]:
             part.training = not wanted
 
 
-def outputs_now(module: nn.Module, x: Tensor, mode: Mode) -> Tensor:
-    """Outputs [B, ...] at the module's present weights; its buffers stay as they are."""
-    with mode_of(module, mode):
-        if mode == "running":
-            out = module(x)
-        else:
-            out = functional_call(module, {name: value.clone() for name, value in module.named_buffers()}, (x,))
+class Unmoved(AbstractContextManager["Unmoved"]):
+    """A module's buffers: after the `with` they are what they were before it, whatever a forward did to them. Made once
+    and used often; the module's buffers must not be replaced by others meanwhile."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parts = list(module.modules())
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        self._kept = [(buffers, [torch.empty_like(buffer) for buffer in buffers]) for buffers in by_dtype.values()]
+
+    def __enter__(self) -> Unmoved:
+        for buffers, copies in self._kept:
+            torch._foreach_copy_(copies, buffers)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for buffers, copies in self._kept:
+            torch._foreach_copy_(buffers, copies)
+
+
+def outputs_now(module: nn.Module, x: Tensor, mode: Mode, unmoved: Unmoved | None = None) -> Tensor:
+    """Outputs [B, ...] at the module's present weights, without a graph; its buffers stay as they are. Who asks often
+    passes the module's `Unmoved`."""
+    unmoved = unmoved or Unmoved(module)
+    with torch.no_grad(), in_mode(unmoved.parts, mode), unmoved:
+        out = module(x)
     assert isinstance(out, Tensor)
     return out
 
@@ -70,13 +90,15 @@ def outputs_now(module: nn.Module, x: Tensor, mode: Mode) -> Tensor:
 def outputs_at(module: nn.Module, state: State, x: Tensor, mode: Mode) -> Tensor:
     """Outputs [B, ...] at `state`. Neither the module's buffers nor the state's are moved."""
     everything = state.params | {name: value.clone() for name, value in state.buffers.items()}
-    with mode_of(module, mode):
+    with in_mode(module.modules(), mode):
         out = functional_call(module, everything, (x,))
     assert isinstance(out, Tensor)
     return out
 
 
-def loss_at(module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch") -> Tensor:
+def loss_at(
+    module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch"
+) -> Tensor:
     """L(state) on one batch, a scalar."""
     return objective(outputs_at(module, state, x, mode), y)
 

@@ -1,7 +1,8 @@
 """The loop. Read it from top to bottom.
 
-A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch gathers
-what the probes need, and one record goes to the journal; the TensorBoard events are written from the same record.
+A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch
+gathers what the probes need, and one record goes to the journal; the TensorBoard events are written from the same
+record.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,17 +18,20 @@ from torch import Tensor
 
 from bnlab import checkpoint, host
 from bnlab.board import Board
-from bnlab.checkpoint import Progress
 from bnlab.evaluate import at_chance, evaluate
 from bnlab.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.journal import Journal, Record, read
 from bnlab.losses import correct
-from bnlab.observe import UNWATCHED, first_non_finite_site, to_host
+from bnlab.observe import Watch, first_non_finite_site
 from bnlab.optim.base import learning_rate
+from bnlab.probes.base import Raw, to_host
 from bnlab.setup import Setup
 
 DIVERGED_ABOVE = 1e3
 """A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
+
+WRITE_AFTER, WRITE_AFTER_S = 32, 0.25
+"""Records are written when there are so many, or when the last writing is so long ago."""
 
 Status = dict[str, Any]
 
@@ -67,7 +71,9 @@ def train(
         except Exception as error:
             folder.log(traceback.format_exc())
             folder.write_status({"status": "failed", "error": f"{type(error).__name__}: {error}"})
-            raise RunFailedError(f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}.") from error
+            raise RunFailedError(
+                f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}."
+            ) from error
 
 
 class Run:
@@ -81,6 +87,8 @@ class Run:
         self.journal = Journal(folder.journal_file, keep_bytes=self.progress.journal_bytes)
         self.board = Board(folder.path, [site.name for site in setup.net.sites])
         self.board.rewrite(read(folder.journal_file))
+        self._pending: list[tuple[Record, dict[str, Tensor], dict[str, Raw], float]] = []
+        self._written = time.monotonic()
         self._started = self._saved = self._beat = time.monotonic()
         self._run_s_before = self.progress.run_s
 
@@ -111,24 +119,23 @@ class Run:
             batch = setup.batches.at(step)
             due = schedule.due(step)
             evaluation = self._evaluated(step) if due else {}
-            watch = setup.observer.watch(step, lr, batch) if due else UNWATCHED
+            watch = setup.observer.watch(step, lr, batch)
 
             with watch:
                 outputs = module(batch.x)  # [B, K]
-                loss = setup.objective(outputs, batch.y)
-                if self.guard.diverged(step, loss, settle=due):
-                    break
-                optimizer.zero_grad()
-                loss.backward()
-                watch.before_update()
-                optimizer.step()
+            loss = setup.objective(outputs, batch.y)
+            if self.guard.diverged(step, loss, settle=due):
+                break
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            watch.before_update()
+            optimizer.step()
 
-            if due:
-                assert watch is not UNWATCHED
+            if isinstance(watch, Watch):
                 metrics = {"train_loss": loss}
                 if setup.dataset.classes is not None:
                     metrics["train_accuracy"] = correct(outputs, batch.y) / len(batch)
-                self._record(step, lr, metrics | evaluation | watch.metrics(), watch.seconds)
+                self._record(step, {"lr": lr}, metrics | evaluation, watch.raw(), watch.seconds)
         else:
             return self._finished()
         return self._diverged()
@@ -141,14 +148,35 @@ class Run:
         found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
         return {f"test_{name}": value for name, value in found.items()}
 
-    def _record(self, step: int, lr: float | None, metrics: dict[str, Tensor], measuring_s: float) -> None:
+    def _record(
+        self, step: int, known: Record, metrics: dict[str, Tensor], raw: dict[str, Raw], measuring_s: float
+    ) -> None:
+        """Keep one step's figures; they are summarized and written by dozens, which takes a third of the time of doing
+        each at once, and a GPU is waited for less often."""
+        self._pending.append(({"step": step, **known}, metrics, raw, time.time()))
+        self.progress.measure_s += measuring_s
+        if len(self._pending) >= WRITE_AFTER or time.monotonic() - self._written >= WRITE_AFTER_S:
+            self._write()
+
+    def _write(self) -> None:
+        """Everything kept goes to the journal, the board and the listener."""
         start = time.perf_counter()
-        rate = {} if lr is None else {"lr": lr}
-        record: Record = {"step": step, **rate, **to_host(metrics), "wall_s": time.time()}
-        self.journal.append(record)
-        self.board.add(record)
-        self.progress.measure_s += measuring_s + time.perf_counter() - start
-        self.listen(record)
+        observer = self.setup.observer
+        records: list[Record] = [
+            {**known, **observer.metrics(raw, metrics), "wall_s": wall_s}
+            for known, metrics, raw, wall_s in self._pending
+        ]
+        self._pending.clear()
+        for record in records:
+            self.journal.append(record)
+        for record in records:
+            self.board.add(record)
+        self.journal.flush()
+        self.board.flush()
+        self._written = time.monotonic()
+        self.progress.measure_s += time.perf_counter() - start
+        for record in records:
+            self.listen(record)
 
     def _checkpoint_is_due(self, step: int) -> bool:
         """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
@@ -156,10 +184,10 @@ class Run:
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now
             self.folder.heartbeat()
-            self.board.flush()
         return step > 0 and now - self._saved >= self.setup.spec.launch.checkpoint_s
 
     def _save(self, step: int) -> None:
+        self._write()
         progress = self.progress
         progress.step, progress.initial_loss = step, self.guard.initial_loss
         progress.journal_bytes = self.journal.sync()
@@ -178,12 +206,14 @@ class Run:
         """The journal ends with the diverged step; every final metric is null, which scores worst."""
         step = self.guard.step
         site = first_non_finite_site(self.setup.net, self.setup.batches.at(step).x)
+        self._write()
         self.journal.append({"step": step, "train_loss": self.guard.value, "wall_s": time.time()})
         where = f"first non-finite activation at {site}" if site else "all activations are finite"
         self.folder.log(f"diverged at step {step}: loss {self.guard.value:g}, {where}")
         names = ["loss", "accuracy"] if self.setup.dataset.classes is not None else ["loss"]
         metrics = {f"{split}_{name}": None for split in ("train", "test") for name in names}
-        return self._ended("diverged", step, metrics, diverged={"step": step, "loss": self.guard.value, "site": site})
+        diverged = {"step": step, "loss": _finite(self.guard.value), "site": site}
+        return self._ended("diverged", step, metrics, diverged=diverged)
 
     def _finished(self) -> Status:
         setup, spec = self.setup, self.setup.spec
@@ -192,28 +222,31 @@ class Run:
             return self._diverged()
         found: dict[str, Tensor] = {}
         for name, split in (("train", setup.dataset.train), ("test", setup.dataset.test)):
-            measured = evaluate(self.module, split, spec.loss, spec.reduction)
-            found |= {f"{name}_{metric}": value for metric, value in measured.items()}
-        metrics = {name: float(value) for name, value in to_host(found).items()}
+            figures = evaluate(self.module, split, spec.loss, spec.reduction)
+            found |= {f"{name}_{metric}": value for metric, value in figures.items()}
+        measured: dict[str, float] = {name: float(figure) for name, figure in to_host(found).items()}
         tests = {name: value for name, value in found.items() if name.startswith("test_")}
         self._save(setup.steps)
-        self._record(setup.steps, None, tests, 0.0)
-        dead = at_chance(metrics, setup.dataset, spec.loss, spec.reduction)
+        self._record(setup.steps, {}, tests, {}, 0.0)
+        self._write()
+        dead = at_chance(measured, setup.dataset, spec.loss, spec.reduction)
+        metrics = {name: _finite(value) for name, value in measured.items()}
         self.folder.log(f"finished, {metrics}")
         return self._ended("finished", setup.steps, metrics, dead=dead)
 
-    def _ended(self, status: str, step: int, metrics: dict[str, float | None], **more: object) -> Status:
+    def _ended(self, status: str, step: int, metrics: Mapping[str, float | None], **more: object) -> Status:
         run_s = self._run_s_before + time.monotonic() - self._started
         timing = {"run_s": run_s, "measure_s": self.progress.measure_s, "steps_per_s": step / run_s if run_s else None}
-        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
-        ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": finite, **more, "timing": timing}
+        ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": dict(metrics), **more}
+        ended["timing"] = timing
         self.folder.write_status(ended)
         return ended
 
 
 class Guard:
     """Watches the loss for divergence without making a GPU wait: there, losses are looked at on measured steps and
-    before checkpoints; on the CPU, where looking costs nothing, at every step. `step` and `value` tell the first bad one.
+    before checkpoints; on the CPU, where looking costs nothing, at every step. `step` and `value` tell the first bad
+    one.
     """
 
     def __init__(self, *, at_once: bool, initial_loss: float | None) -> None:
@@ -239,6 +272,11 @@ class Guard:
                 self.step, self.value = step, value
                 return True
         return False
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _clear(folder: RunFolder) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -56,14 +57,14 @@ def option_names(constructor: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _options_model(constructor: Callable[..., Any]) -> Any:
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor  # type: ignore[misc]
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {name: (hints[name], ...) for name in option_names(constructor)}
     config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -81,9 +82,9 @@ def _told(error: ValidationError, tree: Mapping[str, Any], prefix: str) -> Usage
     value: Any = tree
     for part in path:
         value = value[part]
-    choices = [word.strip("'") for word in str(mine[0].get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")]
-    hint = nearest(value, choices) if isinstance(value, str) and mine[0]["type"] == "literal_error" else ""
-    return UsageError(prefix + ".".join(path).replace(".options", ""), problem, value, hint if "mean" in hint else "")
+    choices = re.findall(r"'([^']*)'", problem)
+    hint = nearest(value, choices) if isinstance(value, str) and choices else ""
+    return UsageError(prefix + ".".join(path), problem, value, hint if hint.startswith("Did") else "")
 
 
 def _path(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,4 +120,5 @@ def _wanted(item: Any) -> str:
         case "tuple_type" | "list_type":
             return "be a list"
         case _:
-            return "be " + str(item["msg"]).removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+            told = str(item["msg"]).removeprefix("Input should be ").replace("a valid ", "a ")
+            return f"be {told.replace('a integer', 'an integer')}"

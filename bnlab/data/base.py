@@ -33,7 +33,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A fixed training and test split: the same examples whatever the run's seed. `classes` is None for a regression."""
+    """A fixed training and test split: the same examples whatever the run's seed. `classes` is None for a
+    regression."""
 
     train: Split
     test: Split
@@ -56,7 +57,8 @@ class Dataset:
 
 def normalized(dataset: Dataset, how: Literal["channel", "feature", "none"]) -> Dataset:
     """Inputs shifted and scaled to mean 0 and standard deviation 1, by statistics of the *training* split alone: one
-    pair per channel (for flat inputs: one pair in all), or one per input feature. A constant feature is only shifted."""
+    pair per channel (for flat inputs: one pair in all), or one per input feature. A constant feature is only
+    shifted."""
     if how == "none":
         return dataset
     x = dataset.train.x.double()
@@ -81,7 +83,10 @@ class Batches:
     def __init__(self, split: Split, batch_size: int | Literal["full"], seed: int) -> None:
         if batch_size != "full" and batch_size > len(split):
             raise UsageError(
-                "data.batch_size", f"larger than the {len(split)} training examples", batch_size, "Use a smaller one, or full."
+                "data.batch_size",
+                f"larger than the {len(split)} training examples",
+                batch_size,
+                "Use a smaller one, or full.",
             )
         self.split, self.seed = split, seed
         self.size = len(split) if batch_size == "full" else batch_size

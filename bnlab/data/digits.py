@@ -34,7 +34,8 @@ def digits(*, test_fraction: Annotated[float, Gt(0), Lt(1)]) -> Dataset:
 def _table() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """scikit-learn's file, read without importing scikit-learn: that takes as long as importing torch."""
     found = importlib.util.find_spec("sklearn")
-    assert found is not None and found.origin is not None, "scikit-learn is a dependency of bnlab"
+    assert found is not None, "scikit-learn is a dependency of bnlab"
+    assert found.origin is not None
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if path.is_file():
         return np.loadtxt(path, delimiter=",", dtype=np.float32)

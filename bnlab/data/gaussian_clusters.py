@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from bnlab.data.base import Dataset, Split
 from bnlab.registry import DATA
@@ -17,13 +18,14 @@ def gaussian_clusters(
     *,
     dimension: Annotated[int, Ge(1)],
     classes: Annotated[int, Ge(2)],
-    separation: Annotated[float, Ge(0)],
+    separation: Annotated[float, Ge(0), Lt(math.inf)],
     size: Annotated[int, Ge(1)],
     test_size: Annotated[int, Ge(1)],
     data_seed: Annotated[int, Ge(0)],
 ) -> Dataset:
     """x [N, D] = centre of its class + N(0, I). The centres are N(0, separation^2 / 2 I / D) apart from each other, so
-    that two of them lie `separation` standard deviations apart on average (root mean square); classes are equally likely."""
+    that two of them lie `separation` standard deviations apart on average (root mean square); classes are equally
+    likely."""
     generator = stream(data_seed, "data", "gaussian_clusters")
     centres = torch.randn(classes, dimension, generator=generator) * separation / (2 * dimension) ** 0.5
 

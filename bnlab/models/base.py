@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -28,21 +29,28 @@ ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One layer block. `params` names its parameters, the affine weight first, its norm's included."""
+    """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first` says
+    whether the norm stands before the activation."""
 
     name: str
     affine: nn.Module
     norm: nn.Module | None
     activation: nn.Module
+    norm_first: bool
     params: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Net:
     """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation."""
 
     module: nn.Module
     sites: tuple[Site, ...]
+
+    @cached_property
+    def params(self) -> dict[str, nn.Parameter]:
+        """The module's parameters by name, listed once: walking through a module's parts takes its time."""
+        return dict(self.module.named_parameters())
 
 
 class Builder:
@@ -109,12 +117,14 @@ class Builder:
             affine=self._parts[affine],
             norm=self._parts[norm] if norm else None,
             activation=self._parts[f"{name}_act"],
+            norm_first=self.norm.position == "before",
             params=tuple(params),
         )
 
 
 def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
-    """Which of the layers 0 to `normalizable` - 1 carry the norm: all, every n-th (the n-th, the 2n-th, ...), or a list.
+    """Which of the layers 0 to `normalizable` - 1 carry the norm: all, every n-th (the n-th, the 2n-th, ...), or a
+    list.
 
     Raises:
         UsageError: a listed layer that does not exist, or `every` that leaves none.
@@ -123,12 +133,16 @@ def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
         for index in norm.layers:
             if index >= normalizable:
                 last = f"0 to {normalizable - 1}" if normalizable else "none"
-                raise UsageError("norm.layers", f"layer {index} does not exist", list(norm.layers), f"This net has: {last}.")
+                raise UsageError(
+                    "norm.layers", f"layer {index} does not exist", list(norm.layers), f"This net has: {last}."
+                )
         if norm.every != 1:
             raise UsageError("norm.every", "cannot go with a list in norm.layers", norm.every, "Use one of the two.")
         return frozenset(norm.layers)
     if norm.every > max(1, normalizable):
-        raise UsageError("norm.every", f"no layer is the {norm.every}th of {normalizable}", norm.every, "Use a smaller one.")
+        raise UsageError(
+            "norm.every", f"no layer is the {norm.every}th of {normalizable}", norm.every, "Use a smaller one."
+        )
     return frozenset(range(norm.every - 1, normalizable, norm.every))
 
 

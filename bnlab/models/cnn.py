@@ -31,7 +31,9 @@ def cnn(
     """x [B, C, H, W] through one convolution for each entry of `channels` (padded by kernel // 2), then global average
     or max pooling, or all positions flattened, and a linear head [B, outputs]."""
     if len(input_shape) != 3:
-        raise UsageError("model", "a cnn needs images (C, H, W)", input_shape, "Use model=mlp, or a data set of images.")
+        raise UsageError(
+            "model", "a cnn needs images (C, H, W)", input_shape, "Use model=mlp, or a data set of images."
+        )
     if isinstance(strides, int):
         strides = [strides] * len(channels)
     if len(strides) != len(channels):

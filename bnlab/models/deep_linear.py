@@ -27,7 +27,9 @@ def deep_linear(
 ) -> Net:
     """`depth` linear layers in all, `width` between them; all but the last may carry a norm."""
     if model.activation != "linear":
-        raise UsageError("model.activation", "a deep linear net has none", model.activation, "Use linear, or model=mlp.")
+        raise UsageError(
+            "model.activation", "a deep linear net has none", model.activation, "Use linear, or model=mlp."
+        )
     builder = Builder(model, norm, normalizable=depth - 1)
     features = math.prod(input_shape)
     for _ in range(depth - 1):

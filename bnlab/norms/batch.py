@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from bnlab.registry import NORMS
@@ -15,7 +16,7 @@ def batch(
     channels: int,
     dims: int,
     *,
-    eps: Annotated[float, Gt(0)],
+    eps: Annotated[float, Gt(0), Lt(math.inf)],
     momentum: Annotated[float, Ge(0), Le(1)] | None,
     affine: bool,
 ) -> nn.Module:

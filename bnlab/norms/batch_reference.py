@@ -6,16 +6,17 @@ In training, with m = B (dense) or B H W (convolution) values per channel:
     y = gamma * x_hat + beta
 
 and the running statistics move by `momentum` towards mean and towards the unbiased variance var * m / (m - 1); with
-`momentum: null` they are the plain average over all batches so far. In use, the running statistics replace mean and var.
-(Ioffe & Szegedy 2015, algorithms 1 and 2.)
+`momentum: null` they are the plain average over all batches so far. In use, the running statistics replace mean and
+var. (Ioffe & Szegedy 2015, algorithms 1 and 2.)
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from bnlab.registry import NORMS
@@ -34,7 +35,7 @@ class BatchReference(nn.Module):
         channels: int,
         dims: int,
         *,
-        eps: Annotated[float, Gt(0)],
+        eps: Annotated[float, Gt(0), Lt(math.inf)],
         momentum: Annotated[float, Ge(0), Le(1)] | None,
         affine: bool,
     ) -> None:
@@ -62,6 +63,6 @@ class BatchReference(nn.Module):
 
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
         self.num_batches_tracked += 1
-        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = 1.0 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
         self.running_mean += share * (mean - self.running_mean)
         self.running_var += share * (var * values / (values - 1) - self.running_var)

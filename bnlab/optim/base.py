@@ -1,4 +1,4 @@
-"""What optimizers share, and learning-rate schedules as a function of the step alone, so that a resumed run needs no schedule state."""
+"""What optimizers share, and learning-rate schedules: functions of the step alone, so that a resume needs no state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from bnlab.spec import OptimSpec
 
 Beta = Annotated[float, Ge(0), Lt(1)]
-Eps = Annotated[float, Gt(0)]
+Eps = Annotated[float, Gt(0), Lt(math.inf)]
 WeightDecay = Annotated[float, Ge(0), Lt(math.inf)]
 
 

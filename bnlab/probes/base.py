@@ -2,16 +2,21 @@
 
 A probe declares what it `needs`; the observer gathers the union of all needs once per measured step and hands every
 probe the same `Snapshot`. A probe only reads: a run with every probe on is bit for bit the run with none.
+
+Measuring has two halves. `measure` runs at once and reduces large tensors to small ones on the device, without waiting
+for it. `summarize` runs later, on the host, for dozens of steps in a row: right after a training step, with nothing
+of it in the caches, the same small operations would take several times as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,23 +24,35 @@ from bnlab.data.base import Split
 from bnlab.models.base import Net
 from bnlab.state import Objective, State
 
-Need = Literal["training_sites", "pre_gradients", "before", "probe_sites"]
+Need = Literal["training_sites", "weights_before", "before", "probe_sites"]
 """What can be asked for:
 
-- `training_sites`: `Snapshot.training`, pre and act_in of the training forward itself
-- `pre_gradients`: in addition, the loss's gradient at pre
-- `before`: `Snapshot.before`, a copy of the state before the update
+- `training_sites`: `Snapshot.training`, pre and act_in of the training forward itself, with the gradient at pre
+- `weights_before`: `Snapshot.before`, of which only the affine weights are valid
+- `before`: `Snapshot.before`, the whole state before the update
 - `probe_sites`: `Snapshot.probe`, pre and act_in on the fixed probe batch, before the update
 """
 
-Carry = dict[str, Tensor]
+Raw = dict[str, Tensor]
+"""What `measure` hands on: small tensors of any shape, on the device."""
+
+HostArray = np.ndarray[Any, Any]
+
+Carry = dict[str, HostArray]
 """What a probe remembers from one measurement to the next; saved in checkpoints."""
 
-Moments = tuple[Tensor, Tensor]
-"""Mean and biased variance per channel, each [C]."""
+Metrics = dict[str, HostArray]
+"""By journal name: a scalar (), one value a site [L], or a vector."""
 
-Metrics = dict[str, Tensor]
-"""By journal name: a scalar, one value a site [L], or a vector."""
+BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+
+
+class SavedMoments(NamedTuple):
+    """Of a batch norm's input: the mean and 1 / sqrt(variance + eps) per channel, each [C]."""
+
+    mean: Tensor
+    inverse_sd: Tensor
+    eps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,7 @@ class Sites:
 
     pre: list[Tensor] = field(default_factory=list)
     act_in: list[Tensor] = field(default_factory=list)
-    saved: list[Moments | None] = field(default_factory=list)
+    saved: list[SavedMoments | None] = field(default_factory=list)
     """What a batch norm computed of `pre` on the way, if it did and kept it."""
 
 
@@ -55,10 +72,12 @@ class Sites:
 class Snapshot:
     """Both ends of one optimizer step: the net holds the weights after it, its `.grad`s the gradient of it.
 
-    `training`, `before` and `probe` are there if a probe needs them.
+    `training`, `before` and `probe` are there if a probe needs them, and until the next measurement only.
     """
 
     step: int
+    point: int | None
+    """Which of the equally spaced measured steps this is; None for the extra ones at the start and the end."""
     lr: float
     net: Net
     objective: Objective
@@ -71,60 +90,94 @@ class Snapshot:
 class Probe(Protocol):
     """A measurement. `metrics` says what each journal name means; a name ending in `.*` stands for several."""
 
-    needs: ClassVar[frozenset[Need]]
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be in the snapshot."""
+        ...
+
     metrics: ClassVar[Mapping[str, str]]
 
-    def measure(self, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
-        """The metrics of this step, and what to remember; `carry` is empty at the first measurement."""
+    def measure(self, snapshot: Snapshot) -> Raw:
+        """The first half, on the device. What it returns must not change later: no references to weights."""
+        ...
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        """The second half: the metrics, and what to remember; `carry` is empty at the first measurement."""
         ...
 
 
-class Tap(AbstractContextManager["Tap"]):
-    """Records pre and act_in of every site during the forward passes inside the `with`; leaves no hook behind."""
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, HostArray]:
+    """All of them as numpy arrays of their shapes, in one transfer."""
+    if not tensors:
+        return {}
+    flat = torch.cat([x.detach().reshape(-1) for x in tensors.values()]).cpu().numpy()
+    host: dict[str, HostArray] = {}
+    start = 0
+    for name, x in tensors.items():
+        end = start + x.numel()
+        host[name] = flat[start:end].reshape(x.shape)
+        start = end
+    return host
 
-    def __init__(self, net: Net, *, gradients: bool = False) -> None:
-        """`gradients`: also keep the gradient at pre, readable as `.grad` after the backward pass."""
-        self.net, self.gradients = net, gradients
+
+def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
+    """Both halves at once."""
+    return probe.summarize(to_host(probe.measure(snapshot)), carry)
+
+
+class Tap(AbstractContextManager["Tap"]):
+    """Records pre and act_in of every site during one forward pass inside the `with`; `seen` is whole after it.
+
+    Meanwhile one module of each site has its `forward` wrapped: its norm if that stands between pre and act_in, else
+    its activation. A wrapper costs a tenth of a module hook, and nothing at all outside the `with`.
+    """
+
+    def __init__(self, net: Net, *, training: bool = False) -> None:
+        """`training`: a forward with a graph. Then a batch norm's saved statistics are kept, and the gradient at pre,
+        readable as `.grad` after the backward pass."""
         self.seen = Sites()
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._training = training
+        self._norms = [site.norm if site.norm_first else None for site in net.sites]
+        self._wrapped = [norm or site.activation for norm, site in zip(self._norms, net.sites, strict=True)]
+        self._passed: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Tap:
-        for site in self.net.sites:
-            self._handles.append(site.affine.register_forward_hook(self._pre))
-            self._handles.append(site.activation.register_forward_pre_hook(self._act_in))
+        for module in self._wrapped:
+            module.__dict__["forward"] = partial(_passing, module.forward, self._passed)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _pre(self, module: torch.nn.Module, args: Any, output: Tensor) -> None:
-        if self.gradients:
-            output.retain_grad()
-        self.seen.pre.append(output)
-
-    def _act_in(self, module: torch.nn.Module, args: Any) -> None:
-        index = len(self.seen.act_in)
-        self.seen.act_in.append(args[0])
-        self.seen.saved.append(saved_moments(self.net.sites[index].norm, self.seen.pre[index], args[0]))
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for module in self._wrapped:
+            module.__dict__.pop("forward", None)
+        if kind is not None:
+            return
+        seen = self.seen
+        for norm, (pre, out) in zip(self._norms, self._passed, strict=True):
+            seen.pre.append(pre)
+            seen.act_in.append(pre if norm is None else out)
+            if self._training:
+                pre.retain_grad()
+                seen.saved.append(None if norm is None else saved_moments(norm, out))
 
 
-def saved_moments(norm: torch.nn.Module | None, pre: Tensor, act_in: Tensor) -> Moments | None:
-    """What torch's batch norm keeps for its backward pass: the channel means of its input and 1 / sqrt(var + eps).
+def _passing(forward: Callable[[Tensor], Tensor], passed: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """What goes through a module, noted."""
+    out = forward(x)
+    passed.append((x, out))
+    return out
 
-    To be read before the backward pass, which lets go of them. These are private names of autograd, so everything about
+
+def saved_moments(norm: torch.nn.Module, out: Tensor) -> SavedMoments | None:
+    """What torch's batch norm keeps for its backward pass of what it saw.
+
+    To be read before the backward pass, which lets go of it. These are private names of autograd, so everything about
     them is checked; None where anything is not as expected.
     """
-    if not isinstance(norm, torch.nn.modules.batchnorm._BatchNorm) or not norm.training:
+    if type(norm) not in BATCH_NORMS or not norm.training:
         return None
-    node: Any = act_in.grad_fn
-    if node is None or "BatchNormBackward" not in node.name() or getattr(node, "_saved_input", None) is not pre:
+    mean, inverse_sd = getattr(out.grad_fn, "_saved_result1", None), getattr(out.grad_fn, "_saved_result2", None)
+    if mean is None or inverse_sd is None or not mean.shape == inverse_sd.shape == out.shape[1:2]:
         return None
-    mean, inverse_sd = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
-    channels = (pre.shape[1],)
-    if mean is None or inverse_sd is None or mean.shape != channels or inverse_sd.shape != channels:
-        return None
-    return mean, inverse_sd.pow(-2) - norm.eps
+    eps = norm.eps
+    assert isinstance(eps, float)
+    return SavedMoments(mean, inverse_sd, eps)

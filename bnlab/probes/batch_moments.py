@@ -1,7 +1,7 @@
 """Mean and variance of every site's pre-activations on the training batch, from the training forward itself.
 
-Legend: B batch, C channels, L sites. No extra forward: where a batch norm has computed them already, they are read out of
-its saved statistics; elsewhere two passes over the tensor.
+Legend: B batch, C channels, L sites. No extra forward: where a batch norm has computed them already, they are read out
+of its saved statistics; elsewhere two passes over the tensor.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from bnlab.probes.base import Carry, Metrics, Moments, Need, Snapshot
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 from bnlab.registry import PROBES
 
 
@@ -27,22 +27,32 @@ class BatchMoments:
     }
 
     def __init__(self) -> None:
-        pass
+        self._eps: list[float | None] = []  # of the sites whose batch norm kept its statistics
 
-    def measure(self, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
+    def measure(self, snapshot: Snapshot) -> Raw:
         seen = snapshot.training
-        means, variances = [], []
-        for pre, saved in zip(seen.pre, seen.saved, strict=True):
-            mean, var = saved or channel_moments(pre.detach())
-            means.append(mean.mean())
-            variances.append(var.mean())
-        return {"batch_mean": torch.stack(means), "batch_var": torch.stack(variances)}, carry
+        self._eps = [kept.eps if kept else None for kept in seen.saved]
+        raw: Raw = {}
+        for index, (pre, kept) in enumerate(zip(seen.pre, seen.saved, strict=True)):
+            mean, spread = channel_moments(pre.detach()) if kept is None else (kept.mean, kept.inverse_sd)
+            raw |= {f"mean.{index}": mean, f"spread.{index}": spread}
+        return raw
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        spreads = [raw[f"spread.{index}"] for index in range(len(self._eps))]
+        variances = [
+            spread.mean() if eps is None else (spread**-2).mean() - eps  # 1 / sqrt(variance + eps) was kept
+            for spread, eps in zip(spreads, self._eps, strict=True)
+        ]
+        means = [raw[f"mean.{index}"].mean() for index in range(len(self._eps))]
+        return {"batch_mean": np.stack(means), "batch_var": np.stack(variances)}, carry
 
 
-def channel_moments(x: Tensor) -> Moments:
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, each [C], of x [B, C] or [B, C, H, W]. Two passes: exact where one-pass
     formulas cancel, and on the CPU several times faster than `torch.var_mean`.
 
+    >>> import torch
     >>> [moment.tolist() for moment in channel_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))]
     [[2.0, 5.0], [1.0, 0.0]]
     """

@@ -1,0 +1,136 @@
+"""The command line: the only importer of typer. What a command needs is imported inside it, so that help comes at
+once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnlab import __version__
+from bnlab.errors import UsageError, nearest
+from bnlab.terminal.signs import complain, say
+
+USAGE = 2
+
+app = typer.Typer(
+    name="bnlab",
+    help="A laboratory for one question: what does batch normalization really do to training?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+ConfigDir = Annotated[
+    Path | None, typer.Option(help="Your own configs, looked at before the packaged ones.  [default: ./configs]")
+]
+Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or one run.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="bnlab")
+    except UsageError as error:
+        complain(str(error))
+        raise SystemExit(USAGE) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"bnlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """What goes before the command."""
+
+
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the experiment: norm=none optim.lr=1"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The experiment; `bnlab list configs` names them.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again from step 0, whatever is there.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved spec, and train nothing.")] = False,
+) -> None:
+    """Train one run, or go on with it from where it stopped."""
+    from bnlab.terminal import session
+
+    stop = session.Stop()  # before the slow imports: a signal during them counts too
+    from bnlab import config as configs
+
+    given = tuple(overrides or ())
+    if config is None:
+        known = configs.available("experiments", configs.config_dirs(config_dir))
+        raise UsageError("--config", "missing", remedy=nearest("", known))
+    spec = configs.load(config, given, config_dir)
+    if show:
+        from bnlab.terminal import names
+
+        names.show_spec(spec.tree(), spec.id, configs.config_dirs(config_dir), as_json)
+        return
+    typed = session.Typed(
+        config=config,
+        overrides=given,
+        runs=runs,
+        config_dir=config_dir,
+        as_json=as_json,
+        plain=plain,
+        fresh=fresh,
+    )
+    raise typer.Exit(session.train(spec, typed, stop))
+
+
+@app.command("runs")
+def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Table of runs; of one run, its card."""
+    from bnlab.terminal import runs as below
+
+    below.show_runs(runs, as_json)
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="configs, studies, norms, models, data, optim, probes or metrics.")],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Names that there are, with a line on each."""
+    from bnlab.terminal import names
+
+    names.show_names(kind, config_dir, as_json)
+
+
+@app.command()
+def view(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link, open no browser.")] = False,
+    run_filter: Annotated[
+        str | None, typer.Option("--filter", metavar="REGEX", help="Show the runs it matches only.")
+    ] = None,
+    bind_all: Annotated[bool, typer.Option("--bind-all", help="Answer other machines too. There is no login.")] = False,
+) -> None:
+    """Open TensorBoard on runs, coloured by norm."""
+    from bnlab import view as viewing
+
+    viewing.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)

@@ -1,0 +1,224 @@
+"""The live display of one run: progress, loss, and a table of its layers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+from rich.style import Style
+
+from bnlab.terminal.progress import Progress, Record
+from bnlab.terminal.signs import Signs, number, signs_for, sparkline, thinned
+
+INTERVAL_S = 0.25
+"""At most four frames a second."""
+
+SHARE = 0.01
+"""Of the time that may go into drawing: where a frame is slow, frames are rarer."""
+
+HISTORY = 60
+"""Values of the drift that are kept for each layer."""
+
+LOSSES = 512
+"""Values of the loss that are kept: when there are twice as many, every second one goes."""
+
+COLUMNS = {
+    "mean": ("act_mean.pre", "batch_mean"),
+    "var": ("act_var.pre", "batch_var"),
+    "drift": ("drift_mean.pre",),
+    "grad": ("grad_norm",),
+}
+"""What the table shows, and the metrics it may stand for, the first one that was measured."""
+
+PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
+GOOD, TIME, CURVE, BAD = Style(color="green"), Style(color="cyan"), Style(color="cyan"), Style(color="red", bold=True)
+BAR = Style(color="magenta")
+ABOVE, AFTER = 6, 6
+"""Lines of a frame above its layers, and those the summary takes below the last frame."""
+
+Line = list[Segment]
+
+
+class LiveTable(Progress):
+    """Draws itself at most four times a second, from `tick` and `listen`: no thread takes time from the run."""
+
+    def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO, sites: Sequence[str]) -> None:
+        super().__init__(title, steps, begun, out)
+        self.sites, self.signs = list(sites), signs_for(out.encoding)
+        self.losses: list[float] = []
+        self.best = math.inf
+        self.drifts: deque[Any] = deque(maxlen=HISTORY)
+        self.bad_site: str | None = None
+        self._stride, self._skipped = 1, 0
+        self._below = 1  # the last line of the screen is the cursor's
+        # The output has been found to be a terminal, and FORCE_COLOR must not have a say in that.
+        self.console = Console(file=out, force_terminal=True, highlight=False, markup=False, legacy_windows=False)
+        self._live = Live(self, console=self.console, auto_refresh=False, vertical_overflow="crop")
+        self._due = math.inf
+
+    def listen(self, record: Record) -> None:
+        super().listen(record)
+        if "train_loss" in record:
+            self._remember(float(record["train_loss"]))
+        if "drift_mean.pre" in record:
+            self.drifts.append(record["drift_mean.pre"])
+
+    def advanced(self) -> None:
+        if time.monotonic() >= self._due:
+            self.draw()
+
+    def finish(self, status: Mapping[str, Any]) -> None:
+        super().finish(status)
+        self.bad_site = (status.get("diverged") or {}).get("site")
+        self._due, self._below = math.inf, AFTER
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._live.stop()
+
+    def draw(self) -> None:
+        """One frame. A terminal that has gone away ends the display, not the run."""
+        start = time.monotonic()
+        try:
+            # Terminals that know this mode show a frame only when it is whole; the others ignore it.
+            self.out.write("\x1b[?2026h")
+            self._live.refresh()
+            self.out.write("\x1b[?2026l")
+            self.out.flush()
+        except OSError:
+            self._due = math.inf
+            return
+        end = time.monotonic()
+        self._due = end + max(INTERVAL_S, (end - start) / SHARE)
+
+    def _begin(self) -> None:
+        super()._begin()
+        with contextlib.suppress(OSError):
+            self._live.start()
+        self.draw()
+
+    def _remember(self, loss: float) -> None:
+        self.best = min(self.best, loss) if math.isfinite(loss) else self.best
+        self._skipped += 1
+        if self._skipped < self._stride:
+            return
+        self._skipped = 0
+        self.losses.append(loss)
+        if len(self.losses) >= 2 * LOSSES:
+            self.losses = self.losses[1::2]
+            self._stride *= 2
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, height = console.size
+        for index, line in enumerate(self.lines(width, height)):
+            if index:
+                yield Segment.line()
+            yield from Segment.adjust_line_length(line, width, pad=False)
+
+    def lines(self, width: int, height: int) -> Iterator[Line]:
+        """The frame."""
+        yield [Segment("train", BOLD), Segment(f"  {self.title}", PLAIN)]
+        yield self._bar(width)
+        yield self._loss(width)
+        shown = {name: row for name, metrics in COLUMNS.items() if (row := self._row(metrics)) is not None}
+        room = height - ABOVE - self._below
+        if shown and room >= 2:
+            yield from self._table(shown, width, room)
+
+    def _row(self, metrics: tuple[str, ...]) -> Sequence[float] | None:
+        return next((self.latest[metric] for metric in metrics if metric in self.latest), None)
+
+    def _bar(self, width: int) -> Line:
+        counted = f"{max(0, self.step)}/{self.steps}"
+        pace = self.pace()
+        room = width - len(f"step   {counted}  {pace}")
+        line = [Segment("step ", DIM)]
+        if room >= 4:
+            done = min(room, room * max(0, self.step) // self.steps)
+            line += [
+                Segment(self.signs.done * done, BAR),
+                Segment(self.signs.rest * (room - done), DIM),
+                Segment("  ", PLAIN),
+            ]
+        return [*line, Segment(counted, GOOD), Segment("  ", PLAIN), Segment(pace, TIME)]
+
+    def _loss(self, width: int) -> Line:
+        loss = self.latest.get("train_loss")
+        line = [Segment("loss ", DIM), Segment(f"{number(loss, 4):<9}", BAD if _is_bad(loss) else BOLD)]
+        line += [Segment(" best ", DIM), Segment(f"{number(self.best, 4):<9}", PLAIN)]
+        if "test_accuracy" in self.latest and width >= 60:
+            line += [Segment(" test accuracy ", DIM), Segment(f"{number(self.latest['test_accuracy'], 4):<6}", PLAIN)]
+        room = width - sum(len(segment.text) for segment in line) - 2
+        curve = sparkline(thinned(self.losses, room), room, self.signs)
+        return [*line, Segment("  ", PLAIN), Segment(curve, CURVE)]
+
+    def _table(self, shown: Mapping[str, Sequence[float]], width: int, room: int) -> Iterator[Line]:
+        """Header, rule and as many layers as there is room for: the first and the last ones."""
+        table = Table(self.sites, shown, self.drifts, self.signs, width)
+        yield []
+        yield table.header()
+        yield [Segment(self.signs.line * table.used, DIM)]
+        count = len(self.sites)
+        bad = [index for index in range(count) if table.is_bad(index) or self.sites[index] == self.bad_site]
+        if count <= room:
+            yield from (table.line(index, index in bad) for index in range(count))
+            return
+        first, last = room // 2, (room - 1) // 2
+        yield from (table.line(index, index in bad) for index in range(first))
+        hidden = range(first, count - last)
+        wrong = sum(index in hidden for index in bad)
+        text = f"{self.signs.cut} {len(hidden)} more" + (f", {wrong} of them not finite" if wrong else "")
+        yield [Segment(text, BAD if wrong else DIM)]
+        yield from (table.line(index, index in bad) for index in range(count - last, count))
+
+
+class Table:
+    """The lines of the layer table at one width: narrow ones have fewer digits, and no curve."""
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        shown: Mapping[str, Sequence[float]],
+        drifts: Sequence[Any],
+        signs: Signs,
+        width: int,
+    ) -> None:
+        self.sites, self.shown, self.signs = sites, shown, signs
+        self.name_width = max(len("layer"), *(len(name) for name in sites))
+        self.digits = 3 if width >= 56 else 2
+        self.cell = self.digits + 6  # -1.23e-05 and a blank before it
+        narrow = self.name_width + len(shown) * self.cell + 1
+        self.curve = min(HISTORY, width - narrow - 2) if drifts else 0
+        self.curve = self.curve if self.curve >= 12 else 0
+        self.used = narrow + (2 + self.curve if self.curve else 0)
+        self.histories = (
+            [list(values) for values in zip(*list(drifts)[-self.curve :], strict=True)] if self.curve else []
+        )
+
+    def header(self) -> Line:
+        heads = "".join(f"{name:>{self.cell + (name == 'mean')}}" for name in self.shown)
+        text = f"{'layer':<{self.name_width}}{heads}"
+        return [Segment(text + (f"  drift, last {self.curve}" if self.curve else ""), DIM)]
+
+    def line(self, index: int, bad: bool) -> Line:
+        cells = [
+            f"{number(float(row[index]), self.digits, sign=name == 'mean'):>{self.cell + (name == 'mean')}}"
+            for name, row in self.shown.items()
+        ]
+        text = f"{self.sites[index]:<{self.name_width}}{''.join(cells)}"
+        curve = f"  {sparkline(self.histories[index], self.curve, self.signs)}" if self.curve else ""
+        return [Segment(text, BAD if bad else PLAIN), Segment(curve, BAD if bad else CURVE)]
+
+    def is_bad(self, index: int) -> bool:
+        return any(_is_bad(row[index]) for row in self.shown.values())
+
+
+def _is_bad(value: Any) -> bool:
+    return value is not None and not math.isfinite(value)

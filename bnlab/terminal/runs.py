@@ -1,0 +1,195 @@
+"""The runs that are there, as they are now: a table of them, and the card of one. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnlab.errors import UsageError
+from bnlab.folder import DEAD_AFTER_S, RunFolder, find_runs
+from bnlab.terminal.signs import print_json
+
+TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """A run in a table. None: not known."""
+
+    run: str
+    status: str
+    norm: str | None
+    lr: float | None
+    seed: int | None
+    step: int | None
+    steps: int | None
+    train_loss: float | None
+    test_accuracy: float | None
+    age_s: float
+
+    def tree(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def show_runs(root: Path, as_json: bool) -> None:
+    """Print the table of the runs below `root`, or the card of the run that it is.
+
+    Raises:
+        UsageError: no runs there.
+    """
+    from bnlab.terminal import tables
+
+    if RunFolder(root).spec_file.is_file():
+        shown = card(RunFolder(root))
+        if as_json:
+            print_json(shown)
+        else:
+            tables.show_card(shown)
+        return
+    rows = [row(folder).tree() for folder in runs_below(root)]
+    if as_json:
+        print_json({"runs": rows})
+    else:
+        tables.show_runs(rows)
+
+
+def runs_below(root: Path) -> list[RunFolder]:
+    """The runs at or below `root`.
+
+    Raises:
+        UsageError: there are none, or no such directory.
+    """
+    if not root.is_dir():
+        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+    found = find_runs(root)
+    if not found:
+        raise UsageError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
+    return found
+
+
+def row(folder: RunFolder) -> RunRow:
+    """What one line of a table tells; a file that cannot be read costs its figures only."""
+    status, spec = status_of(folder), spec_of(folder)
+    metrics = _mapping(status.get("metrics"))
+    return RunRow(
+        run=str(folder.path),
+        status=status["status"],
+        norm=_mapping(spec.get("norm")).get("name"),
+        lr=_mapping(spec.get("optim")).get("lr"),
+        seed=spec.get("seed"),
+        step=status.get("step"),
+        steps=status.get("steps", spec.get("steps")),
+        train_loss=metrics.get("train_loss", status.get("train_loss")),
+        test_accuracy=metrics.get("test_accuracy"),
+        age_s=age_s(folder),
+    )
+
+
+def status_of(folder: RunFolder) -> dict[str, Any]:
+    """The status as it is, not as it was written last: a run whose process is gone is `stopped`, and a running one is
+    as far as its journal. `not started` where no status was written, `unreadable` where it cannot be read."""
+    try:
+        status = _mapping(folder.status())
+    except (OSError, ValueError):
+        return {"status": "unreadable"}
+    if not isinstance(status.get("status"), str):
+        return {"status": "unreadable" if status else "not started"}
+    if status["status"] == "running":
+        last = last_record(folder.journal_file)
+        known = {name: last[name] for name in ("step", "train_loss") if name in last}
+        status = status | known | {"status": "running" if alive(folder.path) else "stopped"}
+    return status
+
+
+def spec_of(folder: RunFolder) -> dict[str, Any]:
+    """The spec; empty where it cannot be read."""
+    try:
+        return _mapping(folder.spec())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def alive(path: Path) -> bool:
+    """Whether the owner of a run lives. On its own machine that is asked of the system: is there a process of that
+    number, and is the lock held (a number may have gone to another process)? Elsewhere the heartbeat tells."""
+    try:
+        owner = json.loads((path / "owner.json").read_text())
+        if owner["host"] != socket.gethostname():
+            return bool(time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S)
+        os.kill(int(owner["pid"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return _is_locked(path / "lock")
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: the process of that number is taken for the owner
+        return True
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def last_record(journal: Path) -> dict[str, Any]:
+    """The last whole record, read from the end of the file."""
+    try:
+        with open(journal, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            reach = 1 << 16
+            while True:
+                file.seek(max(0, size - reach))
+                lines = file.read().split(b"\n")
+                # The first piece may be the end of a line, the last one is a line without its end.
+                whole = lines[(0 if reach >= size else 1) : -1]
+                if whole or reach >= size:
+                    return _mapping(json.loads(whole[-1])) if whole else {}
+                reach *= 4
+    except (OSError, ValueError):
+        return {}
+
+
+def age_s(folder: RunFolder) -> float:
+    """Seconds since the run last wrote."""
+    times = []
+    for file in (folder.status_file, folder.journal_file, folder.spec_file):
+        try:
+            times.append(file.stat().st_mtime)
+        except OSError:
+            continue
+    return max(0.0, time.time() - max(times, default=time.time()))
+
+
+def card(folder: RunFolder) -> dict[str, Any]:
+    """Everything about one run."""
+    spec = spec_of(folder)
+    provenance = spec.pop("provenance", {})
+    files = {file.name: file.stat().st_size for file in sorted(folder.path.iterdir()) if file.is_file()}
+    return {
+        "run": str(folder.path),
+        **status_of(folder),
+        "age_s": age_s(folder),
+        "spec": spec,
+        "provenance": _mapping(provenance),
+        "files": files,
+    }
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

@@ -1,0 +1,254 @@
+"""The TensorBoard view, read back with TensorBoard's own readers, against the journal."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+
+from bnlab.board import Board, tags
+from bnlab.journal import read
+from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
+from bnlab.spec import RunSpec
+
+SITES = ["L00_fc", "L01_fc", "L02_fc", "L03_out"]
+COUNTS = [0.0] * (HISTOGRAM_BINS + 2)
+RECORD: dict[str, Any] = {
+    "step": 40,
+    "lr": 0.1,
+    "train_loss": 0.5,
+    "train_accuracy": 0.75,
+    "test_loss": 0.6,
+    "grad_norm": [1.0, 2.0, 4.0, 9.0],
+    "first_over_last": None,
+    "drift_mean.pre": [0.1, None, 0.3, 0.7],
+    "sampling_floor.act_in": [1.0, 2.0, 3.0, 5.0],
+    "act_p50.pre": [10.0, 20.0, 30.0, 40.0],
+    "dead_fraction": [0.5, 0.25, 0.0, None],
+    "my_own": 7.0,
+    "my_vector": [1.0, 2.0, 3.0, 4.0],
+    "histogram.pre.L01_fc": [*COUNTS[:41], 3.0, *COUNTS[42:]],
+    "wall_s": 1234.5,
+}
+SHOWN: dict[str, float] = {
+    "1_progress/lr": 0.1,
+    "1_progress/loss": 0.5,
+    "1_progress/accuracy": 0.75,
+    "1_progress/eval_loss": 0.6,
+    "2_drift_mean_pre/00_median_of_layers": 0.3,
+    "2_drift_mean_pre/L00_fc": 0.1,
+    "2_drift_mean_pre/L01_fc": math.nan,
+    "2_drift_mean_pre/L02_fc": 0.3,
+    "2_drift_mean_pre/L03_out": 0.7,
+    "2_drift_mean_act_in/00_sampling_floor": 2.5,
+    "4_grad_norm/00_first_over_last": math.nan,
+    "4_grad_norm/00_median_of_layers": 3.0,
+    "4_grad_norm/L00_fc": 1.0,
+    "4_grad_norm/L01_fc": 2.0,
+    "4_grad_norm/L02_fc": 4.0,
+    "4_grad_norm/L03_out": 9.0,
+    "5_other/my_own": 7.0,
+    "5_my_vector/00_median_of_layers": 2.5,
+    "5_my_vector/L00_fc": 1.0,
+    "5_my_vector/L01_fc": 2.0,
+    "5_my_vector/L02_fc": 3.0,
+    "5_my_vector/L03_out": 4.0,
+    "6_act_percentiles_pre/L00_fc_p50": 10.0,
+    "6_act_percentiles_pre/L01_fc_p50": 20.0,
+    "6_act_percentiles_pre/L02_fc_p50": 30.0,
+    "8_dead_units/00_median_of_layers": 0.25,
+    "8_dead_units/L00_fc": 0.5,
+    "8_dead_units/L01_fc": 0.25,
+    "8_dead_units/L02_fc": 0.0,
+    "8_dead_units/L03_out": math.nan,
+}
+
+
+def _events(folder: Path) -> list[Event]:
+    """By TensorBoard's own loader, which checks the checksums; without the version event."""
+    [file] = folder.glob("events.out.tfevents.*")
+    first, *rest = LegacyEventFileLoader(str(file)).Load()
+    assert first.file_version == "brain.Event:2"
+    return rest
+
+
+def _written(folder: Path, records: list[dict[str, Any]], sites: list[str]) -> list[Event]:
+    board = Board(folder, sites)
+    board.rewrite(records)
+    board.close()
+    return _events(folder)
+
+
+def _scalars(event: Event) -> dict[str, float]:
+    return {
+        value.tag: value.simple_value for value in event.summary.value if value.WhichOneof("value") == "simple_value"
+    }
+
+
+def _single(value: float) -> float:
+    return float(np.float32(value))
+
+
+def test_a_record_is_one_event_with_every_value_under_its_tag(tmp_path: Path) -> None:
+    [event] = _written(tmp_path, [RECORD], SITES)
+    assert (event.step, event.wall_time) == (40, 1234.5)
+    found = _scalars(event)
+    assert sorted(found) == sorted(SHOWN)
+    for tag, value in SHOWN.items():
+        assert found[tag] == pytest.approx(_single(value), nan_ok=True, abs=0), tag
+
+
+def test_numpy_values_of_a_running_record_are_shown_as_those_read_back_from_the_journal(tmp_path: Path) -> None:
+    live = {
+        key: np.array([math.nan if item is None else item for item in value], dtype=np.float32)
+        if isinstance(value, list)
+        else np.float32(math.nan)
+        if value is None
+        else value
+        for key, value in RECORD.items()
+    }
+    (tmp_path / "live").mkdir()
+    (tmp_path / "later").mkdir()
+    [one], [other] = _written(tmp_path / "live", [live], SITES), _written(tmp_path / "later", [RECORD], SITES)
+    assert list(_scalars(one)) == list(_scalars(other))
+    for tag, value in _scalars(one).items():
+        assert value == pytest.approx(_scalars(other)[tag], rel=1e-6, nan_ok=True), tag
+
+
+def test_an_event_forgets_the_one_before_it(tmp_path: Path) -> None:
+    """Records with the same keys share a template: no value and no histogram may stay behind in it."""
+    other = RECORD | {"step": 41, "train_loss": 0.25, "grad_norm": [8.0, 8.0, 8.0, None], "wall_s": 1235.0}
+    without = {key: value for key, value in other.items() if not key.startswith("histogram")} | {"step": 42}
+    first, second, third, fourth = _written(tmp_path, [RECORD, other, without, RECORD | {"step": 43}], SITES)
+    assert [event.step for event in (first, second, third, fourth)] == [40, 41, 42, 43]
+    assert _scalars(second)["1_progress/loss"] == 0.25
+    assert math.isnan(_scalars(second)["4_grad_norm/L03_out"])
+    assert _scalars(first)["4_grad_norm/L03_out"] == _scalars(fourth)["4_grad_norm/L03_out"] == 9.0
+    histograms = [
+        sum(value.HasField("histo") for value in event.summary.value) for event in (first, second, third, fourth)
+    ]
+    assert histograms == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("filled", [[41], [0], [HISTOGRAM_BINS + 1], [0, 10, 81], list(range(82)), []])
+def test_a_histogram_has_its_counts_in_its_bins(tmp_path: Path, filled: list[int]) -> None:
+    counts = [float(3 * (index + 1)) if index in filled else 0.0 for index in range(HISTOGRAM_BINS + 2)]
+    [event] = _written(tmp_path, [{"step": 0, "histogram.pre.L01_fc": counts, "wall_s": 0.0}], SITES)
+    [value] = event.summary.value
+    assert value.tag == "9_hist_pre/L01_fc"
+    histo = value.histo
+    limits, buckets = list(histo.bucket_limit), list(histo.bucket)
+    assert buckets == counts
+    assert histo.num == sum(counts)
+    edges = [math.sinh(math.asinh(HISTOGRAM_LIMIT) * (i / 40 - 1)) for i in range(81)]
+    assert limits[:-1] == pytest.approx(edges, rel=1e-12, abs=1e-12)
+    assert limits[-1] > HISTOGRAM_LIMIT
+    if filled:  # what TensorBoard draws begins and ends at the filled bins
+        assert histo.min == (limits[filled[0] - 1] if filled[0] else -2 * HISTOGRAM_LIMIT)
+        assert histo.max == limits[filled[-1]]
+        middles = [(a + b) / 2 for a, b in zip([-2 * HISTOGRAM_LIMIT, *limits[:-1]], limits, strict=True)]
+        assert histo.sum == pytest.approx(sum(c * m for c, m in zip(counts, middles, strict=True)), rel=1e-12)
+        assert histo.sum_squares == pytest.approx(
+            sum(c * m * m for c, m in zip(counts, middles, strict=True)), rel=1e-12
+        )
+
+
+def test_every_tag_stands_in_a_numbered_group(spec_of: Callable[..., RunSpec], run: Callable[..., Any]) -> None:
+    """TensorBoard sorts groups by name: the loss must come first."""
+    ended = run(spec_of("probes=full", "probes.activations.batch=24"))
+    found = sorted({value.tag for event in _events(ended.folder.path) for value in event.summary.value})
+    assert found[0].startswith("1_progress/")
+    assert [tag for tag in found if not re.fullmatch(r"[1-9]_[a-z_]+/[A-Za-z0-9_]+", tag)] == []
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_event_file_of_a_run_says_what_its_journal_says(
+    model: str, dtype: str, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    ended = run(spec_of("probes=full", "probes.activations.batch=24", f"dtype={dtype}", model=model))
+    sites = [site.name for site in ended.setup.net.sites]
+    events = _events(ended.folder.path)
+    assert [event.step for event in events] == [record["step"] for record in ended.records]
+    shown = 0
+    for event, record in zip(events, ended.records, strict=True):
+        assert event.wall_time == record["wall_s"]
+        scalars = _scalars(event)
+        sources = tags(record, sites)
+        assert sorted(scalars) == sorted(tag for tag, _, _ in sources)
+        for tag, metric, index in sources:
+            value = record[metric]
+            if index is None:
+                value = statistics.median(item for item in value if item is not None)
+            elif index >= 0:
+                value = value[index]
+            expected = math.nan if value is None else value
+            assert scalars[tag] == pytest.approx(_single(expected), rel=1e-6, nan_ok=True), (tag, record["step"])
+            shown += 1
+        metrics = {key for key in record if key != "step" and not key.endswith("_s")}
+        histograms = {
+            "histogram." + value.tag.removeprefix("9_hist_").replace("/", ".")
+            for value in event.summary.value
+            if value.HasField("histo")
+        }
+        assert {metric for _, metric, _ in sources} | histograms == metrics
+    assert shown > 500
+
+
+def test_tensorboard_s_accumulator_shows_the_same_series(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    ended = run(spec_of())
+    accumulator = EventAccumulator(str(ended.folder.path), size_guidance={"scalars": 0}).Reload()
+    losses = [(record["step"], record["train_loss"]) for record in ended.records if "train_loss" in record]
+    assert [(scalar.step, scalar.value) for scalar in accumulator.Scalars("1_progress/loss")] == [
+        (step, pytest.approx(loss, rel=1e-7)) for step, loss in losses
+    ]
+
+
+def test_writing_the_view_again_gives_the_same_events_in_one_file(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = run(spec_of("probes=full", "probes.activations.batch=24"))
+    sites = [site.name for site in ended.setup.net.sites]
+    live = _events(ended.folder.path)
+    rounds = []
+    for _ in range(2):
+        events = _written(ended.folder.path, list(read(ended.folder.journal_file)), sites)
+        assert [(event.step, event.wall_time) for event in events] == [(event.step, event.wall_time) for event in live]
+        rounds.append([event.SerializeToString() for event in events])
+    assert rounds[0] == rounds[1]
+
+
+def test_the_event_file_of_a_diverged_run_shows_the_step_of_divergence(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    ended = run(spec_of("norm=none", "optim.lr=1e6", "model.depth=4"))
+    assert ended.status["status"] == "diverged"
+    events = _events(ended.folder.path)
+    assert [event.step for event in events] == [record["step"] for record in ended.records]
+    assert events[-1].step == ended.status["diverged"]["step"]
+
+
+def test_the_framing_is_that_of_a_tfrecord(tmp_path: Path) -> None:
+    """Length, its checksum, the message, its checksum; a changed byte is found by TensorBoard's reader."""
+    _written(tmp_path, [RECORD], SITES)
+    [file] = tmp_path.glob("events.out.tfevents.*")
+    data = bytearray(file.read_bytes())
+    [length] = struct.unpack("<Q", data[:8])
+    [second] = struct.unpack("<Q", data[16 + length : 24 + length])
+    assert len(data) == 16 + length + 16 + second
+    data[20 + length + 8] ^= 1
+    file.write_bytes(data)
+    assert list(LegacyEventFileLoader(str(file)).Load())[1:] == []

@@ -1,0 +1,452 @@
+"""The command line as its users meet it: what is printed where, exit codes, signals, and what must not be imported."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab import __version__, config
+from bnlab.cli import main
+
+TINY = ("--config", "quickstart", "steps=20", "model.depth=2", "model.width=8")
+LONG = ("--config", "quickstart", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
+METRICS = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        assert self.out.count("\n") == 1, self.out
+        return json.loads(self.out, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Runs a command in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Said:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+        assert isinstance(ended.value.code, int)
+        return Said(ended.value.code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def started(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """A command in a process of its own, in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bnlab", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> Said:
+    out, err = process.communicate(timeout=120)
+    return Said(process.returncode, out, err)
+
+
+def wait_for(found: Callable[[], object], what: str, seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < limit, f"no {what} in {seconds} s"
+        time.sleep(0.02)
+
+
+def journal_of(folder: Path) -> Path | None:
+    return next(iter(folder.rglob("journal.jsonl")), None)
+
+
+def has_records(folder: Path) -> bool:
+    journal = journal_of(folder)
+    return journal is not None and journal.stat().st_size > 0
+
+
+def without_clock(journal: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if not key.endswith("_s")} for record in records]
+
+
+# -- help and version ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["runs", "-h"], ["view", "-h"], ["list", "-h"], []])
+def test_help_imports_nothing_that_is_slow(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom bnlab.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "slow = {'torch', 'numpy', 'hydra', 'omegaconf', 'rich', 'tensorboard', 'sklearn', 'yaml'}\n"
+        "print(sorted(slow & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "Usage: bnlab" in done.stdout + done.stderr
+
+
+def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
+    said = bnlab("--help")
+    assert said.code == 0
+    assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()][:4] == [
+        "train",
+        "runs",
+        "list",
+        "view",
+    ]
+
+
+def test_version(bnlab: Callable[..., Said]) -> None:
+    assert bnlab("--version") == Said(0, f"bnlab {__version__}\n", "")
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------------
+
+EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()]))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], f"--config: missing. There are: {EXPERIMENTS}."),
+        (
+            ["train", "--config", "quickstat"],
+            "--config: no such experiment, got 'quickstat'. Did you mean: quickstart?",
+        ),
+        (["train", *TINY[:2], "steps=-3"], "steps: must be at least 1, got -3."),
+        (["train", *TINY[:2], "~norm"], "~norm: nothing can be removed from a spec. Give norm another value."),
+        (
+            ["train", *TINY[:2], "+foo=1"],
+            "+foo=1: nothing can be added to a spec, its keys are fixed. Where the key exists, write foo=... without the +.",
+        ),
+        (["train", *TINY[:2], "optim.lrr=1"], "optim.lrr: no such key. Did you mean: optim.lr?"),
+        (
+            ["train", *TINY[:2], "data.batch_size=1"],
+            "data.batch_size: gives norm=batch one value per channel at L00_fc, got 1. "
+            "Batch statistics need at least two: use a larger batch, or a norm without them.",
+        ),
+        (["train", *TINY, "--runs", "/dev/null"], None),
+        (["runs"], "RUNS: no such directory, got 'runs'. Train one first: bnlab train --config quickstart."),
+        (["runs", "."], "RUNS: no runs in this directory, got '.'. Train one first: bnlab train --config quickstart."),
+        (["list", "norm"], "KIND: nothing of this kind, got 'norm'. Did you mean: norms?"),
+        (["list", "norms", "--config-dir", "nowhere"], "--config-dir: no such directory, got 'nowhere'."),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+    words: list[str], line: str | None, bnlab: Callable[..., Said], tmp_path: Path
+) -> None:
+    said = bnlab(*words)
+    assert (said.code, said.out) == (2, "")
+    if line is None:
+        assert re.fullmatch(r"--runs: not a directory, got '/dev/null/.*'\.\n", said.err)
+    else:
+        assert said.err == line + "\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_a_mistake_too(bnlab: Callable[..., Said]) -> None:
+    said = bnlab("train", "--bogus")
+    assert (said.code, said.out) == (2, "")
+    assert "No such option: --bogus" in said.err
+
+
+def test_a_status_that_cannot_be_read_is_told(bnlab: Callable[..., Said]) -> None:
+    path = Path(bnlab("train", *TINY, "--json").json["run"])
+    (path / "status.json").write_text("{")
+    said = bnlab("train", *TINY, "--json")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == f"{path / 'status.json'}: cannot be read. Run it again with --fresh.\n"
+    assert bnlab("train", *TINY, "--json", "--fresh").json["status"] == "finished"
+
+
+# -- train --------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path) -> None:
+    said = ended(started(["train", *TINY, "--json"], tmp_path))
+    assert said.code == 0
+    folder = tmp_path / said.json["run"]
+    assert said.json["id"] == config.load("quickstart", TINY[2:]).id
+    assert folder.name == f"seed=0-{said.json['id']}"
+    assert {key: value for key, value in said.json.items() if key not in ("run", "id")} == json.loads(
+        (folder / "status.json").read_text()
+    )
+    assert (said.json["status"], said.json["step"], said.json["dead"]) == ("finished", 20, False)
+    assert set(said.json["metrics"]) == METRICS
+    assert set(said.json["timing"]) == {"run_s", "measure_s", "steps_per_s"}
+    assert re.fullmatch(r"quickstart  batch  lr=0.3  seed=0\n(step .*\n){10}", said.err)
+
+
+def test_a_finished_run_is_not_run_again(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    first = bnlab("train", *TINY)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    again = bnlab("train", *TINY)
+    assert (again.code, again.err) == (0, "")
+    lines = again.out.splitlines()
+    assert lines[0] == "already finished, nothing to do (--fresh runs it again)"
+    assert lines[1:] == first.out.splitlines()[-5:]
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
+    as_json = bnlab("train", *TINY, "--json")
+    assert as_json.json["status"] == "finished"
+    assert as_json.err == lines[0] + "\n"
+
+
+def test_fresh_runs_again(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    first = bnlab("train", *TINY, "--json").json
+    journal = tmp_path / first["run"] / "journal.jsonl"
+    records = without_clock(journal)
+    journal.write_text("")
+    again = bnlab("train", *TINY, "--json", "--fresh").json
+    assert without_clock(journal) == records
+    assert again["metrics"] == first["metrics"]
+
+
+def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
+    said = bnlab("train", *TINY, "--plain")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[0] == "quickstart  batch  lr=0.3  seed=0"
+    assert [
+        re.match(r"step +(\d+)/20  loss \S+  accuracy \S+  test accuracy \S+  \S+/s  eta 0:0\d$", line)
+        for line in lines[1:11]
+    ]
+    assert [int(line[5:7]) for line in lines[1:11]] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert [line.split("  ")[0] for line in lines[11:]] == ["finished", "run", "steepest", "measuring", "next"]
+    assert lines[-1] == "next       bnlab view runs/quickstart"
+
+
+def test_a_divergence_is_a_result(bnlab: Callable[..., Said]) -> None:
+    said = bnlab("train", *TINY, "norm=none", "optim.lr=1e30", "--json")
+    assert said.code == 0
+    assert said.json["status"] == "diverged"
+    assert said.json["metrics"] == dict.fromkeys(METRICS)
+    assert set(said.json["diverged"]) == {"step", "loss", "site"}
+
+
+def test_a_failure_is_told_in_one_line_that_names_the_log(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "mine" / "norm").mkdir(parents=True)
+    (tmp_path / "mine" / "norm" / "broken.yaml").write_text("# Breaks.\ndefaults: [_placement, _self_]\nname: broken\n")
+    (tmp_path / "broken.py").write_text(
+        "from torch import nn\nfrom bnlab.registry import NORMS\n\n"
+        "class Broken(nn.Module):\n    def forward(self, x):\n        raise RuntimeError('broken on\\npurpose')\n\n"
+        "@NORMS.register('broken')\ndef broken(channels: int, dims: int):\n    return Broken()\n"
+    )
+    said = ended(
+        started(["train", *TINY, "--config-dir", "mine", "norm=broken", "plugins=[broken.py]", "--json"], tmp_path)
+    )
+    assert (said.code, said.out) == (3, "")
+    log = next((tmp_path / "runs").rglob("log.txt"))
+    told = said.err.splitlines()[-1]
+    assert told == f"RuntimeError: broken on purpose. The traceback is in {log.relative_to(tmp_path)}."
+    assert "Traceback" not in said.err
+    assert "RuntimeError: broken on\npurpose" in log.read_text()
+    assert [row["status"] for row in _rows(bnlab)] == ["failed"]
+
+
+def test_show_prints_the_spec_and_trains_nothing(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    said = bnlab("train", *TINY, "norm=none", "--show")
+    spec = config.load("quickstart", [*TINY[2:], "norm=none"])
+    assert said.out.splitlines()[:2] == [f"# id: {spec.id}", f"# configs: {config.packaged_dir()}"]
+    assert yaml.safe_load(said.out) == spec.tree()
+    assert bnlab("train", *TINY, "norm=none", "--show", "--json").json == {
+        "id": spec.id,
+        "config_dirs": [str(config.packaged_dir())],
+        "spec": spec.tree(),
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_does_not_stop_a_run(tmp_path: Path) -> None:
+    words = shlex.join([sys.executable, "-m", "bnlab", "train", *TINY])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words} | head -1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "quickstart  batch  lr=0.3  seed=0\n", "")
+    status = json.loads(next(tmp_path.rglob("status.json")).read_text())
+    assert status["status"] == "finished"
+
+
+# -- signals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    process = started(["train", *LONG, "--runs", "my runs"], tmp_path)
+    wait_for(lambda: has_records(tmp_path), "record")
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # in the middle of saving, as like as not
+    said = ended(process)
+    assert (said.code, said.err) == (130, "")
+    lines = said.out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-5:]] == ["interrupted", "run", "steepest", "measuring", "go on"]
+    again = f"bnlab train {' '.join(LONG)} --runs 'my runs'"
+    assert lines[-1] == f"go on        {again}"
+
+    step = json.loads(next(tmp_path.rglob("status.json")).read_text())["step"]
+    assert step > 0
+    process = started(shlex.split(again)[1:], tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "quickstart  batch  lr=0.3  seed=0\n"
+    assert process.stdout.readline() == f"going on from step {step} of 200000\n"
+    process.kill()
+    process.communicate()
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    words = ["train", "--config", "quickstart", "steps=6000", "model.depth=2", "model.width=8", "--json"]
+    process = started([*words, "--runs", "a"], tmp_path)
+    wait_for(lambda: has_records(tmp_path / "a"), "record")
+    process.send_signal(signal.SIGINT)
+    said = ended(process)
+    assert (said.code, said.json["status"]) == (130, "interrupted")
+    assert (
+        said.err.splitlines()[-1]
+        == f"interrupted; to go on: bnlab {shlex.join([*words[:-1], '--runs', 'a', '--json'])}"
+    )
+    resumed = ended(started([*words, "--runs", "a"], tmp_path))
+    whole = ended(started([*words, "--runs", "b"], tmp_path))
+    assert resumed.json["metrics"] == whole.json["metrics"]
+    journals = [journal_of(tmp_path / name) for name in ("a", "b")]
+    assert journals[0] is not None
+    assert journals[1] is not None
+    assert without_clock(journals[0]) == without_clock(journals[1])
+
+
+# -- runs and list ------------------------------------------------------------------------------------------------------
+
+
+def _rows(bnlab: Callable[..., Said], *where: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = bnlab("runs", *where, "--json").json["runs"]
+    return rows
+
+
+def test_a_run_whose_process_was_killed_is_shown_as_stopped(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    process = started(["train", *LONG], tmp_path)
+    wait_for(lambda: has_records(tmp_path), "record")
+    (running,) = _rows(bnlab)
+    busy = bnlab("train", *LONG)
+    process.kill()
+    process.communicate()
+    (stopped,) = _rows(bnlab)
+    assert (running["status"], stopped["status"]) == ("running", "stopped")
+    assert (busy.code, busy.out) == (2, "")
+    assert re.fullmatch(
+        rf"runs/\S+: process {process.pid} on \S+ is at work on this run\. Wait for it, or stop it\.\n", busy.err
+    )
+    assert (running["norm"], running["lr"], running["seed"], running["steps"]) == ("batch", 0.3, 0, 200000)
+    assert stopped["step"] >= running["step"] >= 0
+    assert stopped["train_loss"] > 0
+
+
+def test_runs_shows_a_table_and_one_run_its_card(bnlab: Callable[..., Said]) -> None:
+    ended_runs = [bnlab("train", *TINY, f"norm={norm}", "--json").json for norm in ("batch", "none")]
+    said = bnlab("runs")
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["status", "norm", "lr", "seed", "step", "train", "loss", "test", "acc", "age", "run"]
+    for line, run in zip(lines[2:], ended_runs, strict=True):
+        status, norm, lr, seed, step, loss, accuracy, _, _, path = line.split()
+        assert (status, lr, seed, step, path) == ("finished", "0.3", "0", "20/20", run["run"])
+        assert norm == Path(path).parts[2]
+        assert float(loss) == pytest.approx(run["metrics"]["train_loss"], rel=1e-3)
+        assert float(accuracy) == pytest.approx(run["metrics"]["test_accuracy"], rel=1e-3)
+    assert [row["run"] for row in _rows(bnlab, "runs/quickstart")] == [run["run"] for run in ended_runs]
+
+    path = ended_runs[0]["run"]
+    card = bnlab("runs", path).out
+    assert [line.split()[0] for line in card.splitlines()] == (
+        ["run", "status", "metrics", "timing", "model", "norm", "data", "optim", "probes", "spec", "from", "files"]
+    )
+    assert re.search(r"^status +finished, step 20/20, \d s ago$", card, re.M)
+    as_json = bnlab("runs", path, "--json").json
+    assert (as_json["run"], as_json["status"], as_json["metrics"]) == (path, "finished", ended_runs[0]["metrics"])
+    assert as_json["spec"]["norm"]["name"] == "batch"
+    assert as_json["provenance"]["bnlab"] == __version__
+    assert as_json["files"]["status.json"] == Path(path, "status.json").stat().st_size
+
+
+def test_runs_and_list_do_not_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "spec.yaml").write_text("seed: 1\n")
+    for words in (["runs"], ["list", "configs"], ["list", "norms"], ["list", "probes"]):
+        script = (
+            f"import sys\nfrom bnlab.cli import main\ntry: main({words!r})\n"
+            "except SystemExit as end: print(end.code, 'torch' in sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert done.stderr == "0 False\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [
+        ("configs", "experiments"),
+        ("experiments", "experiments"),
+        ("norms", "norm"),
+        ("models", "model"),
+        ("data", "data"),
+    ],
+)
+def test_list_names_everything_with_its_description(kind: str, folder: str, bnlab: Callable[..., Said]) -> None:
+    files = config.available(folder, [config.packaged_dir()])
+    listed = bnlab("list", kind, "--json").json[kind]
+    assert listed == [{"name": name, "description": config.description(file)} for name, file in files.items()]
+    assert all(item["description"] for item in listed)
+    lines = bnlab("list", kind).out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [[item["name"], item["description"]] for item in listed]
+
+
+def test_list_probes_names_presets_and_single_ones(bnlab: Callable[..., Said]) -> None:
+    names = [item["name"] for item in bnlab("list", "probes", "--json").json["probes"]]
+    assert {"none", "economy", "standard", "full", "activations", "gradients", "batch_moments"} <= set(names)
+
+
+def test_list_metrics_names_all_that_a_journal_has(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    listed = [item["name"] for item in bnlab("list", "metrics", "--json").json["metrics"]]
+    run = bnlab("train", *TINY, "probes=standard", "--json").json["run"]
+    for record in without_clock(tmp_path / run / "journal.jsonl"):
+        for name in set(record) - {"step"}:
+            assert name in listed or f"{name.partition('.')[0]}.*" in listed, name
+
+
+def test_list_says_when_there_is_nothing(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    assert bnlab("list", "studies").code == 0
+    (tmp_path / "configs" / "studies").mkdir(parents=True)
+    (tmp_path / "configs" / "studies" / "mine.yaml").write_text("# My own study.\n")
+    listed = bnlab("list", "studies", "--json").json["studies"]
+    assert {"name": "mine", "description": "My own study."} in listed

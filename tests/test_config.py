@@ -1,0 +1,372 @@
+"""From a name and overrides to a spec: what is found where, what is refused and how, and that one meaning is one id."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bnlab import config
+from bnlab.errors import UsageError
+from bnlab.folder import RunFolder
+from bnlab.registry import NORMS
+from bnlab.setup import assemble
+from bnlab.spec import RunSpec
+from bnlab.train import train
+
+EXPERIMENTS = list(config.available("experiments", [config.packaged_dir()]))
+
+
+def _load(*overrides: str) -> RunSpec:
+    return config.load("quickstart", overrides)
+
+
+# -- what comes with bnlab -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str) -> None:
+    spec = config.load(name, [])
+    assert spec.name == name
+    assert assemble(spec).steps == spec.steps
+
+
+@pytest.mark.parametrize("norm", list(config.available("norm", [config.packaged_dir()])))
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
+    spec = config.load(name, [f"norm={norm}"])
+    assert spec.norm.name == norm
+    assemble(spec)
+
+
+@pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_set_of_probes_goes_with_every_experiment(name: str, probes: str) -> None:
+    assemble(config.load(name, [f"probes={probes}"]))
+
+
+def test_probes_none_measures_nothing_and_full_has_all_of_standard_and_that_all_of_economy() -> None:
+    chosen = {name: set(_load(f"probes={name}").probes.options) for name in ("none", "economy", "standard", "full")}
+    assert chosen["none"] == set()
+    assert {"batch_moments", "gradients", "activations"} <= chosen["economy"] <= chosen["standard"] <= chosen["full"]
+
+
+def test_the_paper_s_settings_are_those_of_the_paper() -> None:
+    """Ioffe & Szegedy 2015, section 4.1, and Santurkar et al. 2018, section 3.2."""
+    ioffe = config.load("mlp_digits", [])
+    assert (ioffe.model.options["depth"], ioffe.model.options["width"], ioffe.model.activation) == (3, 100, "sigmoid")
+    assert (ioffe.data.batch_size, ioffe.model.init, ioffe.loss) == (60, "gaussian", "cross_entropy")
+    linear = config.load("deep_linear", [])
+    assert (linear.model.options["depth"], linear.model.options["width"], linear.model.init) == (25, 10, "glorot")
+    assert (linear.data.batch_size, linear.data.options["size"], linear.data.options["dimension"]) == ("full", 1000, 10)
+    assert (linear.loss, linear.reduction, linear.optim.name, linear.optim.lr, linear.steps) == (
+        "mse",
+        "sum",
+        "sgd",
+        1e-6,
+        10000,
+    )
+
+
+# -- overrides -------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_shared_keys_options_and_groups() -> None:
+    spec = _load("norm=batch_reference", "norm.eps=1e-3", "norm.layers=[0,2]", "optim.lr=0.25", "norm.momentum=null")
+    assert (spec.norm.name, spec.norm.layers, spec.optim.lr) == ("batch_reference", (0, 2), 0.25)
+    assert spec.norm.options == {"eps": 1e-3, "momentum": None, "affine": True}
+
+
+def test_a_key_may_be_set_before_its_group_is_chosen() -> None:
+    assert _load("optim.lr=0.2", "optim=adam") == _load("optim=adam", "optim.lr=0.2")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["optim.lr=0.30000000000000004"], ["optim.lr=0.3"]),
+        (["optim.lr=1"], ["optim.lr=1.0"]),
+        (["optim.lr=1e-1"], ["optim.lr=0.1"]),
+        (["norm=batch"], []),
+        (["seed=0"], []),
+        (["norm.eps=0.00001"], ["norm.eps=1e-5"]),
+        (["model.width=100", "model.depth=3"], ["model.depth=3", "model.width=100"]),
+        (["launch.checkpoint_s=1"], ["launch.checkpoint_s=2"]),
+        (["name=mine"], ["name=yours"]),
+    ],
+)
+def test_one_meaning_is_one_id(one: list[str], other: list[str]) -> None:
+    assert _load(*one).id == _load(*other).id
+
+
+def test_a_sum_of_floats_is_the_number_it_was_meant_to_be() -> None:
+    assert _load(f"optim.lr={0.1 + 0.2!r}").optim.lr == 0.3
+    assert _load(f"norm.eps={0.1 + 0.2!r}").norm.options["eps"] == 0.3
+    assert _load(f"optim.drop_at=[{0.1 + 0.2!r},0.5]").optim.drop_at == (0.3, 0.5)
+
+
+def test_two_meanings_are_two_ids() -> None:
+    sets = (["seed=1"], ["norm=none"], ["optim.lr=0.31"], ["norm.eps=2e-5"], ["probes=none"], ["model.bias=true"])
+    ids = {_load(*overrides).id for overrides in ([], *sets)}
+    assert len(ids) == 1 + len(sets)
+
+
+def test_the_id_is_the_same_in_another_process() -> None:
+    script = "from bnlab import config; print(config.load('quickstart', ['norm=none', 'optim.lr=0.7']).id)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == _load("norm=none", "optim.lr=0.7").id
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        ([], 1000, None),
+        (["steps=7"], 7, None),
+        (["epochs=2"], None, 2.0),
+        (["epochs=0.5"], None, 0.5),
+        (["epochs=2", "steps=null"], None, 2.0),
+        (["steps=7", "epochs=null"], 7, None),
+    ],
+)
+def test_the_length_of_a_run_is_the_one_that_was_typed(
+    overrides: list[str], steps: int | None, epochs: float | None
+) -> None:
+    spec = _load(*overrides)
+    assert (spec.steps, spec.epochs) == (steps, epochs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.lrr=1"], "optim.lrr: no such key. Did you mean: optim.lr?"),
+        (["lr=1"], "lr: no such key. Did you mean: optim.lr?"),
+        (["data.batchsize=2"], "data.batchsize: no such key. Did you mean: data.batch_size?"),
+        (
+            ["hydra.run.dir=x"],
+            "hydra.run.dir=x: bnlab is not run by Hydra, so its own settings have no effect. Leave it out.",
+        ),
+        (["norm=bach"], "norm: no such option, got 'bach'. Did you mean: batch?"),
+        (["model=resnet"], "model: no such option, got 'resnet'. There are: cnn, deep_linear, mlp."),
+        (
+            ["+foo=1"],
+            "+foo=1: nothing can be added to a spec, its keys are fixed. "
+            "Where the key exists, write foo=... without the +.",
+        ),
+        (
+            ["++optim.lr=1"],
+            "++optim.lr=1: nothing can be added to a spec, its keys are fixed. "
+            "Where the key exists, write optim.lr=... without the +.",
+        ),
+        (["~norm"], "~norm: nothing can be removed from a spec. Give norm another value."),
+        (["~optim.lr"], "~optim.lr: nothing can be removed from a spec. Give optim.lr another value."),
+        (["optim.lr=1,2"], "optim.lr: several values, and `train` makes one run, got '1,2'. Give one of them."),
+        (["norm=none,batch"], "norm: several values, and `train` makes one run, got 'none,batch'. Give one of them."),
+        (["seed=range(0,3)"], "seed: several values, and `train` makes one run, got 'range(0,3)'. Give one of them."),
+        (["optim.lr=1", "optim.lr=2"], "optim.lr: given twice, got 'optim.lr=2'. Give it once."),
+        (["norm=none", "norm=batch"], "norm: given twice, got 'norm=batch'. Give it once."),
+        (["optim"], "optim: cannot be read as an override. Write key=value."),
+        (["optim.lr='"], "optim.lr=': cannot be read as an override. Write key=value."),
+        (["optim.lr=0"], "optim.lr: must be a number above 0, got 0."),
+        (["optim.lr=-1"], "optim.lr: must be a number above 0, got -1."),
+        (["optim.lr=inf"], "optim.lr: must be finite, got inf."),
+        (["optim.lr=nan"], "optim.lr: must be finite, got nan."),
+        (["optim.lr=fast"], "optim.lr: must be a number, got 'fast'."),
+        (["steps=0"], "steps: must be at least 1, got 0."),
+        (["steps=null"], "steps: missing. Give steps or epochs."),
+        (["steps=5", "epochs=2"], "epochs: cannot go with steps, got 2. Give one of the two."),
+        (["norm.layers=[]"], "norm.layers: must be 'all' or not be empty, got []."),
+        (["optim.drop_at={a:1}"], "optim.drop_at: must be a list, got {'a': 1}."),
+    ],
+)
+def test_an_override_that_cannot_be_is_told_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=r".") as caught:
+        _load(*overrides)
+    assert str(caught.value) == message
+    assert "\n" not in message
+
+
+def test_a_group_of_keys_is_not_a_key() -> None:
+    with pytest.raises(
+        UsageError, match=r"^probes\.activations: a group of keys, not a key, got 3\. Set one of probes\."
+    ):
+        _load("probes.activations=3")
+
+
+def test_a_group_cannot_be_put_under_another_name() -> None:
+    """Hydra's `group@package=option`: it would be taken for `group=option`, and the package forgotten."""
+    with pytest.raises(UsageError, match=r"^norm@optim"):
+        _load("norm@optim=none")
+
+
+@pytest.mark.parametrize("text", ["optim.lr=${nothing}", "optim.lr=${oc.env:BNLAB_NO_SUCH_VARIABLE}"])
+def test_a_reference_to_nothing_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^optim\.lr: ") as caught:
+        _load(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_to_another_key_is_that_key_s_value() -> None:
+    assert _load("seed=${model.depth}").seed == 10
+
+
+def test_an_unknown_experiment_gets_the_nearest_one_proposed() -> None:
+    message = r"^--config: no such experiment, got 'quickstar'\. Did you mean: quickstart\?$"
+    with pytest.raises(UsageError, match=message):
+        config.load("quickstar", [])
+
+
+def test_a_failed_load_leaves_nothing_behind() -> None:
+    expected = _load("optim.lr=0.2").id
+    for bad in (["norm=bach"], ["+foo=1"], ["optim.lr=nan"], ["optim.lr=1,2"]):
+        with pytest.raises(UsageError, match=r"."):
+            _load(*bad)
+        assert _load("optim.lr=0.2").id == expected
+
+
+# -- a user's own configs --------------------------------------------------------------------------
+
+MY_NORM = '''
+"""A norm of a user's own: each example over its own features."""
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from bnlab.registry import NORMS
+
+
+@NORMS.register("mine")
+class Mine(nn.Module):
+    def __init__(self, channels: int, dims: int, *, eps: Annotated[float, Gt(0)]) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x / (x.pow(2).mean(dim=1, keepdim=True) + self.eps).sqrt()
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[Path]:
+    """A user's config directory: a packaged norm's YAML with another eps, a norm and an experiment of their own."""
+    (tmp_path / "my_norm.py").write_text(MY_NORM)
+    for group in ("norm", "experiments"):
+        (tmp_path / "configs" / group).mkdir(parents=True)
+    packaged = (config.packaged_dir() / "norm" / "batch.yaml").read_text()
+    (tmp_path / "configs" / "norm" / "batch.yaml").write_text(packaged.replace("eps: 1.0e-5", "eps: 0.5"))
+    (tmp_path / "configs" / "norm" / "mine.yaml").write_text(
+        "# Each example over its own features.\ndefaults: [_placement, _self_]\nname: mine\neps: 0.001\n"
+    )
+    (tmp_path / "configs" / "experiments" / "own.yaml").write_text(
+        "# @package _global_\n# A study of my own.\ndefaults:\n  - /run\n  - override /norm: mine\n  - _self_\n"
+        f"name: own\nsteps: 6\nplugins: ['{tmp_path / 'my_norm.py'}']\nmodel: {{depth: 2, width: 5}}\n"
+    )
+    entries = dict(NORMS._entries)
+    yield tmp_path / "configs"
+    NORMS._entries.clear()
+    NORMS._entries.update(entries)
+    sys.modules.pop("bnlab_plugin_my_norm", None)
+
+
+def test_a_user_s_yaml_goes_before_the_packaged_one(mine: Path) -> None:
+    assert config.load("quickstart", [], mine).norm.options["eps"] == 0.5
+    assert _load().norm.options["eps"] == 1e-5
+    assert config.load("quickstart", ["norm=batch_reference"], mine).norm.options["eps"] == 1e-5
+    found = config.available("norm", config.config_dirs(mine))
+    assert found["batch"].parent == mine / "norm"
+    assert found["none"].parent == config.packaged_dir() / "norm"
+
+
+def test_a_user_s_experiment_with_a_norm_of_their_own_trains(mine: Path, tmp_path: Path) -> None:
+    spec = config.load("own", ["norm.eps=0.25"], mine)
+    assert (spec.name, spec.norm.name, spec.steps) == ("own", "mine", 6)
+    setup = assemble(spec)
+    for site in setup.net.sites[:-1]:
+        assert isinstance(site.norm, nn.Module)
+        x = torch.tensor([[3.0, 4.0, 0.0, 0.0, 0.0]])
+        torch.testing.assert_close(site.norm(x), x / (5 + 0.25) ** 0.5)
+    assert train(setup, RunFolder(tmp_path / "run"))["status"] == "finished"
+    moved = setup.net.sites[0].norm
+    assert isinstance(moved, nn.Module)
+    assert not torch.equal(moved.get_parameter("gain"), torch.ones(5))
+
+
+def test_a_user_s_own_norm_gets_its_options_checked(mine: Path) -> None:
+    with pytest.raises(UsageError, match=r"^norm\.eps: must be a number above 0, got 0\.$"):
+        assemble(config.load("own", ["norm.eps=0"], mine))
+    with pytest.raises(UsageError, match=r"^norm\.momentum: no such key"):
+        config.load("own", ["norm.momentum=0.1"], mine)
+
+
+def test_configs_in_the_working_directory_are_found_without_being_named(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mine.parent)
+    assert config.load("own", []).name == "own"
+
+
+def test_a_config_dir_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--config-dir: no such directory, got '.*nowhere'\.$"):
+        config.load("quickstart", [], tmp_path / "nowhere")
+
+
+def _experiment(mine: Path, body: str) -> None:
+    text = f"# @package _global_\n# Mine.\ndefaults:\n  - /run\n  - _self_\nname: mine\n{body}\n"
+    (mine / "experiments" / "mine.yaml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ("stepz: 10", "stepz"),
+        ("optim: {momntum: 0.9}", r"optim\.momntum"),
+        ("launch: {workers: 2}", r"launch\.workers"),
+        ("probes: {gradient: {noise: true}}", "probes"),
+        ("optims: {lr: 0.9}", "optims"),
+    ],
+)
+def test_a_key_in_a_file_that_nothing_reads_is_refused(mine: Path, body: str, key: str) -> None:
+    """A misspelt key in a file is the same mistake as on the command line."""
+    _experiment(mine, body)
+    with pytest.raises(UsageError, match=f"^{key}: "):
+        assemble(config.load("mine", [], mine))
+
+
+def test_a_file_that_gives_epochs_does_not_silently_train_the_default_number_of_steps(mine: Path) -> None:
+    """`steps: 1000` comes from the base file: either the experiment's epochs win, or both together are refused."""
+    _experiment(mine, "epochs: 3")
+    try:
+        spec = config.load("mine", [], mine)
+    except UsageError as error:
+        assert "epochs" in str(error)  # noqa: PT017  (either answer is right; silence is not)
+    else:
+        assert (spec.steps, spec.epochs) == (None, 3.0)
+
+
+def test_a_file_with_epochs_in_place_of_steps_trains_those(mine: Path) -> None:
+    _experiment(mine, "epochs: 3\nsteps: null")
+    spec = config.load("mine", [], mine)
+    assert (spec.steps, spec.epochs) == (None, 3.0)
+    assert assemble(spec).steps == 3 * (1438 // 60)
+    assert config.load("mine", ["steps=9"], mine).steps == 9
+
+
+@pytest.mark.parametrize("body", ["optim: [", "defaults: 3", "optim: ${nothing}"])
+def test_a_broken_file_is_told_by_its_name_in_one_line(mine: Path, body: str) -> None:
+    _experiment(mine, body)
+    with pytest.raises(UsageError, match=r"mine\.yaml|optim") as caught:
+        config.load("mine", [], mine)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_without_a_name_says_so(mine: Path) -> None:
+    (mine / "experiments" / "nameless.yaml").write_text("# @package _global_\n# Mine.\ndefaults: [/run, _self_]\n")
+    with pytest.raises(UsageError, match=r"^name: missing\. Experiment nameless must give it a value\.$"):
+        config.load("nameless", [], mine)

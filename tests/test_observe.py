@@ -1,0 +1,299 @@
+"""Measuring leaves the run alone: bit by bit, for every norm, model, position and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bnlab import config
+from bnlab.folder import RunFolder
+from bnlab.models.base import Net
+from bnlab.observe import Schedule, first_non_finite_site
+from bnlab.registry import NORMS, PROBES, Entry
+from bnlab.setup import assemble
+from bnlab.spec import RunSpec
+from bnlab.train import RunFailedError, train
+
+OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
+FULL = ("probes=full", "probes.activations.batch=24", "probes.activations.histogram_every=1", "probes.points=100")
+EVERYWHERE = ("probes.points=100", "probes.eval_points=100")
+
+MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
+NORM_NAMES = list(config.available("norm", [config.packaged_dir()]))
+
+
+def _hooks(module: nn.Module) -> int:
+    """How many hooks there are on the net's parts, and how many parts have a `forward` put over their own."""
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+    )
+    wrapped = sum("forward" in vars(part) for part in module.modules())
+    return wrapped + sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
+
+
+class _Trace:
+    """Trains a spec and keeps all that measuring could have changed."""
+
+    def __init__(
+        self, spec: RunSpec, folder: Path, state_bits: Callable[..., Any], bits_of: Callable[..., Any]
+    ) -> None:
+        torch.manual_seed(7)
+        setup = assemble(spec)
+        self.losses: list[float] = []
+        objective = setup.objective
+
+        def kept(outputs: Tensor, targets: Tensor) -> Tensor:
+            loss = objective(outputs, targets)
+            self.losses.append(loss.item())
+            return loss
+
+        self.start = bits_of(setup.net.module.state_dict())
+        train(replace(setup, objective=kept), RunFolder(folder))  # for the loop: probes and evaluation have theirs
+        self.state = state_bits(setup)
+        self.random = torch.get_rng_state()
+        self.hooks = _hooks(setup.net.module)
+        self.param_hooks = sum(len(param._backward_hooks or {}) for param in setup.net.module.parameters())
+        self.training = {name: part.training for name, part in setup.net.module.named_modules()}
+        self.tracked = {
+            name: int(value) for name, value in setup.net.module.named_buffers() if "num_batches_tracked" in name
+        }
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("norm", NORM_NAMES)
+def test_a_run_with_every_probe_is_bit_for_bit_the_run_with_none(
+    norm: str,
+    model: str,
+    position: str,
+    optimizer: str,
+    tmp_path: Path,
+    spec_of: Callable[..., RunSpec],
+    state_bits: Callable[..., Any],
+    bits_of: Callable[..., Any],
+) -> None:
+    shared = (f"norm={norm}", f"norm.position={position}", *OPTIMIZERS[optimizer], "steps=8", "probes.eval_points=4")
+    measured = _Trace(spec_of(*shared, *FULL, model=model), tmp_path / "full", state_bits, bits_of)
+    bare = _Trace(
+        spec_of(*shared, "probes=none", "probes.points=1", model=model), tmp_path / "none", state_bits, bits_of
+    )
+    assert measured.start == bare.start
+    assert measured.state == bare.state
+    assert measured.state["module"] != measured.start, "nothing was trained"
+    assert torch.equal(measured.random, bare.random)
+    assert len(bare.losses) == 8
+    assert measured.losses == bare.losses
+    assert measured.training == bare.training
+    assert measured.hooks == bare.hooks == 0
+    assert measured.param_hooks == bare.param_hooks == 0
+    assert set(measured.tracked.values()) <= {8}, "a batch norm counted a batch that was not trained on"
+
+
+class _Jitter(nn.Module):
+    """A norm that draws from the global random state whenever it is called, and in evaluation too if told."""
+
+    def __init__(self, channels: int, dims: int, *, in_use: bool) -> None:
+        super().__init__()
+        self.in_use = in_use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x) if self.training or self.in_use else x
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_norm_that_draws_from_the_global_random_state_draws_the_same_when_measured(
+    in_use: bool,
+    tmp_path: Path,
+    spec_of: Callable[..., RunSpec],
+    state_bits: Callable[..., Any],
+    bits_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = Entry(name="jitter", constructor=_Jitter, traits=frozenset())
+    monkeypatch.setitem(NORMS._entries, "jitter", entry)
+
+    def traced(where: str, *overrides: str) -> _Trace:
+        spec = spec_of("norm=none", *overrides)
+        spec = replace(spec, norm=replace(spec.norm, name="jitter", options={"in_use": in_use}))
+        return _Trace(spec, tmp_path / where, state_bits, bits_of)
+
+    measured = traced("full", *FULL, *EVERYWHERE)
+    bare = traced("none", "probes=none", "probes.points=1", "probes.eval_points=1")
+    assert measured.losses == bare.losses
+    assert measured.state == bare.state
+    assert torch.equal(measured.random, bare.random)
+
+
+class _Renewing(nn.Module):
+    """A norm that puts a new tensor in the place of its buffer, as many hand-written ones do: `self.mean = ...`."""
+
+    mean: Tensor
+    count: Tensor
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+            self.count = self.count + 1
+        return x - self.mean
+
+
+def test_a_norm_that_renews_its_buffers_is_left_alone_too(
+    tmp_path: Path,
+    spec_of: Callable[..., RunSpec],
+    state_bits: Callable[..., Any],
+    bits_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = Entry(name="renewing", constructor=_Renewing, traits=frozenset())
+    monkeypatch.setitem(NORMS._entries, "renewing", entry)
+
+    def traced(where: str, *overrides: str) -> _Trace:
+        spec = spec_of("norm=none", *overrides)
+        spec = replace(spec, norm=replace(spec.norm, name="renewing", options={}))
+        return _Trace(spec, tmp_path / where, state_bits, bits_of)
+
+    measured = traced("full", *FULL, *EVERYWHERE)
+    bare = traced("none", "probes=none", "probes.points=1", "probes.eval_points=1")
+    assert measured.losses == bare.losses
+    assert measured.state == bare.state
+    counts = [value for name, value in measured.state["module"].items() if name.endswith("count")]
+    assert counts == [bits_of(torch.tensor(12))] * 2
+
+
+def test_a_forward_that_somebody_put_over_a_part_s_own_is_still_there_afterwards(
+    spec_of: Callable[..., RunSpec],
+) -> None:
+    """As tools do that wrap the modules of a net they are given."""
+    setup = assemble(spec_of("norm=batch"))
+    norm = setup.net.sites[0].norm
+    assert norm is not None
+    calls: list[int] = []
+    plain = norm.forward
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(1)
+        out: Tensor = plain(x)
+        return out
+
+    vars(norm)["forward"] = counted
+    x = setup.dataset.train.x[:8]
+    assert first_non_finite_site(setup.net, x) is None
+    assert len(calls) == 1
+    assert vars(norm).get("forward") is counted
+
+
+class _Raises:
+    """A probe that fails at one step."""
+
+    needs = frozenset({"training_sites", "pre_gradients", "before", "probe_sites"})
+    metrics: dict[str, str] = {}  # noqa: RUF012
+    batch = 8
+
+    def measure(self, snapshot: Any, carry: Any) -> Any:
+        raise ArithmeticError("the probe failed")
+
+
+def test_no_hook_is_left_when_a_probe_fails(
+    tmp_path: Path, spec_of: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROBES._entries, "raises", Entry(name="raises", constructor=_Raises, traits=frozenset()))
+    spec = spec_of(*FULL)
+    setup = assemble(replace(spec, probes=replace(spec.probes, options={**spec.probes.options, "raises": {}})))
+    with pytest.raises(RunFailedError, match="ArithmeticError: the probe failed"):
+        train(setup, RunFolder(tmp_path))
+    assert _hooks(setup.net.module) == 0
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_no_hook_is_left_when_a_forward_fails(
+    call: int, tmp_path: Path, spec_of: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a measured step: the training forward, the probe batch's, a half batch's for the gradient noise."""
+    setup = assemble(spec_of(*FULL, "probes.eval_points=1"))
+    head = setup.net.sites[-1].affine
+    calls = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal calls
+        if head.training:
+            calls += 1
+            if calls == call:
+                raise ArithmeticError("the net failed")
+        return nn.functional.linear(x, head.weight, head.bias)
+
+    monkeypatch.setattr(head, "forward", counted)
+    with pytest.raises(RunFailedError, match="ArithmeticError: the net failed"):
+        train(setup, RunFolder(tmp_path))
+    assert calls == call
+    monkeypatch.undo()
+    assert _hooks(setup.net.module) == 0
+
+
+def test_the_first_non_finite_site_is_named_and_the_net_left_alone(
+    spec_of: Callable[..., RunSpec], bits_of: Callable[..., Any]
+) -> None:
+    setup = assemble(spec_of("norm=none", "model.depth=4"))
+    net: Net = setup.net
+    x = setup.dataset.train.x[:8]
+    assert first_non_finite_site(net, x) is None
+    with torch.no_grad():
+        net.sites[2].affine.get_parameter("weight").mul_(1e38)
+        net.sites[2].affine.get_parameter("weight")[0, :] = torch.inf
+    before = bits_of(net.module.state_dict())
+    net.module.eval()
+    assert first_non_finite_site(net, x) == "L02_fc"
+    assert bits_of(net.module.state_dict()) == before
+    assert _hooks(net.module) == 0
+    assert not any(part.training for part in net.module.modules())
+
+
+def test_a_batch_norm_hides_no_non_finite_site_before_it(spec_of: Callable[..., RunSpec]) -> None:
+    setup = assemble(spec_of("norm=batch", "model.depth=3"))
+    with torch.no_grad():
+        setup.net.sites[1].affine.get_parameter("weight")[0, 0] = torch.nan
+    assert first_non_finite_site(setup.net, setup.dataset.train.x[:8]) == "L01_fc"
+
+
+@given(steps=st.integers(1, 5000), points=st.integers(1, 400), eval_points=st.integers(1, 400))
+def test_a_schedule_has_the_first_and_the_last_step_and_not_more_points_than_asked(
+    steps: int, points: int, eval_points: int
+) -> None:
+    schedule = Schedule(steps=steps, points=points, eval_points=eval_points)
+    due = [step for step in range(steps) if schedule.due(step)]
+    assert due[0] == 0
+    assert due[-1] == steps - 1
+    regular = [step for step in due if step % schedule.every == 0]
+    assert len(regular) <= points
+    # Early ones grow by a factor of about 1.4 up to `every`: 2 log2(every) of them and a few; and the last step.
+    assert len(due) - len(regular) <= 2 * max(1, schedule.every).bit_length() + 1
+    evaluated = [step for step in due if schedule.evaluates(step)]
+    assert evaluated[0] == 0
+    assert len(evaluated) <= eval_points + 1
+
+
+@pytest.mark.parametrize(("steps", "points", "every"), [(2000, 200, 10), (1000, 200, 5), (399, 200, 2), (200, 200, 1)])
+def test_points_are_the_number_of_regular_measurements(steps: int, points: int, every: int) -> None:
+    schedule = Schedule(steps=steps, points=points, eval_points=points)
+    due = {step for step in range(steps) if schedule.due(step)}
+    assert set(range(0, steps, every)) <= due
+    early_and_last = {step for step in due if step % every}
+    assert max(early_and_last - {steps - 1}, default=0) < every
