@@ -2,10 +2,11 @@
 
     python benchmarks/step.py [--json] [--turns N] [--net mlp|cnn]
 
-All contestants train the same net on the same data with one thread, taking turns of 100 steps in one process (turns.py);
-ratios are medians over turns of a contestant's time over the bare loop's in the same round. A run of 2,000 steps with the
-default 200 points measures every 10 steps; the denser measurements of a run's first steps fall into the first turn, which
-is not counted. The test set is evaluated at step 0 only, since the bare loop evaluates nothing.
+All contestants train the same net on the same data with one thread, taking turns of 100 steps in one process
+(turns.py); ratios are medians over turns of a contestant's time over the bare loop's in the same round. A run of
+2,000 steps with the default 200 points measures every 10 steps; the denser measurements of a run's first steps fall
+into the first turn, which is not counted. The test set is evaluated at step 0 only, since the bare loop evaluates
+nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def bare_loop(make: Callable[[], nn.Module], each_step: Callable[[int, nn.Module
 
 
 def naive_loop(make: Callable[[], nn.Module], every: int, folder: Path) -> Any:
-    """The same loop with what is often written: hooks that call `.item()`, and a SummaryWriter scalar for each figure."""
+    """The same loop with what is often written: hooks that call `.item()`, and a SummaryWriter scalar for each
+    figure."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder))
@@ -119,7 +121,7 @@ def naive_loop(make: Callable[[], nn.Module], every: int, folder: Path) -> Any:
     return bare_loop(hooked, gradients)
 
 
-def bnlab_loop(net: str, probes: str, points: int, folder: Path) -> Any:
+def bnlab_loop(net: str, probes: str, points: int, folder: Path, everything: bool = False) -> Any:
     """`bnlab train`, its whole loop with journal and events."""
 
     steps, every = 10**7, STEPS // points
@@ -130,6 +132,7 @@ def bnlab_loop(net: str, probes: str, points: int, folder: Path) -> Any:
     tree["probes"] |= {"points": steps // every, "eval_points": 1}
     if every == 1:
         del tree["probes"]["activations"]
+        tree["probes"]["gradients"] |= {"updates": everything, "deltas": everything}
     spec = RunSpec.from_tree(tree)
 
     def body(tick: Tick) -> None:
@@ -145,7 +148,12 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
         Contestant("bare loop", bare_loop(make)),
         Contestant("bnlab, probes=none", bnlab_loop(net, "none", 200, folder / "none")),
         Contestant("bnlab, probes=economy", bnlab_loop(net, "economy", 200, folder / "economy")),
-        Contestant("bnlab, moments and gradients, every step", bnlab_loop(net, "economy", STEPS, folder / "every")),
+        Contestant(
+            "bnlab, moments and gradient norms, every step", bnlab_loop(net, "economy", STEPS, folder / "every")
+        ),
+        Contestant(
+            "the same with update ratios and delta norms", bnlab_loop(net, "economy", STEPS, folder / "all", True)
+        ),
         Contestant("hooks with .item(), every 10 steps", naive_loop(make, 10, folder / "naive10")),
         Contestant("hooks with .item(), every step", naive_loop(make, 1, folder / "naive1")),
     ]
@@ -155,7 +163,7 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
     names = {"bnlab, probes=none": "none", "bnlab, probes=economy": "economy"}
     rows = []
     for contestant in contestants:
-        key = names.get(contestant.name, "every step" if "moments" in contestant.name else "")
+        key = names.get(contestant.name, "every step" if "moments and" in contestant.name else "")
         rows.append(
             {
                 "net": net,

@@ -160,6 +160,11 @@ def _sorted_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> tuple[l
 def _composed(name: str, choices: list[str], dirs: Sequence[Path]) -> DictConfig:
     try:
         tree = compose(f"experiments/{name}", overrides=choices)
+        if choices:
+            # What the experiment says of its own model does not hold for another one that the user puts in its place.
+            plain = compose("run", overrides=choices)
+            for group in (choice.partition("=")[0] for choice in choices):
+                tree[group] = OmegaConf.masked_copy(tree[group], list(plain[group]))
         OmegaConf.set_struct(tree, True)
         missing = OmegaConf.missing_keys(tree)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

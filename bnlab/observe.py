@@ -112,7 +112,9 @@ class Watch(AbstractContextManager["Watch"]):
         every, schedule = observer.every, observer.schedule
         self.probes = {name: probe for name, probe in observer.probes.items() if schedule.due(step, every[name])}
         self._needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in self.probes.values()))
-        self._tap = Tap(observer.net, training=True) if "training_sites" in self._needs else None
+        gradients = "pre_gradients" in self._needs
+        tapped = gradients or "training_sites" in self._needs
+        self._tap = Tap(observer.net, act_in=False, gradients=gradients) if tapped else None
         self._probe_sites = Sites()
 
     def __enter__(self) -> Watch:
@@ -156,6 +158,7 @@ class Watch(AbstractContextManager["Watch"]):
         )
         with untouched_random_state(self.batch.x.device):
             raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}
+        self._tap, self._probe_sites = None, Sites()  # or the next forward finds all that memory still taken
         self.seconds += time.perf_counter() - start
         return raw
 

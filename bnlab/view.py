@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import importlib.util
 import json
 import os
@@ -35,6 +34,20 @@ OVERVIEW = (
 
 MANY_RUNS = 500
 """Above this, TensorBoard selects no run at first and shows an empty page."""
+
+CHILD = """
+import os, runpy, threading
+
+def end_with_parent():
+    while os.read(0, 1):
+        pass
+    os._exit(0)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
+"""
+"""`python -m tensorboard.main` that ends when the process which started it does, however that ends, SIGKILL included: the
+system then closes the other end of its stdin."""
 
 START_S = 120.0
 HEAD_BYTES = 1 << 18
@@ -113,8 +126,8 @@ def samples(runs: int) -> str:
 def command(root: Path, *, port: int, bind_all: bool, runs: int) -> list[str]:
     """The command line of the server."""
     address = ["--bind_all"] if bind_all else ["--host", "127.0.0.1"]
-    words = ["-m", "tensorboard.main", "--logdir", str(root), "--port", str(port), *address]
-    return [sys.executable, *words, "--samples_per_plugin", samples(runs), "--reload_interval", "5"]
+    words = ["--logdir", str(root), "--port", str(port), *address]
+    return [sys.executable, "-c", CHILD, *words, "--samples_per_plugin", samples(runs), "--reload_interval", "5"]
 
 
 def with_browser(environment: Mapping[str, str], platform: str) -> bool:
@@ -180,18 +193,18 @@ class Server:
         # In a session of its own, so that Ctrl-C reaches this process alone, which then ends the child.
         self._child = subprocess.Popen(
             self.words,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: its end is what the child waits for
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,
         )
         self._told: collections.deque[str] = collections.deque(maxlen=20)
         self._address: str | None = None
         self._known = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,6 +215,9 @@ class Server:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._reader.join()
 
     def address(self) -> str:
         """Where it answers; the real port is told on its stderr.
@@ -225,11 +241,12 @@ class Server:
 
     def _listen(self) -> None:
         assert self._child.stderr is not None
-        for line in self._child.stderr:
-            self._told.append(line.strip())
-            if match := re.match(r"TensorBoard \S+ at (http\S+)", line):
-                self._address = match.group(1)
-                self._known.set()
+        with self._child.stderr as lines:
+            for line in lines:
+                self._told.append(line.strip())
+                if match := re.match(r"TensorBoard \S+ at (http\S+)", line):
+                    self._address = match.group(1)
+                    self._known.set()
         self._known.set()
 
     def _why(self) -> str:
@@ -257,16 +274,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """For the child, before it becomes TensorBoard: have Linux kill it when this process ends, be it by SIGKILL."""
-    libc = ctypes.CDLL(None)
-
-    def arrange() -> None:
-        pr_set_pdeathsig = 1
-        libc.prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before this was arranged
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return arrange

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bnlab.cli import main
 
 TINY = ("--config", "quickstart", "steps=20", "model.depth=2", "model.width=8")
 LONG = ("--config", "quickstart", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
+Start = Callable[..., "subprocess.Popen[str]"]
 METRICS = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 
 
@@ -58,25 +59,39 @@ def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> Said:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            with pytest.raises(SystemExit) as ended:
-                main(words)
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(words)
         assert isinstance(ended.value.code, int)
         return Said(ended.value.code, out.getvalue(), err.getvalue())
 
     return run
 
 
-def started(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """A command in a process of its own, in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "bnlab", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command in a process of its own."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bnlab", *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        with process:
+            process.kill()
 
 
 def ended(process: subprocess.Popen[str]) -> Said:
@@ -105,7 +120,7 @@ def without_clock(journal: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if not key.endswith("_s")} for record in records]
 
 
-# -- help and version ---------------------------------------------------------------------------------------------------
+# -- help and version ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["runs", "-h"], ["view", "-h"], ["list", "-h"], []])
@@ -136,7 +151,7 @@ def test_version(bnlab: Callable[..., Said]) -> None:
     assert bnlab("--version") == Said(0, f"bnlab {__version__}\n", "")
 
 
-# -- mistakes -----------------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------------------------
 
 EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()]))
 
@@ -153,7 +168,8 @@ EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()])
         (["train", *TINY[:2], "~norm"], "~norm: nothing can be removed from a spec. Give norm another value."),
         (
             ["train", *TINY[:2], "+foo=1"],
-            "+foo=1: nothing can be added to a spec, its keys are fixed. Where the key exists, write foo=... without the +.",
+            "+foo=1: nothing can be added to a spec, its keys are fixed. "
+            "Where the key exists, write foo=... without the +.",
         ),
         (["train", *TINY[:2], "optim.lrr=1"], "optim.lrr: no such key. Did you mean: optim.lr?"),
         (
@@ -195,11 +211,11 @@ def test_a_status_that_cannot_be_read_is_told(bnlab: Callable[..., Said]) -> Non
     assert bnlab("train", *TINY, "--json", "--fresh").json["status"] == "finished"
 
 
-# -- train --------------------------------------------------------------------------------------------------------------
+# -- train -----------------------------------------------------------------------------------------------------------
 
 
-def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path) -> None:
-    said = ended(started(["train", *TINY, "--json"], tmp_path))
+def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path, start: Start) -> None:
+    said = ended(start("train", *TINY, "--json"))
     assert said.code == 0
     folder = tmp_path / said.json["run"]
     assert said.json["id"] == config.load("quickstart", TINY[2:]).id
@@ -259,7 +275,9 @@ def test_a_divergence_is_a_result(bnlab: Callable[..., Said]) -> None:
     assert set(said.json["diverged"]) == {"step", "loss", "site"}
 
 
-def test_a_failure_is_told_in_one_line_that_names_the_log(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_failure_is_told_in_one_line_that_names_the_log(
+    bnlab: Callable[..., Said], tmp_path: Path, start: Start
+) -> None:
     (tmp_path / "mine" / "norm").mkdir(parents=True)
     (tmp_path / "mine" / "norm" / "broken.yaml").write_text("# Breaks.\ndefaults: [_placement, _self_]\nname: broken\n")
     (tmp_path / "broken.py").write_text(
@@ -267,9 +285,7 @@ def test_a_failure_is_told_in_one_line_that_names_the_log(bnlab: Callable[..., S
         "class Broken(nn.Module):\n    def forward(self, x):\n        raise RuntimeError('broken on\\npurpose')\n\n"
         "@NORMS.register('broken')\ndef broken(channels: int, dims: int):\n    return Broken()\n"
     )
-    said = ended(
-        started(["train", *TINY, "--config-dir", "mine", "norm=broken", "plugins=[broken.py]", "--json"], tmp_path)
-    )
+    said = ended(start("train", *TINY, "--config-dir", "mine", "norm=broken", "plugins=[broken.py]", "--json"))
     assert (said.code, said.out) == (3, "")
     log = next((tmp_path / "runs").rglob("log.txt"))
     told = said.err.splitlines()[-1]
@@ -302,12 +318,12 @@ def test_a_reader_that_goes_away_does_not_stop_a_run(tmp_path: Path) -> None:
     assert status["status"] == "finished"
 
 
-# -- signals ------------------------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
-    process = started(["train", *LONG, "--runs", "my runs"], tmp_path)
+def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: Path, start: Start) -> None:
+    process = start("train", *LONG, "--runs", "my runs")
     wait_for(lambda: has_records(tmp_path), "record")
     os.kill(process.pid, number)
     os.kill(process.pid, number)  # in the middle of saving, as like as not
@@ -320,17 +336,15 @@ def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: 
 
     step = json.loads(next(tmp_path.rglob("status.json")).read_text())["step"]
     assert step > 0
-    process = started(shlex.split(again)[1:], tmp_path)
+    process = start(*shlex.split(again)[1:])
     assert process.stdout is not None
     assert process.stdout.readline() == "quickstart  batch  lr=0.3  seed=0\n"
     assert process.stdout.readline() == f"going on from step {step} of 200000\n"
-    process.kill()
-    process.communicate()
 
 
-def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    words = ["train", "--config", "quickstart", "steps=6000", "model.depth=2", "model.width=8", "--json"]
-    process = started([*words, "--runs", "a"], tmp_path)
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: Start) -> None:
+    words = ["train", "--config", "quickstart", "steps=3000", "model.depth=2", "model.width=8", "--json"]
+    process = start(*words, "--runs", "a")
     wait_for(lambda: has_records(tmp_path / "a"), "record")
     process.send_signal(signal.SIGINT)
     said = ended(process)
@@ -339,8 +353,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
         said.err.splitlines()[-1]
         == f"interrupted; to go on: bnlab {shlex.join([*words[:-1], '--runs', 'a', '--json'])}"
     )
-    resumed = ended(started([*words, "--runs", "a"], tmp_path))
-    whole = ended(started([*words, "--runs", "b"], tmp_path))
+    resumed = ended(start(*words, "--runs", "a"))
+    whole = ended(start(*words, "--runs", "b"))
     assert resumed.json["metrics"] == whole.json["metrics"]
     journals = [journal_of(tmp_path / name) for name in ("a", "b")]
     assert journals[0] is not None
@@ -348,7 +362,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert without_clock(journals[0]) == without_clock(journals[1])
 
 
-# -- runs and list ------------------------------------------------------------------------------------------------------
+# -- runs and list ---------------------------------------------------------------------------------------------------
 
 
 def _rows(bnlab: Callable[..., Said], *where: str) -> list[dict[str, Any]]:
@@ -356,8 +370,10 @@ def _rows(bnlab: Callable[..., Said], *where: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_run_whose_process_was_killed_is_shown_as_stopped(bnlab: Callable[..., Said], tmp_path: Path) -> None:
-    process = started(["train", *LONG], tmp_path)
+def test_a_run_whose_process_was_killed_is_shown_as_stopped(
+    bnlab: Callable[..., Said], tmp_path: Path, start: Start
+) -> None:
+    process = start("train", *LONG)
     wait_for(lambda: has_records(tmp_path), "record")
     (running,) = _rows(bnlab)
     busy = bnlab("train", *LONG)

@@ -272,7 +272,8 @@ def mine(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "configs"
     NORMS._entries.clear()
     NORMS._entries.update(entries)
-    sys.modules.pop("bnlab_plugin_my_norm", None)
+    for name in [name for name in sys.modules if name.startswith("bnlab_plugin_")]:
+        del sys.modules[name]
 
 
 def test_a_user_s_yaml_goes_before_the_packaged_one(mine: Path) -> None:

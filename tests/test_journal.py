@@ -101,10 +101,11 @@ def test_only_the_first_bytes_are_read_if_so_asked(path: Path) -> None:
     assert list(read(path, keep_bytes=len(data))) == RECORDS
 
 
-def test_a_line_is_with_the_system_before_append_returns(tmp_path: Path) -> None:
+def test_lines_are_there_for_others_to_read_after_a_flush_and_counted_by_sync(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     for count, record in enumerate(RECORDS, start=1):
         journal.append(record)
+        journal.flush()
         assert list(read(tmp_path / "j")) == RECORDS[:count]
         assert journal.sync() == (tmp_path / "j").stat().st_size
     journal.close()

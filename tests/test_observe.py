@@ -208,8 +208,11 @@ class _Raises:
     metrics: dict[str, str] = {}  # noqa: RUF012
     batch = 8
 
-    def measure(self, snapshot: Any, carry: Any) -> Any:
+    def measure(self, snapshot: Any) -> Any:
         raise ArithmeticError("the probe failed")
+
+    def summarize(self, raw: Any, carry: Any) -> Any:
+        return {}, carry
 
 
 def test_no_hook_is_left_when_a_probe_fails(

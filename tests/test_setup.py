@@ -86,10 +86,12 @@ def test_epochs_are_counted_in_whole_batches_and_rounded_up(epochs: str, expecte
         (["optim.momentum=1"], r"optim\.momentum: must be below 1, got 1\.$"),
         (["data=linear_teacher"], r"loss: data=linear_teacher has no classes, got 'cross_entropy'\. Use loss=mse\.$"),
         (["plugins=[nowhere.py]"], r"plugins: no such file, got 'nowhere\.py'\. Give a path to a Python file\.$"),
-        (["probes.activations.batch=3"], r"probes\.activations\.batch: must be at least 4, got 3\.$"),
+        (["probes.activations.batch=2"], r"probes\.activations\.batch: must be at least 4, got 2\.$"),
+        (["probes.activations.batch=9"], r"probes\.activations\.batch: must be a multiple of 2, got 9\.$"),
+        (["probes.activations.every=0"], r"probes\.activations\.every: must be at least 1, got 0\.$"),
         (
-            ["probes.activations.batch=1439"],
-            r"probes\.activations\.batch: larger than the 1438 training examples, got 1439",
+            ["probes.activations.batch=1440"],
+            r"probes\.activations\.batch: larger than the 1438 training examples, got 1440",
         ),
     ],
 )

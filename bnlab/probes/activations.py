@@ -77,7 +77,7 @@ class Activations:
             )  # [U, 2, C]
             mean = half.mean(dim=1).view(size, 1, channels, *(1 for _ in space))
             halves.append(half.transpose(0, 1).reshape(2, -1))
-            variances.append((x - mean).square_().mean(dim=(1, *(2 + axis for axis in over))).flatten())
+            variances.append(_mean_square(x - mean).flatten())
             unit = x[:, :, self.unit % channels]
             units.append(unit[:, :, space[0] // 2, space[1] // 2] if space else unit)
             if any(layout.rectified):
@@ -183,6 +183,14 @@ class Layout:
         ends = np.cumsum([size * channels for size, channels in sizes])
         parts = np.split(values, ends[:-1], axis=-1)
         return [part.reshape(*part.shape[:-1], *size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean of x^2 [U, B, C] or [U, B, C, H, W] over all but U and C: whichever way is faster for the shape on a CPU."""
+    if x.ndim == 3:
+        return x.square_().mean(dim=1)
+    by_example: Tensor = torch.linalg.vector_norm(x, dim=(3, 4)).square_()
+    return by_example.mean(dim=1) / (x.shape[3] * x.shape[4])
 
 
 def standardized(difference: HostArray, var: HostArray, other_var: HostArray) -> HostArray:

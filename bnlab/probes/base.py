@@ -24,10 +24,11 @@ from bnlab.data.base import Split
 from bnlab.models.base import Net
 from bnlab.state import Objective, State
 
-Need = Literal["training_sites", "weights_before", "before", "probe_sites"]
+Need = Literal["training_sites", "pre_gradients", "weights_before", "before", "probe_sites"]
 """What can be asked for:
 
-- `training_sites`: `Snapshot.training`, pre and act_in of the training forward itself, with the gradient at pre
+- `training_sites`: `Snapshot.training`, pre of the training forward itself (not act_in: keeping that costs memory)
+- `pre_gradients`: the same, and the loss's gradient at pre, as its `.grad`
 - `weights_before`: `Snapshot.before`, of which only the affine weights are valid
 - `before`: `Snapshot.before`, the whole state before the update
 - `probe_sites`: `Snapshot.probe`, pre and act_in on the fixed probe batch, before the update
@@ -107,17 +108,13 @@ class Probe(Protocol):
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, HostArray]:
-    """All of them as numpy arrays of their shapes, in one transfer."""
-    if not tensors:
-        return {}
+    """All of them as numpy arrays of their shapes; from a device in one transfer."""
+    if all(x.device.type == "cpu" for x in tensors.values()):
+        return {name: x.detach().numpy() for name, x in tensors.items()}
     flat = torch.cat([x.detach().reshape(-1) for x in tensors.values()]).cpu().numpy()
-    host: dict[str, HostArray] = {}
-    start = 0
-    for name, x in tensors.items():
-        end = start + x.numel()
-        host[name] = flat[start:end].reshape(x.shape)
-        start = end
-    return host
+    ends = np.cumsum([x.numel() for x in tensors.values()])
+    parts = zip(tensors.items(), np.split(flat, ends[:-1]), strict=True)
+    return {name: part.reshape(x.shape) for (name, x), part in parts}
 
 
 def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
@@ -132,11 +129,11 @@ class Tap(AbstractContextManager["Tap"]):
     its activation. A wrapper costs a tenth of a module hook, and nothing at all outside the `with`.
     """
 
-    def __init__(self, net: Net, *, training: bool = False) -> None:
-        """`training`: a forward with a graph. Then a batch norm's saved statistics are kept, and the gradient at pre,
-        readable as `.grad` after the backward pass."""
+    def __init__(self, net: Net, *, act_in: bool = True, gradients: bool = False) -> None:
+        """`act_in`: keep that too. `gradients`: keep the gradient at pre, readable as `.grad` after the backward
+        pass."""
         self.seen = Sites()
-        self._training = training
+        self._act_in, self._gradients = act_in, gradients
         self._norms = [site.norm if site.norm_first else None for site in net.sites]
         self._wrapped = [norm or site.activation for norm, site in zip(self._norms, net.sites, strict=True)]
         self._passed: list[tuple[Tensor, Tensor]] = []
@@ -154,10 +151,12 @@ class Tap(AbstractContextManager["Tap"]):
         seen = self.seen
         for norm, (pre, out) in zip(self._norms, self._passed, strict=True):
             seen.pre.append(pre)
-            seen.act_in.append(pre if norm is None else out)
-            if self._training:
+            if self._act_in:
+                seen.act_in.append(pre if norm is None else out)
+            seen.saved.append(None if norm is None else saved_moments(norm, out))
+            if self._gradients:
                 pre.retain_grad()
-                seen.saved.append(None if norm is None else saved_moments(norm, out))
+        self._passed.clear()
 
 
 def _passing(forward: Callable[[Tensor], Tensor], passed: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
@@ -27,32 +28,38 @@ class BatchMoments:
     }
 
     def __init__(self) -> None:
-        self._eps: list[float | None] = []  # of the sites whose batch norm kept its statistics
+        self._kept: list[float] = []  # eps of each site whose batch norm kept its statistics
+        self._sizes: list[int] = []  # channels of all sites, those first
+        self._sites: list[int] = []  # their indices
 
     def measure(self, snapshot: Snapshot) -> Raw:
         seen = snapshot.training
-        self._eps = [kept.eps if kept else None for kept in seen.saved]
-        raw: Raw = {}
-        for index, (pre, kept) in enumerate(zip(seen.pre, seen.saved, strict=True)):
-            mean, spread = channel_moments(pre.detach()) if kept is None else (kept.mean, kept.inverse_sd)
-            raw |= {f"mean.{index}": mean, f"spread.{index}": spread}
-        return raw
+        kept = {index: saved for index, saved in enumerate(seen.saved) if saved is not None}
+        rest = {index: channel_moments(pre.detach()) for index, pre in enumerate(seen.pre) if index not in kept}
+        means = [*(saved.mean for saved in kept.values()), *(mean for mean, _ in rest.values())]
+        self._kept = [saved.eps for saved in kept.values()]
+        self._sizes, self._sites = [len(mean) for mean in means], [*kept, *rest]
+        return {
+            "mean": torch.cat(means),
+            "spread": torch.cat([*(saved.inverse_sd for saved in kept.values()), *(var for _, var in rest.values())]),
+        }
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        spreads = [raw[f"spread.{index}"] for index in range(len(self._eps))]
-        variances = [
-            spread.mean() if eps is None else (spread**-2).mean() - eps  # 1 / sqrt(variance + eps) was kept
-            for spread, eps in zip(spreads, self._eps, strict=True)
-        ]
-        means = [raw[f"mean.{index}"].mean() for index in range(len(self._eps))]
-        return {"batch_mean": np.stack(means), "batch_var": np.stack(variances)}, carry
+        starts = np.cumsum([0, *self._sizes[:-1]])
+        variances, kept = raw["spread"].copy(), len(self._kept)
+        of_kept = variances[: sum(self._sizes[:kept])]
+        of_kept **= -2  # 1 / sqrt(variance + eps) was kept
+        mean, var = (np.add.reduceat(x, starts) / self._sizes for x in (raw["mean"], variances))
+        var[:kept] -= self._kept
+        order = np.argsort(self._sites)
+        dtype = raw["mean"].dtype
+        return {"batch_mean": mean[order].astype(dtype), "batch_var": var[order].astype(dtype)}, carry
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, each [C], of x [B, C] or [B, C, H, W]. Two passes: exact where one-pass
     formulas cancel, and on the CPU several times faster than `torch.var_mean`.
 
-    >>> import torch
     >>> [moment.tolist() for moment in channel_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))]
     [[2.0, 5.0], [1.0, 0.0]]
     """

@@ -32,42 +32,49 @@ class Gradients:
         "its own batch statistics: an estimate of the relative standard error of the batch gradient",
     }
 
-    def __init__(self, *, noise: bool) -> None:
-        """`noise`: also measure grad_noise, at the price of two forward and backward passes over half a batch."""
-        self.noise = noise
-        self.needs: frozenset[Need] = frozenset({"training_sites", "before" if noise else "weights_before"})
+    def __init__(self, *, updates: bool, deltas: bool, noise: bool) -> None:
+        """Beside the gradient norms: `updates` measures update_ratio, at the price of a copy of the weights; `deltas`
+        delta_norm, of a copy of every gradient at pre; `noise` grad_noise, of two forward and backward passes over half
+        a batch."""
+        self.updates, self.deltas, self.noise = updates, deltas, noise
+        wanted: dict[Need, bool] = {"pre_gradients": deltas, "weights_before": updates, "before": noise}
+        self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
+        self._sites = 0
 
     def measure(self, snapshot: Snapshot) -> Raw:
         net, before = snapshot.net, snapshot.before.params
+        self._sites = len(net.sites)
         weights = {site.params[0]: net.params[site.params[0]] for site in net.sites}
         grads = {name: param.grad for name, param in net.params.items() if param.grad is not None}
-        deltas = [pre.grad for pre in snapshot.training.pre if pre.grad is not None]
-        old = [before[name] for name in weights]
-        others = [grad.flatten() for name, grad in grads.items() if name not in weights]
         with torch.no_grad():
-            moved = torch._foreach_sub(list(weights.values()), old)
-            groups = [
-                *(grads[name] for name in weights),
-                *moved,
-                *old,
-                *deltas,
-                *([torch.cat(others)] if others else []),
-            ]
+            tensors = [grads[name] for name in weights]
+            if self.updates:
+                old = [before[name] for name in weights]
+                tensors += [*torch._foreach_sub(list(weights.values()), old), *old]
+            if self.deltas:
+                tensors += [pre.grad for pre in snapshot.training.pre if pre.grad is not None]
+            tensors += [grad for name, grad in grads.items() if name not in weights]
             # One call for many norms, as in torch's own gradient clipping.
-            raw = {"norms": torch.stack(list(torch._foreach_norm(groups)))}
+            raw = {"norms": torch.stack(list(torch._foreach_norm(tensors)))}
         return raw | ({"grad_noise": self._noise(snapshot)} if self.noise else {})
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        sites = len(raw["norms"]) // 4
-        by_site, moved, old, by_delta = raw["norms"][: 4 * sites].reshape(4, sites)
-        metrics = {
-            "grad_norm": by_site,
-            "grad_norm_total": np.linalg.norm(np.append(by_site, raw["norms"][4 * sites :])),
-            "first_over_last": by_site[0] / by_site[-1],
-            "update_ratio": moved / old,
-            "delta_norm": by_delta,
-        }
-        return metrics | ({"grad_noise": raw["grad_noise"]} if self.noise else {}), carry
+        # A row of one norm a site for each figure, in the order of `measure`, then the norms of all other gradients.
+        rows = 1 + 2 * self.updates + self.deltas
+        by_site = list(raw["norms"][: rows * self._sites].reshape(rows, self._sites))
+        others = raw["norms"][rows * self._sites :]
+        grad_norm = by_site.pop(0)
+        metrics: Metrics = {"grad_norm": grad_norm}
+        with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+            metrics["grad_norm_total"] = np.asarray(np.linalg.norm(np.append(grad_norm, others)))
+            metrics["first_over_last"] = grad_norm[0] / grad_norm[-1]
+            if self.updates:
+                metrics["update_ratio"] = by_site.pop(0) / by_site.pop(0)
+        if self.deltas:
+            metrics["delta_norm"] = by_site.pop(0)
+        if self.noise:
+            metrics["grad_noise"] = raw["grad_noise"]
+        return metrics, carry
 
     def _noise(self, snapshot: Snapshot) -> Tensor:
         half = len(snapshot.batch) // 2

@@ -14,6 +14,7 @@ from rich.text import Text
 from bnlab.terminal.signs import DRAWN, age, is_screen, number, say, signs_for
 
 STYLES = {"finished": "green", "running": "cyan", "diverged": "red", "failed": "bold red", "unreadable": "bold red"}
+ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 WIDE = 10_000
 """Width of a table that no screen cuts."""
 
@@ -100,7 +101,7 @@ def _put(target: Console, table: Table, out: TextIO) -> None:
 
 
 def _table(out: TextIO, *, heads: bool = True) -> Table:
-    rule = box.SIMPLE_HEAD if signs_for(out.encoding) is DRAWN else box.ASCII2
+    rule = box.SIMPLE_HEAD if signs_for(out.encoding) is DRAWN else ASCII_RULE
     return Table(box=rule if heads else None, show_header=heads, header_style="dim", pad_edge=False, show_edge=False)
 
 

@@ -339,6 +339,32 @@ def test_between_distant_measurements_drift_is_since_the_last_measurement(
             np.testing.assert_allclose(record[name], expected, rtol=1e-7, err_msg=name)
 
 
+def test_a_probe_with_a_cadence_of_its_own_leaves_the_others_theirs(
+    spec_of: SpecOf, measured: Callable[..., Measured]
+) -> None:
+    """Every third of the steps 0, 4, 8, ..., and like all others the early steps and the last."""
+    arm = measured(spec_of(*PROBED[:-1], "steps=40", "probes.points=10", "probes.activations.every=3"))
+    every_step = [0, 1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 36, 39]
+    assert [record["step"] for record in arm.with_metric("grad_norm")] == every_step
+    assert [record["step"] for record in arm.with_metric("batch_mean")] == every_step
+    records = arm.with_metric("act_mean.pre")
+    steps = [record["step"] for record in records]
+    assert steps == [0, 1, 2, 3, 12, 24, 36, 39]
+    probe = arm.setup.observer.probe_batch.x
+    moments = [[_moments(x.numpy()) for x in _forward(arm.setup, arm.states[step], probe)[0]] for step in steps]
+    for record, now, then in zip(records[1:], moments[1:], moments[:-1], strict=True):
+        expected = [_drift_mean(a, b) for a, b in zip(now, then, strict=True)]
+        np.testing.assert_allclose(record["drift_mean.pre"], expected, rtol=1e-7)
+
+
+def test_histograms_come_at_every_nth_of_the_equally_spaced_steps(
+    spec_of: SpecOf, measured: Callable[..., Measured]
+) -> None:
+    arm = measured(spec_of(*PROBED[:-1], "steps=40", "probes.points=10", "probes.activations.histogram_every=4"))
+    with_histogram = [record["step"] for record in arm.records if any("histogram" in key for key in record)]
+    assert with_histogram == [0, 16, 32]
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_float32_figures_are_float64_figures_to_single_precision(
     model: str, spec_of: SpecOf, measured: Callable[..., Measured]

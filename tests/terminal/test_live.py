@@ -1,0 +1,429 @@
+"""The live display on emulated screens: every frame whole, nothing wraps, and the terminal is left as it was."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnlab.terminal import live
+from bnlab.terminal.live import LiveTable
+
+pyte = pytest.importorskip("pyte", reason="needs pyte, an emulated terminal")
+
+SIZES = [(100, 30), (60, 16), (44, 16)]
+SITES = [f"L{index:02d}_fc" for index in range(20)] + ["L20_out"]
+
+
+class Screen(io.StringIO):
+    """A terminal of a fixed size: what is written to it stands on `screen`."""
+
+    def __init__(self, columns: int, rows: int, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self._stream = pyte.Stream(self.screen)
+        self._name = encoding
+        self.written = ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._name
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.written += text
+        self._stream.feed(text.replace("\n", "\r\n"))
+        return len(text)
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands there, less blanks at the ends of lines and empty lines at the end."""
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
+
+    def style(self, row: int) -> set[tuple[str, bool]]:
+        """Colour and boldness of what stands in a row."""
+        cells = [self.screen.buffer[row][column] for column in range(self.screen.columns)]
+        return {(cell.fg, cell.bold) for cell in cells if cell.data != " "}
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(live.time, "monotonic", clock)
+    return clock
+
+
+Shown = Callable[..., tuple[LiveTable, Screen]]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Shown]:
+    """`shown(columns, rows)`: a display that has begun at step 0 of 1000, and its screen."""
+    displays: list[LiveTable] = []
+
+    def begin(columns: int, rows: int, sites: list[str] = SITES, encoding: str = "utf-8") -> tuple[LiveTable, Screen]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", str(rows))
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        out = Screen(columns, rows, encoding)
+        display = LiveTable("quickstart  batch  lr=0.3  seed=0", 1000, lambda: 0, out, sites)
+        displays.append(display)
+        display.tick()
+        return display, out
+
+    yield begin
+    for display in displays:
+        display.close()
+
+
+def record(step: int, sites: int = len(SITES), **more: Any) -> dict[str, Any]:
+    """A record as the loop makes it: numpy values, one a site."""
+    layers = np.arange(1, sites + 1, dtype=np.float32)
+    return {
+        "step": step,
+        "train_loss": np.float32(2.0 / (step + 1)),
+        "test_accuracy": np.float32(0.5),
+        "act_mean.pre": -layers / 100,
+        "act_var.pre": layers,
+        "drift_mean.pre": layers / 1000 * (1 + step % 2),
+        "grad_norm": layers * 1e-7,
+        **more,
+    }
+
+
+def halfway(display: LiveTable, clock: Clock, **more: Any) -> None:
+    """500 steps at 250 a second, 80 records."""
+    for step in range(500):
+        if step < 80:
+            display.listen(record(step, len(display.sites), **more))
+        clock.now += 0.004
+        display.tick()
+    display.draw()
+
+
+def test_a_frame_of_100_by_30(shown: Shown, clock: Clock) -> None:
+    display, out = shown(100, 30)
+    halfway(display, clock)
+    lines = out.lines
+    assert lines[0] == "train  quickstart  batch  lr=0.3  seed=0"
+    assert lines[1] == "step " + "━" * 34 + "─" * 34 + "  500/1000  250/s  eta 0:02"
+    assert re.fullmatch(r"loss 0\.025     best 0\.025     test accuracy 0\.5     █[▁-█]{46}▁", lines[2])
+    assert lines[3] == ""
+    assert lines[4] == "layer        mean      var    drift     grad  drift, last 54"
+    assert lines[5] == "─" * 100
+    assert lines[6] == "L00_fc      -0.01        1    0.002    1e-07  " + "▁█" * 27
+    assert lines[25] == "L19_fc       -0.2       20     0.04    2e-06  " + "▁█" * 27
+    assert lines[26] == "L20_out     -0.21       21    0.042  2.1e-06  " + "▁█" * 27
+    assert len(lines) == 27
+
+
+def test_a_frame_of_60_by_16_is_cut_in_the_middle(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    halfway(display, clock)
+    lines = out.lines
+    assert lines[1] == "step " + "━" * 14 + "─" * 14 + "  500/1000  250/s  eta 0:02"
+    assert lines[4] == "layer        mean      var    drift     grad  drift, last 14"
+    assert [line.split()[0] for line in lines[6:]] == (
+        ["L00_fc", "L01_fc", "L02_fc", "L03_fc", "⋮", "L17_fc", "L18_fc", "L19_fc", "L20_out"]
+    )
+    assert lines[10] == "⋮ 13 more"
+
+
+def test_a_frame_of_44_by_16_has_fewer_digits_and_no_curve(shown: Shown, clock: Clock) -> None:
+    display, out = shown(44, 16)
+    halfway(display, clock)
+    lines = out.lines
+    assert lines[1] == "step " + "━" * 6 + "─" * 6 + "  500/1000  250/s  eta 0:02"
+    assert lines[4] == "layer       mean     var   drift    grad"
+    assert lines[6] == "L00_fc     -0.01       1   0.002   1e-07"
+    assert lines[14] == "L20_out    -0.21      21   0.042 2.1e-06"
+
+
+@pytest.mark.parametrize(("columns", "rows"), [*SIZES, (30, 5), (20, 3)])
+def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, clock: Clock) -> None:
+    display, out = shown(columns, rows)
+    awkward = {"act_mean.pre": np.full(len(SITES), -1.2345678e-05), "grad_norm": np.full(len(SITES), 9.87654e-21)}
+    for step in range(40):
+        display.listen(record(step, **(awkward if step % 3 else {})))
+        clock.now += 0.3
+        display.tick()
+        assert out.screen.display[0].startswith("train  quickstart"[:columns])
+        assert out.screen.display[1].startswith("step ")
+        assert out.screen.cursor.y < rows
+        assert not out.screen.history.top
+    assert out.written.count("\x1b[?2026h") == out.written.count("\x1b[?2026l") == 41
+
+
+def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    for _ in range(1000):
+        clock.now += 0.01
+        display.tick()
+        display.listen(record(3))
+    frames = out.written.count("\x1b[?2026h")
+    assert 36 <= frames <= 41
+
+
+def test_slow_frames_are_rarer(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    flush = out.flush
+
+    def slow() -> None:
+        clock.now += 0.1 / 3  # a frame flushes three times
+        flush()
+
+    out.flush = slow  # type: ignore[method-assign]
+    spent = clock.now
+    for _ in range(20_000):
+        clock.now += 0.01
+        display.tick()
+    drawing = clock.now - spent - 200
+    assert 0 < drawing <= 0.02 * 200
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_layer_that_is_not_finite_is_bold_red(value: float, shown: Shown, clock: Clock) -> None:
+    display, out = shown(100, 30)
+    variances = np.ones(len(SITES), dtype=np.float32)
+    variances[17] = value
+    halfway(display, clock, **{"act_var.pre": variances})
+    row = 6 + 17
+    assert out.lines[row].split()[:3] == ["L17_fc", "-0.18", str(value)]
+    assert out.style(row) == {("red", True)}
+    assert out.style(row - 1) == {("default", False), ("cyan", False)}
+
+
+def test_a_layer_that_is_not_finite_is_not_lost_in_the_cut(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    means = np.zeros(len(SITES))
+    means[[8, 9]] = math.nan
+    halfway(display, clock, **{"act_mean.pre": means})
+    assert out.lines[10] == "⋮ 13 more, 2 of them not finite"
+    assert out.style(10) == {("red", True)}
+
+
+def test_the_layer_that_diverged_first_is_bold_red_in_the_last_frame(shown: Shown, clock: Clock) -> None:
+    display, out = shown(100, 40)
+    halfway(display, clock)
+    display.finish({"status": "diverged", "step": 500, "diverged": {"step": 500, "loss": None, "site": "L03_fc"}})
+    display.close()
+    assert out.style(6 + 3) == {("red", True)}
+
+
+def test_the_last_frame_leaves_room_for_the_summary(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    halfway(display, clock)
+    display.finish({"status": "finished", "step": 1000})
+    display.close()
+    for _ in range(5):
+        print("a line of the summary", file=out)
+    lines = out.lines
+    assert lines[0] == "train  quickstart  batch  lr=0.3  seed=0"
+    assert "1000/1000" in lines[1]
+    assert [line.split()[0] for line in lines[6:10]] == ["L00_fc", "L01_fc", "⋮", "L20_out"]
+    assert lines[10:] == ["a line of the summary"] * 5
+    assert not out.screen.cursor.hidden
+
+
+def test_the_cursor_is_hidden_only_while_it_draws(shown: Shown) -> None:
+    display, out = shown(60, 16)
+    assert out.screen.cursor.hidden
+    display.close()
+    assert not out.screen.cursor.hidden
+
+
+def test_without_layers_there_is_no_table(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+    display.listen({"step": 0, "train_loss": np.float32(2.5), "train_accuracy": np.float32(0.1)})
+    clock.now += 1
+    display.tick()
+    assert len(out.lines) == 3
+    assert out.lines[2].startswith("loss 2.5       best 2.5")
+
+
+def test_what_was_not_measured_has_no_column(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16, ["L00_fc", "L01_out"])
+    display.listen({"step": 0, "train_loss": 1.0, "batch_mean": np.array([0.5, -2.0]), "batch_var": np.ones(2)})
+    clock.now += 1
+    display.tick()
+    assert out.lines[4:] == [
+        "layer        mean      var",
+        "─" * 27,
+        "L00_fc        +0.5        1",
+        "L01_out         -2        1",
+    ]
+
+
+def test_ascii_terminals_get_ascii(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16, encoding="ascii")
+    halfway(display, clock)
+    display.close()
+    assert out.written.isascii()
+    assert out.lines[1] == "step " + "#" * 14 + "." * 14 + "  500/1000  250/s  eta 0:02"
+    assert out.lines[6].endswith("_#" * 7)
+
+
+def test_the_memory_of_losses_is_bounded_and_keeps_their_course(shown: Shown) -> None:
+    display, _ = shown(60, 16)
+    for step in range(10_000):
+        display.listen({"step": step, "train_loss": np.float32(step)})
+    assert len(display.losses) < 2 * live.LOSSES
+    assert display.losses == sorted(display.losses)
+    assert display.losses[0] < 20
+    assert display.losses[-1] > 9970
+
+
+def test_a_terminal_that_has_gone_away_does_not_stop_the_run(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16)
+
+    def gone(text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    out.write = gone  # type: ignore[method-assign]
+    for step in range(10):
+        clock.now += 1
+        display.listen(record(step))
+        display.tick()
+    display.close()
+
+
+# -- the command in a pseudo-terminal --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """What a command left: its exit code, the screen, and all that it wrote."""
+
+    code: int
+    screen: Any
+    raw: bytes
+
+
+def in_terminal(
+    folder: Path, words: list[str], size: tuple[int, int], *, press: bytes = b"", when: bytes = b"", **environment: str
+) -> Terminal:
+    """`bnlab train` with `words` on a terminal; `press` is typed once `when` was written."""
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are a thing of Unix")
+    import fcntl
+    import struct
+    import termios
+
+    columns, rows = size
+    settings = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
+    settings |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment}
+    # To open it makes it the terminal that Ctrl-C is typed at.
+    script = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); from bnlab.cli import main; main(sys.argv[1:])"
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", *words],
+        cwd=folder,
+        env=settings,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    screen = pyte.HistoryScreen(columns, rows, history=1000)
+    stream, raw, limit = pyte.ByteStream(screen), b"", time.monotonic() + 120
+    while time.monotonic() < limit:
+        if press and when in raw:
+            os.write(terminal, press)
+            press = b""
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                read = os.read(terminal, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not read:
+                break
+            raw += read
+            stream.feed(read)
+    os.close(terminal)
+    with process:
+        process.terminate()  # nothing but at the time limit
+    return Terminal(process.returncode, screen, raw)
+
+
+def labels(terminal: Terminal) -> list[str]:
+    """The first words of the last lines."""
+    lines = [line.split("  ")[0].rstrip() for line in terminal.screen.display]
+    return [line for line in lines if line]
+
+
+TINY = ["--config", "quickstart", "steps=40", "model.width=8"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path) -> None:
+    found = in_terminal(tmp_path, [*TINY, "model.depth=20"], size, FORCE_COLOR="1")
+    assert found.code == 0
+    assert not found.screen.cursor.hidden
+    text = "\n".join(found.screen.display)
+    assert "40/40" in text or size == (44, 16)
+    assert "L20_out" in text
+    shown = labels(found)
+    for label in ("finished", "run", "steepest", "measuring", "next"):
+        assert label in shown
+    frames = found.raw.split(b"\x1b[?2026h")[1:]
+    assert frames
+    assert all(b"\x1b[?2026l" in frame for frame in frames)
+
+
+def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path) -> None:
+    words = ["--config", "quickstart", "steps=200000", "model.depth=3", "model.width=8"]
+    found = in_terminal(tmp_path, words, (100, 30), press=b"\x03\x03", when=b"L03_out")
+    assert found.code == 130
+    assert not found.screen.cursor.hidden
+    text = "".join(line.rstrip() + "\n" for line in found.screen.display)
+    assert re.search(r"^interrupted  loss \S+; step \d+/200000$", text, re.M)
+    assert re.search(rf"^go on        bnlab train {' '.join(words)}$", text, re.M)
+    assert "Traceback" not in text
+
+
+def test_no_color_is_respected(tmp_path: Path) -> None:
+    found = in_terminal(tmp_path, TINY, (60, 16), NO_COLOR="1")
+    assert found.code == 0
+    assert b"\x1b[?25l" in found.raw
+    assert not re.search(rb"\x1b\[[\d;]*3[0-7]m|\x1b\[[\d;]*38;", found.raw)
+
+
+@pytest.mark.parametrize(("words", "term"), [(["--plain"], "xterm-256color"), ([], "dumb")])
+def test_plain_lines_on_a_terminal_that_cannot_or_shall_not_draw(words: list[str], term: str, tmp_path: Path) -> None:
+    found = in_terminal(tmp_path, [*TINY, *words], (100, 30), TERM=term)
+    assert found.code == 0
+    assert b"\x1b" not in found.raw
+    assert len(re.findall(rb"^step ", found.raw, re.M)) == 10
+
+
+def test_an_ascii_terminal_gets_ascii(tmp_path: Path) -> None:
+    found = in_terminal(tmp_path, TINY, (60, 16), PYTHONIOENCODING="ascii")
+    assert found.code == 0
+    assert found.raw.isascii()
+    assert re.search(rb"step (\x1b\[0m)?(\x1b\[35m)?#", found.raw)

@@ -1,0 +1,326 @@
+"""The link, what it pins and colours, and the server: that it answers, and that it never outlives `bnlab view`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab import view
+from bnlab.cli import main
+from bnlab.errors import UsageError
+
+START_S = 120
+
+
+def train(runs: Path, *overrides: str) -> None:
+    """A tiny run below `runs`, in this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    small = ("steps=20", "model.depth=2", "model.width=8")
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match=r"^0$"):
+        main(["train", "--config", "quickstart", *small, *overrides, "--runs", str(runs)])
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two norms at two learning rates."""
+    root = tmp_path_factory.mktemp("view") / "runs"
+    for norm in ("batch", "none"):
+        for lr in ("0.1", "0.3"):
+            train(root, f"norm={norm}", f"optim.lr={lr}")
+    return root
+
+
+@pytest.fixture
+def viewed() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Starts `bnlab view`; the process, and the link it prints."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bnlab", "view", "--no-open", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("http"):
+                return process, line.strip()
+        raise AssertionError(process.communicate()[1])
+
+    yield begin
+    for process in processes:
+        with process:
+            process.kill()
+
+
+def query_of(link: str) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(link).query, strict_parsing=True))
+
+
+# -- the link ---------------------------------------------------------------------------------------------------------
+
+BOTH = ["batch/lr=0.1/seed=0-a", "none/lr=0.1/seed=0-b"]
+
+
+@pytest.mark.parametrize("above", ["", "quickstart/", "deep/er/"])
+def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> None:
+    runs = [above + run for run in [*BOTH, "batch_reference/lr=1/seed=2-c"]]
+    regex = view.colour_regex(runs)
+    assert regex == "(?:^|/)(batch|batch_reference|none)/lr="
+    found = [re.search(regex, run) for run in runs]
+    assert [match and match.group(1) for match in found] == ["batch", "none", "batch_reference"]
+
+
+def test_one_norm_is_coloured_by_learning_rate_and_one_run_not_at_all() -> None:
+    runs = ["lr=0.1/seed=0-a", "lr=1e-05/seed=0-b"]
+    regex = view.colour_regex(runs)
+    assert regex is not None
+    found = [re.search(regex, run) for run in runs]
+    assert [match and match.group(1) for match in found] == ["lr=0.1", "lr=1e-05"]
+    assert view.colour_regex(["lr=0.1/seed=0-a", "lr=0.1/seed=1-b"]) is None
+    assert view.colour_regex(["."]) is None
+
+
+def test_a_norm_named_with_signs_of_regular_expressions_is_quoted() -> None:
+    assert view.colour_regex(["a+b/lr=1/seed=0-a", "none/lr=1/seed=0-b"]) == r"(?:^|/)(a\+b|none)/lr="
+
+
+def test_the_link_says_what_to_show() -> None:
+    link = view.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
+    assert link.startswith("http://127.0.0.1:6006/?")
+    assert link.endswith("#timeseries")
+    assert re.fullmatch(r"[\x21-\x7e]+", link)
+    assert query_of(link) == {
+        "smoothing": "0",
+        "runColorGroup": "regex:(?:^|/)(batch|none)/lr=",
+        "pinnedCards": '[{"plugin":"scalars","tag":"1_progress/loss"}]',
+        "runFilter": "lr=(0.1|1)/",
+    }
+
+
+def test_every_overview_tag_is_one_that_runs_have(runs: Path) -> None:
+    assert view.tags_to_pin(view.event_files(runs).values()) == list(view.OVERVIEW)
+
+
+def test_only_tags_that_exist_are_pinned(tmp_path: Path) -> None:
+    train(tmp_path, "probes=none")
+    assert view.tags_to_pin(view.event_files(tmp_path).values()) == list(view.OVERVIEW[:4])
+
+
+def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
+    names = list(view.event_files(runs))
+    assert [re.sub(r"-\w{10}$", "", name) for name in names] == [
+        f"quickstart/{norm}/lr={lr}/seed=0" for norm in ("batch", "none") for lr in ("0.1", "0.3")
+    ]
+    assert list(view.event_files(runs / names[0])) == ["."]
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "seen"),
+    [
+        ({}, "linux", False),
+        ({"DISPLAY": ":0"}, "linux", True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
+        ({"DISPLAY": ":0", "SSH_CONNECTION": "a b c d"}, "linux", False),
+        ({"SSH_TTY": "/dev/pts/0"}, "darwin", False),
+        ({}, "darwin", True),
+    ],
+)
+def test_a_browser_is_opened_only_where_somebody_sees_it(
+    environment: dict[str, str], platform: str, seen: bool
+) -> None:
+    assert view.with_browser(environment, platform) is seen
+
+
+def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
+    words = view.command(Path("/r"), port=0, bind_all=False, runs=4)
+    assert words[:3] == [sys.executable, "-c", view.CHILD]
+    assert " ".join(words[3:]) == (
+        "--logdir /r --port 0 --host 127.0.0.1 --samples_per_plugin scalars=2000,histograms=100 --reload_interval 5"
+    )
+    words = view.command(Path("/r"), port=0, bind_all=True, runs=1000)
+    assert "--bind_all" in words
+    assert "--host" not in words
+    assert "scalars=200,histograms=10" in words
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_or_empty_directory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^RUNS: no such directory, got '.*nowhere'\. Train one first: bnlab train"):
+        view.view(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"^RUNS: no TensorBoard events in this directory, got '.*'\. Train one first"):
+        view.view(tmp_path)
+
+
+def test_a_filter_that_is_no_regular_expression_is_told(runs: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--filter: not a regular expression \(.*\), got '\('\.$"):
+        view.view(runs, run_filter="(")
+
+
+def test_a_server_that_does_not_start_says_why(runs: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"^view: TensorBoard did not start: .* port {port}, .* in use\.$"):
+            view.view(runs, port=port, open_browser=False)
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+def get(link: str, path: str = "") -> Any:
+    parts = urllib.parse.urlsplit(link)
+    with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/{path}", timeout=30) as answer:
+        assert answer.status == 200
+        return answer.read().decode()
+
+
+def poll(link: str, path: str, wanted: Callable[[Any], bool]) -> Any:
+    limit = time.monotonic() + START_S
+    while not wanted(found := json.loads(get(link, path))):
+        assert time.monotonic() < limit, found
+        time.sleep(0.1)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    below = [child for child, parent in parents.items() if parent == pid]
+    return below + [grandchild for child in below for grandchild in children(child)]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def all_gone(pids: list[int]) -> bool:
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit:
+        if all(is_gone(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_tensorboard_answers_with_the_runs(
+    runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]
+) -> None:
+    process, link = viewed(str(runs), "--filter", "lr=0.3")
+    assert "TensorBoard" in get(link)
+    names = list(view.event_files(runs))
+    assert poll(link, "data/runs", lambda found: len(found) == 4) == names
+    tags = poll(link, "data/plugin/scalars/tags", lambda found: len(found) == 4)
+    pins = [card["tag"] for card in json.loads(query_of(link)["pinnedCards"])]
+    assert pins == list(view.OVERVIEW)
+    assert all(set(pins) <= set(tags[name]) for name in names)
+    assert query_of(link)["runFilter"] == "lr=0.3"
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc, which Linux has")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGKILL, -9)]
+)
+def test_the_server_ends_however_view_ends(
+    number: signal.Signals, code: int, runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]
+) -> None:
+    process, _ = viewed(str(runs))
+    below = children(process.pid)
+    assert below
+    os.kill(process.pid, number)
+    assert process.wait(30) == code
+    assert all_gone(below)
+
+
+def test_a_server_that_ends_is_told(runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds the process in /proc, which Linux has")
+    process, _ = viewed(str(runs))
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert re.match(r"view: TensorBoard ended with code -9: ", err)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def chromium(playwright: Any) -> Any:
+    """A headless browser: the system's, or playwright's own."""
+    import shutil
+
+    path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    words = f"{quiet} --disable-component-update --disable-sync".split()
+    try:
+        return playwright.chromium.launch(executable_path=path, args=words)
+    except Exception as error:
+        pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.browser
+def test_the_page_pins_the_overview_and_colours_by_norm(
+    runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]
+) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra")
+    _, link = viewed(str(runs))
+    poll(link, "data/plugin/scalars/tags", lambda found: len(found) == 4)
+    with api.sync_playwright() as playwright:
+        browser = chromium(playwright)
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        errors: list[str] = []
+        hosts: set[str] = set()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))
+        page.goto(link)
+        cards = page.locator("metrics-pinned-view card-view")
+        api.expect(cards).to_have_count(len(view.OVERVIEW), timeout=30_000)
+        api.expect(page.locator("runs-data-table .run-color-swatch")).to_have_count(4, timeout=30_000)
+        api.expect(cards.first.locator("line-chart")).to_be_visible(timeout=30_000)
+        tags = page.locator("metrics-pinned-view card-view .tag")
+        api.expect(tags).to_have_count(len(view.OVERVIEW), timeout=30_000)
+        pinned = tags.evaluate_all("all => all.map(tag => tag.title)")
+        swatches = "all => all.map(swatch => getComputedStyle(swatch).backgroundColor)"
+        colours = page.locator("runs-data-table .run-color-swatch").evaluate_all(swatches)
+        smoothing = page.locator("input.slider-input").first.input_value()
+        browser.close()
+    assert pinned == list(view.OVERVIEW)
+    assert colours[0] == colours[1]
+    assert colours[2] == colours[3]
+    assert colours[0] != colours[2]
+    assert smoothing == "0"
+    assert errors == []
+    assert hosts == {urllib.parse.urlsplit(link).netloc}
