@@ -88,7 +88,7 @@ def load_plugins(files: Iterable[str]) -> None:
     """Run the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register.
 
     Raises:
-        UsageError: a file that is not there.
+        UsageError: a file that is not there, or that raises an error.
     """
     for point in importlib.metadata.entry_points(group="bnlab.plugins"):
         point.load()
@@ -104,4 +104,8 @@ def load_plugins(files: Iterable[str]) -> None:
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[module_name] = module
-        module_spec.loader.exec_module(module)
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Mend it.") from error

@@ -57,9 +57,13 @@ def assemble(spec: RunSpec) -> Setup:
 
     probes, every = _probes(spec)
     size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
-    if size > len(dataset.train):
-        raise UsageError("probes.activations.batch", f"larger than the {len(dataset.train)} training examples", size)
-    refuse_single_values(net, dataset.input_shape, spec.norm, size, "probes.activations.batch")
+    for name, probe in probes.items():
+        own = getattr(probe, "batch", 2)
+        if own > len(dataset.train):
+            raise UsageError(f"probes.{name}.batch", f"larger than the {len(dataset.train)} training examples", own)
+        if getattr(probe, "noise", False):
+            key = f"data.batch_size with probes.{name}.noise, on half a batch,"
+            refuse_single_values(net, dataset.input_shape, spec.norm, batches.size // 2, key)
     loss = objective(spec.loss, spec.reduction)
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)

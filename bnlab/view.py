@@ -46,7 +46,7 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
 """
-"""`python -m tensorboard.main` that ends when the process which started it does, however that ends, SIGKILL included: the
+"""`python -m tensorboard.main` that ends with the process which started it, however that ends, SIGKILL included: the
 system then closes the other end of its stdin."""
 
 START_S = 120.0

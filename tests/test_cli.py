@@ -343,7 +343,7 @@ def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: 
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: Start) -> None:
-    words = ["train", "--config", "quickstart", "steps=3000", "model.depth=2", "model.width=8", "--json"]
+    words = ["train", "--config", "quickstart", "steps=3000", "probes=none", "model.depth=2", "model.width=8", "--json"]
     process = start(*words, "--runs", "a")
     wait_for(lambda: has_records(tmp_path / "a"), "record")
     process.send_signal(signal.SIGINT)

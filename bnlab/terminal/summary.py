@@ -78,12 +78,13 @@ def steepest(records: Iterable[Record]) -> str:
             drifts.append(row)
         ratio = record.get("first_over_last", ratio)
     facts = []
-    if drifts:
-        medians = [_median(row[index] for row in drifts) for index in range(len(drifts[0]))]
-        value, index = max((value, index) for index, value in enumerate(medians))
-        facts.append(f"largest drift at {layer(index, len(medians))}, {number(value)} sd a measurement")
+    count = len(drifts[0]) if drifts else 0
+    medians = {index: median for index in range(count) if (median := _median(row[index] for row in drifts)) is not None}
+    if medians:
+        index = max(medians, key=lambda index: medians[index])
+        facts.append(f"largest drift at {layer(index, count)}, {number(medians[index])} sd a measurement")
     if ratio is not None:
-        facts.append(f"gradient of the first layer {number(ratio)} x the last's")
+        facts.append(f"gradient of first over last layer {number(ratio)}")
     return "; ".join(facts) or "no layer was measured"
 
 
@@ -105,7 +106,7 @@ def measuring(status: Mapping[str, Any]) -> str:
     return f"took {100 * (measure_s or 0.0) / run_s:.0f} % of {number(run_s)} s ({number(rate)} steps/s)"
 
 
-def _median(values: Iterable[float | None]) -> float:
-    """Of the finite values, below all others if there are none."""
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of the finite values, if there are any."""
     finite = [value for value in values if value is not None]
-    return statistics.median(finite) if finite else -1.0
+    return statistics.median(finite) if finite else None

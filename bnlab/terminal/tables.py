@@ -42,7 +42,7 @@ def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> N
     for spare in ([], ["seed"], ["norm", "lr"], ["age"], ["step"]):
         heads = [head for head in heads if head not in spare]
         widths = [max(len(head), *(len(cell[head]) for cell in cells)) for head in heads]
-        if sum(widths) + 2 * len(widths) <= target.width:
+        if sum(widths) + 2 * (len(widths) - 1) <= target.width:
             break
     table = _table(out)
     for head in heads:
@@ -84,7 +84,7 @@ def show_card(card: Mapping[str, Any], out: TextIO | None = None) -> None:
     for group in groups:
         if group in spec:
             table.add_row(group, Text(_pairs(spec[group])))
-    rest = {key: value for key, value in spec.items() if not isinstance(value, Mapping)}
+    rest = {key: value for key, value in spec.items() if key not in groups and not isinstance(value, Mapping)}
     for name, pairs in (("spec", rest), ("from", card["provenance"])):
         if pairs:
             table.add_row(name, Text(_pairs(pairs)))
@@ -102,7 +102,16 @@ def _put(target: Console, table: Table, out: TextIO) -> None:
 
 def _table(out: TextIO, *, heads: bool = True) -> Table:
     rule = box.SIMPLE_HEAD if signs_for(out.encoding) is DRAWN else ASCII_RULE
-    return Table(box=rule if heads else None, show_header=heads, header_style="dim", pad_edge=False, show_edge=False)
+    # One blank of padding and one that stands for the line between two columns: a gap of two.
+    padding = (0, 1, 0, 0) if heads else (0, 2, 0, 0)
+    return Table(
+        box=rule if heads else None,
+        show_header=heads,
+        header_style="dim",
+        padding=padding,
+        pad_edge=False,
+        show_edge=False,
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -131,7 +140,9 @@ def _status(card: Mapping[str, Any]) -> str:
     return ", ".join([*facts, f"{age(card['age_s'])} ago"])
 
 
-def _pairs(tree: Mapping[str, Any]) -> str:
+def _pairs(tree: Any) -> str:
+    if not isinstance(tree, Mapping):
+        return _plain(tree)
     return ", ".join(key if isinstance(value, Mapping) else f"{key} {_plain(value)}" for key, value in tree.items())
 
 

@@ -273,9 +273,9 @@ def test_what_was_not_measured_has_no_column(shown: Shown, clock: Clock) -> None
     display.tick()
     assert out.lines[4:] == [
         "layer        mean      var",
-        "─" * 27,
-        "L00_fc        +0.5        1",
-        "L01_out         -2        1",
+        "─" * 26,
+        "L00_fc       +0.5        1",
+        "L01_out        -2        1",
     ]
 
 

@@ -1,0 +1,103 @@
+"""Plain lines: ten of a run, at the tenths, whatever the number of steps."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from bnlab.terminal import signs
+from bnlab.terminal.progress import PlainLines, next_mark
+
+
+class Clock:
+    """A second a step."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def lines_of(clock: Clock, steps: int, first: int = 0, status: str = "finished") -> list[str]:
+    """What a run of `steps` steps from `first` prints."""
+    out = io.StringIO()
+    progress = PlainLines("title", steps, lambda: first, out)
+    for step in range(first, steps):
+        progress.tick()
+        progress.listen({"step": step, "train_loss": 1 / (step + 1)})
+        clock.now += 1
+    progress.finish({"status": status, "step": steps})
+    progress.close()
+    return out.getvalue().splitlines()
+
+
+def test_ten_lines_at_the_tenths(clock: Clock) -> None:
+    assert lines_of(clock, 20) == [
+        "title",
+        "step  2/20  loss 0.5  1/s  eta 0:18",
+        "step  4/20  loss 0.25  1/s  eta 0:16",
+        "step  6/20  loss 0.1667  1/s  eta 0:14",
+        "step  8/20  loss 0.125  1/s  eta 0:12",
+        "step 10/20  loss 0.1  1/s  eta 0:10",
+        "step 12/20  loss 0.08333  1/s  eta 0:08",
+        "step 14/20  loss 0.07143  1/s  eta 0:06",
+        "step 16/20  loss 0.0625  1/s  eta 0:04",
+        "step 18/20  loss 0.05556  1/s  eta 0:02",
+        "step 20/20  loss 0.05  1/s  eta 0:00",
+    ]
+
+
+def test_a_resumed_run_says_where_it_goes_on(clock: Clock) -> None:
+    assert [line.split("  ")[0] for line in lines_of(clock, 20, first=17)] == (
+        ["title", "going on from step 17 of 20", "step 18/20", "step 20/20"]
+    )
+
+
+def test_a_run_that_did_not_finish_has_no_last_line(clock: Clock) -> None:
+    assert lines_of(clock, 20, status="diverged")[-1].startswith("step 18/20")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 11, 99, 101, 1234])
+def test_there_are_never_more_than_ten_lines(steps: int, clock: Clock) -> None:
+    marks = [int(line.split("/")[0].removeprefix("step")) for line in lines_of(clock, steps)[1:]]
+    assert len(marks) == min(10, steps)
+    assert marks == sorted(set(marks))
+    assert marks[-1] == steps
+    assert all(abs(mark - steps * (index + 1) / len(marks)) < 1 for index, mark in enumerate(marks))
+    assert next_mark(0, steps) == marks[0]
+
+
+def test_signs_that_the_output_cannot_show_become_question_marks() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    signs.say("seed ✕", out)
+    assert raw.getvalue() == b"seed ?\n"
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    signs.print_json({"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": None}})
+    assert capsys.readouterr().out == '{"a": null, "b": [1.5, null], "c": {"d": null}}\n'
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_screen_is_a_terminal_that_can_move_its_cursor(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert signs.is_screen(Terminal())
+    assert not signs.is_screen(io.StringIO())
+    monkeypatch.setenv("TERM", term)
+    assert not signs.is_screen(Terminal())
