@@ -178,24 +178,22 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _histogram(key: str, counts: Sequence[float]) -> Any:
-    """`histogram.act_in.L03_fc` with its counts, as TensorBoard's histogram; each tail bin is drawn just outside."""
+    """`histogram.act_in.L03_fc` with its counts, as TensorBoard's histogram. TensorBoard draws from the first bucket
+    to the last on a linear axis, so empty ones at the ends are left out; each tail bin is drawn just outside the
+    limit."""
     _, point, site = key.split(".", 2)
-    edges = histogram_edges()
-    # TensorBoard's bucket i ends at limit i, and the first begins at `min`.
-    limits = [*edges, 2 * HISTOGRAM_LIMIT]
-    filled = [index for index, count in enumerate(counts) if count]
-    low = limits[filled[0] - 1] if filled and filled[0] else -2 * HISTOGRAM_LIMIT
-    high = limits[filled[-1]] if filled else 2 * HISTOGRAM_LIMIT
-    middle = [(left + right) / 2 for left, right in zip([-2 * HISTOGRAM_LIMIT, *edges], limits, strict=True)]
-    total = float(sum(counts))
+    limits = [-2 * HISTOGRAM_LIMIT, *histogram_edges(), 2 * HISTOGRAM_LIMIT]  # bin i lies between limits i and i + 1
+    filled = [index for index, count in enumerate(counts) if count] or [len(counts) // 2]
+    kept = range(filled[0], filled[-1] + 1)
+    middles = [(limits[index] + limits[index + 1]) / 2 for index in kept]
     histo = HistogramProto(
-        min=low,
-        max=high,
-        num=total,
-        sum=float(sum(count * x for count, x in zip(counts, middle, strict=True))),
-        sum_squares=float(sum(count * x * x for count, x in zip(counts, middle, strict=True))),
-        bucket_limit=limits,
-        bucket=[float(count) for count in counts],
+        min=limits[kept[0]],
+        max=limits[kept[-1] + 1],
+        num=float(sum(counts)),
+        sum=float(sum(counts[index] * x for index, x in zip(kept, middles, strict=True))),
+        sum_squares=float(sum(counts[index] * x * x for index, x in zip(kept, middles, strict=True))),
+        bucket_limit=[limits[index + 1] for index in kept],
+        bucket=[float(counts[index]) for index in kept],
     )
     return Summary.Value(tag=f"9_hist_{point}/{site}", histo=histo)
 

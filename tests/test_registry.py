@@ -159,7 +159,7 @@ def test_two_plugins_may_not_register_one_name(tmp_path: Path) -> None:
     for stem in ("one", "other"):
         (tmp_path / f"{stem}.py").write_text(PLUGIN.format(name="mine"))
     load_plugins([str(tmp_path / "one.py")])
-    message = r"^norm=mine: registered twice, got 'bnlab_plugin_other"
+    message = r"norm=mine: registered twice, got 'bnlab_plugin_other"
     with pytest.raises(UsageError, match=message):
         load_plugins([str(tmp_path / "other.py")])
 
@@ -170,7 +170,7 @@ def test_two_plugins_of_one_file_name_may_not_register_one_name_either(tmp_path:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "my_norm.py").write_text(PLUGIN.format(name="mine"))
     load_plugins([str(tmp_path / "one" / "my_norm.py")])
-    with pytest.raises(UsageError, match=r"^norm=mine: registered twice"):
+    with pytest.raises(UsageError, match=r"norm=mine: registered twice"):
         load_plugins([str(tmp_path / "other" / "my_norm.py")])
 
 
@@ -183,7 +183,7 @@ def test_a_plugin_may_not_take_the_name_of_one_of_bnlab_s_own(imported: bool, tm
     else:
         NORMS._entries.pop("batch", None)
     (tmp_path / "my_batch.py").write_text(PLUGIN.format(name="batch"))
-    with pytest.raises(UsageError, match=r"^norm=batch: registered twice"):
+    with pytest.raises(UsageError, match=r"norm=batch: registered twice"):
         load_plugins([str(tmp_path / "my_batch.py")])
 
 

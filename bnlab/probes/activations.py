@@ -23,7 +23,7 @@ from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 from bnlab.registry import PROBES
 
 HISTOGRAM_LIMIT = 1000.0
-HISTOGRAM_BINS = 80
+HISTOGRAM_BINS = 120
 PERCENTILES = {"act_p15": 0.15, "act_p50": 0.50, "act_p85": 0.85}
 
 
@@ -236,7 +236,7 @@ def histogram(x: Tensor) -> Tensor:
     """Counts [HISTOGRAM_BINS + 2] of all values of x: below -HISTOGRAM_LIMIT, the bins between `histogram_edges`, and
     above HISTOGRAM_LIMIT. NaN is counted nowhere.
 
-    >>> histogram(torch.tensor([-2000.0, 0.01, 0.01, 5000.0]))[[0, 41, 81]].tolist()
+    >>> histogram(torch.tensor([-2000.0, 0.01, 0.01, 5000.0]))[[0, 61, 121]].tolist()
     [1.0, 2.0, 1.0]
     """
     limit = math.asinh(HISTOGRAM_LIMIT)
