@@ -37,7 +37,7 @@ RECORD: dict[str, Any] = {
     "dead_fraction": [0.5, 0.25, 0.0, None],
     "my_own": 7.0,
     "my_vector": [1.0, 2.0, 3.0, 4.0],
-    "histogram.pre.L01_fc": [*COUNTS[:41], 3.0, *COUNTS[42:]],
+    "histogram.pre.L01_fc": [*COUNTS[:61], 3.0, *COUNTS[62:]],
     "wall_s": 1234.5,
 }
 SHOWN: dict[str, float] = {
@@ -140,27 +140,30 @@ def test_an_event_forgets_the_one_before_it(tmp_path: Path) -> None:
     assert histograms == [1, 1, 0, 1]
 
 
-@pytest.mark.parametrize("filled", [[41], [0], [HISTOGRAM_BINS + 1], [0, 10, 81], list(range(82)), []])
-def test_a_histogram_has_its_counts_in_its_bins(tmp_path: Path, filled: list[int]) -> None:
-    counts = [float(3 * (index + 1)) if index in filled else 0.0 for index in range(HISTOGRAM_BINS + 2)]
+LAST = HISTOGRAM_BINS + 1
+
+
+@pytest.mark.parametrize("filled", [[61], [0], [LAST], [0, 10, LAST], [30, 31, 80], list(range(LAST + 1)), []])
+def test_a_histogram_has_its_counts_in_its_bins_without_the_empty_ends(tmp_path: Path, filled: list[int]) -> None:
+    """TensorBoard draws from the first bucket to the last on a linear axis."""
+    counts = [float(3 * (index + 1)) if index in filled else 0.0 for index in range(LAST + 1)]
     [event] = _written(tmp_path, [{"step": 0, "histogram.pre.L01_fc": counts, "wall_s": 0.0}], SITES)
     [value] = event.summary.value
     assert value.tag == "9_hist_pre/L01_fc"
     histo = value.histo
-    limits, buckets = list(histo.bucket_limit), list(histo.bucket)
-    assert buckets == counts
+    inner = [math.sinh(math.asinh(HISTOGRAM_LIMIT) * (2 * i / HISTOGRAM_BINS - 1)) for i in range(HISTOGRAM_BINS + 1)]
+    edges = [-2 * HISTOGRAM_LIMIT, *inner, 2 * HISTOGRAM_LIMIT]  # bin i lies between edges i and i + 1
     assert histo.num == sum(counts)
-    edges = [math.sinh(math.asinh(HISTOGRAM_LIMIT) * (i / 40 - 1)) for i in range(81)]
-    assert limits[:-1] == pytest.approx(edges, rel=1e-12, abs=1e-12)
-    assert limits[-1] > HISTOGRAM_LIMIT
-    if filled:  # what TensorBoard draws begins and ends at the filled bins
-        assert histo.min == (limits[filled[0] - 1] if filled[0] else -2 * HISTOGRAM_LIMIT)
-        assert histo.max == limits[filled[-1]]
-        middles = [(a + b) / 2 for a, b in zip([-2 * HISTOGRAM_LIMIT, *limits[:-1]], limits, strict=True)]
-        assert histo.sum == pytest.approx(sum(c * m for c, m in zip(counts, middles, strict=True)), rel=1e-12)
-        assert histo.sum_squares == pytest.approx(
-            sum(c * m * m for c, m in zip(counts, middles, strict=True)), rel=1e-12
-        )
+    if not filled:
+        assert list(histo.bucket) == [0.0]
+        return
+    low, high = filled[0], filled[-1]
+    assert list(histo.bucket) == counts[low : high + 1]
+    assert list(histo.bucket_limit) == pytest.approx(edges[low + 1 : high + 2], rel=1e-12, abs=1e-12)
+    assert (histo.min, histo.max) == pytest.approx((edges[low], edges[high + 1]), rel=1e-12, abs=1e-12)
+    weighted = [(count, (a + b) / 2) for count, a, b in zip(counts, edges[:-1], edges[1:], strict=True)]
+    assert histo.sum == pytest.approx(sum(count * x for count, x in weighted), rel=1e-9, abs=1e-9)
+    assert histo.sum_squares == pytest.approx(sum(count * x * x for count, x in weighted), rel=1e-9, abs=1e-9)
 
 
 def test_every_tag_stands_in_a_numbered_group(spec_of: Callable[..., RunSpec], run: Callable[..., Any]) -> None:

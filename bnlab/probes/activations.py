@@ -117,7 +117,8 @@ class Activations:
             if f"{prefix}mean" in carry:
                 moved = now["mean"] - carry[f"{prefix}mean"]
                 distances[f"drift_mean{suffix}"] = standardized(moved, var, carry[f"{prefix}var"])
-                distances[f"drift_logvar{suffix}"] = abs(now["log_var"] - carry[f"{prefix}log_var"])
+                change = np.abs(now["log_var"] - carry[f"{prefix}log_var"])
+                distances[f"drift_logvar{suffix}"] = np.where(var == carry[f"{prefix}var"], var.dtype.type(0), change)
         medians = np.concatenate(
             [percentiles(part, [0.5])[0] for part in layout.by_row(np.stack([*distances.values()]))], 1
         )

@@ -45,12 +45,11 @@ class BatchMoments:
         }
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        starts = np.cumsum([0, *self._sizes[:-1]])
         variances, kept = raw["spread"].copy(), len(self._kept)
-        of_kept = variances[: sum(self._sizes[:kept])]
-        of_kept **= -2  # 1 / sqrt(variance + eps) was kept
+        of_kept = variances[: sum(self._sizes[:kept])]  # 1 / sqrt(variance + eps): rounding may take 0 below 0
+        of_kept[:] = np.maximum(of_kept**-2 - np.repeat(np.asarray(self._kept, of_kept.dtype), self._sizes[:kept]), 0)
+        starts = np.cumsum([0, *self._sizes[:-1]])
         mean, var = (np.add.reduceat(x, starts) / self._sizes for x in (raw["mean"], variances))
-        var[:kept] -= self._kept
         order = np.argsort(self._sites)
         dtype = raw["mean"].dtype
         return {"batch_mean": mean[order].astype(dtype), "batch_var": var[order].astype(dtype)}, carry

@@ -1,0 +1,62 @@
+"""What the README tells a stranger to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+]
+COMMANDS = sorted({line for line in LINES if line.startswith("bnlab ")})
+
+
+def _bnlab(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bnlab", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    assert {command.split()[1] for command in COMMANDS} == {"train", "view", "runs", "list"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab train")])
+def test_a_training_command_of_the_readme_trains(command: str, tmp_path: Path) -> None:
+    done = _bnlab([*shlex.split(command)[1:], "steps=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("finished" in done.stdout) is ("--show" not in command)
+
+
+def test_what_lists_and_tables_in_the_readme_show_is_there(tmp_path: Path) -> None:
+    assert _bnlab(["train", "--config", "quickstart", "steps=2"], tmp_path).returncode == 0
+    for command in [command for command in COMMANDS if command.split()[1] in ("runs", "list")]:
+        done = _bnlab(shlex.split(command)[1:], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("quickstart" if " runs" in command else "batch") in done.stdout
+
+
+def test_the_two_commands_of_the_readme_install_what_is_pinned_and_use_it() -> None:
+    setup = [line for line in LINES if line.startswith("python3 -m venv")]
+    assert len(setup) == 2
+    for line in setup:
+        venv, install, use = line.split(" && ")
+        assert venv == "python3 -m venv .venv"
+        assert install.startswith(".venv/bin/pip install -q -c constraints.txt -e ")
+        assert use.startswith(".venv/bin/")
+    assert setup[0].endswith("bnlab train --config quickstart")
+    assert "'.[test]'" in setup[1]
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))))
+def test_a_link_in_the_readme_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
