@@ -1,6 +1,7 @@
 """Exact resume: everything a run depends on at the start of a step, in one file.
 
-There is no random state in it: batches, initial weights and noise are functions of the seed and the step (seeds.py).
+bnlab's own random choices are functions of the seed and the step (seeds.py) and need no state here; torch's global
+generator, from which a plugin's module may draw, is kept as it was.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def save(
         "progress": asdict(progress),
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
         "carries": {
             probe: {name: torch.from_numpy(x) for name, x in carry.items()} for probe, carry in observer.carries.items()
         },
@@ -54,6 +56,7 @@ def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, obs
     content = torch.load(path, map_location=device, weights_only=True)
     module.load_state_dict(content["module"])
     optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["random"].cpu())
     observer.carries = {
         probe: {name: x.cpu().numpy() for name, x in carry.items()} for probe, carry in content["carries"].items()
     }

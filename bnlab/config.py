@@ -90,7 +90,11 @@ def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> R
         tree = _composed(name, choices, dirs)
         for override in values:
             _apply(tree, override)
-    plain: Any = OmegaConf.to_container(tree, resolve=True)
+    try:
+        plain: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise UsageError(str(error.full_key or name), problem[:1].lower() + problem[1:]) from None
     _one_length(plain, [override.key_or_group for override in values])
     return RunSpec.from_tree(_rounded(plain))
 
@@ -131,6 +135,8 @@ def _sorted_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> tuple[l
         except HydraException:
             raise UsageError(text, "cannot be read as an override", remedy="Write key=value.") from None
         key = override.key_or_group
+        if override.package is not None:
+            raise UsageError(f"{key}@{override.package}", "a group has one place", remedy=f"Write {key}=...")
         if override.is_delete():
             raise UsageError(text, "nothing can be removed from a spec", remedy=f"Give {key} another value.")
         if override.is_add() or override.is_force_add():
@@ -188,7 +194,10 @@ def _apply(tree: DictConfig, override: Override) -> None:
         if below:
             raise UsageError(key, "a group of keys, not a key", override.value(), f"Set one of {', '.join(below)}.")
         raise UsageError(key, "no such key", remedy=nearest(key, [*known, *GROUPS]))
-    OmegaConf.update(tree, key, override.value())
+    try:
+        OmegaConf.update(tree, key, override.value())
+    except OmegaConfBaseException:
+        raise UsageError(key, "cannot take this", override.value()) from None
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,6 +218,8 @@ def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
     if len(typed) == 2:
         raise UsageError("epochs", "cannot go with steps", tree["epochs"], "Give one of the two.")
     if tree["steps"] is not None and tree["epochs"] is not None:
+        if not typed:
+            raise UsageError("epochs", "cannot go with steps", tree["epochs"], "Write `steps: null` beside it.")
         tree["steps" if typed == ["epochs"] else "epochs"] = None
     if tree["steps"] is None and tree["epochs"] is None:
         raise UsageError("steps", "missing", remedy="Give steps or epochs.")

@@ -7,10 +7,12 @@ figures cross to the host in one transfer.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +33,8 @@ class Schedule:
     """
 
     def __init__(self, *, steps: int, points: int, eval_points: int) -> None:
-        self.every = max(1, steps // points)
-        self.eval_every = self.every * max(1, round(steps / self.every / eval_points))
+        self.every = math.ceil(steps / points)
+        self.eval_every = self.every * math.ceil(steps / self.every / eval_points)
         early = {round(2 ** (half / 2)) for half in range(2 * self.every.bit_length())}
         self._extra = frozenset({step for step in early if step < self.every} | {steps - 1})
 
@@ -62,16 +64,18 @@ class Observer:
         self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
         self.schedule, self.every = schedule, dict(every)
         self.carries: dict[str, Carry] = {name: {} for name in probes}
-        params = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
-        self.before = State(params, dict(net.module.named_buffers()))
+        self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
         self.unmoved = Unmoved(net.module)
 
     @torch.no_grad()
     def keep(self, names: list[str]) -> None:
-        """Copy these parameters of now into `before`, in place: a new copy takes four times as long. The buffers of
-        `before` are the module's own, since whoever computes at a state (state.py) copies them first."""
-        params, before = self.net.params, self.before.params
-        torch._foreach_copy_([before[name] for name in names], [params[name] for name in names])
+        """Copy these parameters of now, in place: a new copy takes four times as long."""
+        torch._foreach_copy_([self._before[name] for name in names], [self.net.params[name] for name in names])
+
+    def before(self, *, buffers: bool) -> State:
+        """The state with the parameters that were kept. Its buffers are the module's own, since whoever computes at a
+        state (state.py) copies them first."""
+        return State(self._before, dict(self.net.module.named_buffers()) if buffers else {})
 
     def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
         """The figures of one measured step, from what its watch measured, after `more`; to be called in the order of
@@ -81,7 +85,8 @@ class Observer:
         found = {name: host[name] for name in more}
         for name in raw:
             own = {key.removeprefix(f"{name}/"): x for key, x in host.items() if key.startswith(f"{name}/")}
-            metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
+            with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
             found |= metrics
         return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
 
@@ -153,7 +158,7 @@ class Watch(AbstractContextManager["Watch"]):
             objective=observer.objective,
             batch=self.batch,
             training=self._tap.seen if self._tap is not None else Sites(),
-            before=observer.before,
+            before=observer.before(buffers="before" in self._needs),
             probe=self._probe_sites,
         )
         with untouched_random_state(self.batch.x.device):

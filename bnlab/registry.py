@@ -7,6 +7,7 @@ user's own file registers with the same decorators; it joins by `plugins: [my_no
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -44,7 +45,8 @@ class Registry:
 
         def keep(constructor: Constructor) -> Constructor:
             taken = self._entries.get(name)
-            if taken is not None and taken.constructor.__module__ != constructor.__module__:
+            others = taken is not None and taken.constructor.__module__ != constructor.__module__
+            if others or (name in self._files() and constructor.__module__ != f"{self.package}.{name}"):
                 raise UsageError(
                     f"{self.group}={name}", "registered twice", constructor.__module__, "Rename one of them."
                 )
@@ -55,9 +57,13 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names, without importing what stands behind them."""
+        return sorted(self._files() | set(self._entries))
+
+    def _files(self) -> set[str]:
+        """The names bnlab itself brings: its files, but for `base` and helpers that begin with `_`."""
         folder = Path(__file__).parent / self.package.rpartition(".")[2]
-        files = {module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base"}
-        return sorted(files | set(self._entries))
+        names = {module.name for module in pkgutil.iter_modules([str(folder)])}
+        return {name for name in names if name != "base" and not name.startswith("_")}
 
     def entry(self, name: str) -> Entry:
         """The entry of that name.
@@ -96,8 +102,8 @@ def load_plugins(files: Iterable[str]) -> None:
         path = Path(file).resolve()
         if not path.is_file():
             raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
-        module_name = f"bnlab_plugin_{path.stem}"
-        if getattr(sys.modules.get(module_name), "__file__", None) == str(path):
+        module_name = f"bnlab_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+        if module_name in sys.modules:
             continue
         module_spec = importlib.util.spec_from_file_location(module_name, path)
         assert module_spec is not None
@@ -106,6 +112,9 @@ def load_plugins(files: Iterable[str]) -> None:
         sys.modules[module_name] = module
         try:
             module_spec.loader.exec_module(module)
+        except UsageError:
+            del sys.modules[module_name]
+            raise
         except Exception as error:
             del sys.modules[module_name]
             raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Mend it.") from error

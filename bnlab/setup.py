@@ -56,14 +56,9 @@ def assemble(spec: RunSpec) -> Setup:
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
     probes, every = _probes(spec)
-    size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
     for name, probe in probes.items():
-        own = getattr(probe, "batch", 2)
-        if own > len(dataset.train):
-            raise UsageError(f"probes.{name}.batch", f"larger than the {len(dataset.train)} training examples", own)
-        if getattr(probe, "noise", False):
-            key = f"data.batch_size with probes.{name}.noise, on half a batch,"
-            refuse_single_values(net, dataset.input_shape, spec.norm, batches.size // 2, key)
+        _refuse_batches(name, probe, net, dataset, batches.size, spec)
+    probe_size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
     loss = objective(spec.loss, spec.reduction)
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
@@ -75,7 +70,7 @@ def assemble(spec: RunSpec) -> Setup:
         net=net,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=Observer(net, loss, probes, probe_batch(dataset.train, size, spec.seed), schedule, every),
+        observer=Observer(net, loss, probes, probe_batch(dataset.train, probe_size, spec.seed), schedule, every),
         schedule=schedule,
     )
 
@@ -94,6 +89,20 @@ def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
         probes[name] = PROBES.build(name, own, prefix=prefix)
         due[name] = cadence(**check_options(cadence, {"every": options.get("every", 1)}, prefix))
     return probes, due
+
+
+def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: int, spec: RunSpec) -> None:
+    """Refuse a probe batch larger than the data, and batches of a probe too small for batch statistics: its own
+    (`batch`), or the training batch cut into `splits` parts."""
+    if (own := getattr(probe, "batch", None)) is not None:
+        if own > len(dataset.train):
+            raise UsageError(f"probes.{name}.batch", f"larger than the {len(dataset.train)} training examples", own)
+        refuse_single_values(net, dataset.input_shape, spec.norm, own, f"probes.{name}.batch")
+    if (splits := getattr(probe, "splits", 1)) > 1:
+        if size < splits:
+            raise UsageError("data.batch_size", f"cannot be split for probes.{name}", size, "Use a larger one.")
+        key = f"data.batch_size (split for probes.{name})"
+        refuse_single_values(net, dataset.input_shape, spec.norm, size // splits, key)
 
 
 def available(device: str) -> str:

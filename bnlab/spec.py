@@ -12,10 +12,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from bnlab.errors import UsageError, nearest
 from bnlab.typed import check_tree
 
 SCHEMA_VERSION = 1
@@ -122,6 +124,12 @@ class RunSpec:
         Raises:
             UsageError: a value of the wrong type or out of range, by its key.
         """
+        _refuse_unknown(cls, tree, "")
+        for key, kind in GROUPS.items():
+            if isinstance(tree.get(key), Mapping) and "options" not in {
+                field.name for field in dataclasses.fields(kind)
+            }:
+                _refuse_unknown(kind, tree[key], f"{key}.")
         spec: RunSpec = check_tree(cls, {key: _with_options(key, value) for key, value in tree.items()})
         return spec
 
@@ -137,6 +145,7 @@ class RunSpec:
     def id(self) -> str:
         """First 10 hex digits of the sha256 of the whole spec: one id, one set of bits (on one kind of machine)."""
         hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
+        hashed["plugins"] = [_content(file) for file in self.plugins]
         text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -154,6 +163,13 @@ GROUPS: dict[str, type] = {
     "probes": ProbesSpec,
     "launch": LaunchSpec,
 }
+
+
+def _refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in tree:
+        if key not in known:
+            raise UsageError(f"{prefix}{key}", "no such key", tree[key], nearest(key, known))
 
 
 def _with_options(key: str, value: Any) -> Any:
@@ -174,6 +190,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _content(file: str) -> str:
+    """A digest of what is in a plugin's file: with another content it is another run, in another folder it is not."""
+    path = Path(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else file
+
+
 def canonical(value: Any) -> str:
     """One text for one meaning: sorted keys, numbers to 12 digits, `1` and `1.0` alike.
 
@@ -185,5 +207,5 @@ def canonical(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item) for item in value) + "]"
     if isinstance(value, float) or (type(value) is int and abs(value) < 10**12):
-        return f"{value:.12g}"
+        return f"{value + 0:.12g}"  # -0.0 is 0.0
     return json.dumps(value)

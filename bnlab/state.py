@@ -62,19 +62,26 @@ class Unmoved(AbstractContextManager["Unmoved"]):
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in module.buffers():
-            by_dtype.setdefault(buffer.dtype, []).append(buffer)
-        self._kept = [(buffers, [torch.empty_like(buffer) for buffer in buffers]) for buffers in by_dtype.values()]
+        by_dtype: dict[torch.dtype, list[tuple[dict[str, Tensor | None], str, Tensor]]] = {}
+        for part in self.parts:
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    kept = (part._buffers, name, torch.empty_like(buffer))
+                    by_dtype.setdefault(buffer.dtype, []).append(kept)
+        self._kept = list(by_dtype.values())
+        self._buffers: list[list[Tensor]] = []
 
     def __enter__(self) -> Unmoved:
-        for buffers, copies in self._kept:
-            torch._foreach_copy_(copies, buffers)
+        self._buffers = [[buffers[name] for buffers, name, _ in kept] for kept in self._kept]  # type: ignore[misc]
+        for now, kept in zip(self._buffers, self._kept, strict=True):
+            torch._foreach_copy_([copy for *_, copy in kept], now)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for buffers, copies in self._kept:
-            torch._foreach_copy_(buffers, copies)
+        for now, kept in zip(self._buffers, self._kept, strict=True):
+            for (buffers, name, _), buffer in zip(kept, now, strict=True):
+                buffers[name] = buffer  # a forward may have put another tensor in its place
+            torch._foreach_copy_(now, [copy for *_, copy in kept])
 
 
 def outputs_now(module: nn.Module, x: Tensor, mode: Mode, unmoved: Unmoved | None = None) -> Tensor:

@@ -22,9 +22,10 @@ from bnlab.evaluate import at_chance, evaluate
 from bnlab.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.journal import Journal, Record, read
 from bnlab.losses import correct
-from bnlab.observe import Watch, first_non_finite_site
+from bnlab.observe import Watch, first_non_finite_site, untouched_random_state
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import Raw, to_host
+from bnlab.seeds import stream
 from bnlab.setup import Setup
 
 DIVERGED_ABOVE = 1e3
@@ -82,6 +83,9 @@ class Run:
     def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None]) -> None:
         self.setup, self.folder, self.listen = setup, folder, listen
         self.module = setup.net.module
+        torch.manual_seed(
+            stream(setup.spec.seed, "noise").initial_seed()
+        )  # for modules that draw from the global state
         self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
         self.journal = Journal(folder.journal_file, keep_bytes=self.progress.journal_bytes)
@@ -145,7 +149,8 @@ class Run:
         if not self.setup.schedule.evaluates(step):
             return {}
         spec = self.setup.spec
-        found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
+        with untouched_random_state(torch.device(spec.device)):
+            found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
         return {f"test_{name}": value for name, value in found.items()}
 
     def _record(
@@ -207,7 +212,10 @@ class Run:
         step = self.guard.step
         site = first_non_finite_site(self.setup.net, self.setup.batches.at(step).x)
         self._write()
-        self.journal.append({"step": step, "train_loss": self.guard.value, "wall_s": time.time()})
+        last: Record = {"step": step, "train_loss": self.guard.value, "wall_s": time.time()}
+        self.journal.append(last)
+        self.board.add(last)
+        self.listen(last)
         where = f"first non-finite activation at {site}" if site else "all activations are finite"
         self.folder.log(f"diverged at step {step}: loss {self.guard.value:g}, {where}")
         names = ["loss", "accuracy"] if self.setup.dataset.classes is not None else ["loss"]

@@ -78,7 +78,7 @@ def _told(error: ValidationError, tree: Mapping[str, Any], prefix: str) -> Usage
     mine = [item for item in found if _path(item["loc"], tree) == path]
     problem = "must " + " or ".join(dict.fromkeys(_wanted(item) for item in mine))
     if mine[0]["type"] == "missing":
-        return UsageError(prefix + ".".join(path), "missing")
+        return UsageError(prefix + ".".join(str(part) for part in found[0]["loc"]), "missing")
     value: Any = tree
     for part in path:
         value = value[part]

@@ -276,7 +276,7 @@ def test_a_checkpoint_holds_no_more_than_tensors_and_numbers(spec_of: SpecOf, ru
     """So that it can be loaded without running anything that is in it."""
     ended = run(spec_of("optim=adam", *PROBED))
     content = torch.load(ended.folder.checkpoint_file, weights_only=True)
-    assert set(content) == {"progress", "module", "optimizer", "carries"}
+    assert set(content) == {"progress", "module", "optimizer", "random", "carries"}
     assert content["progress"]["step"] == 12
     assert set(content["carries"]) == set(ended.setup.spec.probes.options)
 
@@ -285,3 +285,33 @@ def test_without_a_checkpoint_a_run_begins_at_step_0(spec_of: SpecOf, tmp_path: 
     setup = assemble(spec_of())
     progress = restore(tmp_path / "checkpoint.pt", setup.net.module, setup.optimizer, setup.observer)
     assert (progress.step, progress.initial_loss, progress.journal_bytes) == (0, None, 0)
+
+
+def test_a_module_that_draws_from_torchs_own_generator_is_repeatable_and_resumable_too(
+    spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
+) -> None:
+    spec = spec_of("norm=batch", *PROBED[:-1])
+
+    def with_dropout() -> Any:
+        setup = assemble(spec)
+        setup.net.sites[0].activation.register_forward_hook(
+            lambda module, args, out: torch.dropout(out, 0.5, module.training)
+        )
+        return setup
+
+    ended = []
+    for where, stop in (("whole", None), ("stopped", 5)):
+        folder = RunFolder(tmp_path / where)
+        torch.manual_seed(torch.seed())  # whatever state the process is in
+        asked = iter(range(100))
+        setup = with_dropout()
+        status = train(setup, folder, stopped=lambda asked=asked, stop=stop: "a test" if next(asked) == stop else None)
+        if stop is not None:
+            assert status["status"] == "interrupted"
+            torch.rand(7)
+            setup = with_dropout()
+            status = train(setup, folder)
+        assert status["status"] == "finished"
+        ended.append((state_bits(setup), [without_clock(record) for record in read(folder.journal_file)]))
+    assert ended[0] == ended[1]
+    assert ended[0][1] != run(spec, "without").clockless  # so the dropout was at work

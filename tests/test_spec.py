@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +309,18 @@ def test_the_nearest_known_word_is_proposed() -> None:
     assert nearest("lr", known) == "Did you mean: optim.lr?"
     assert nearest("zzz", known) == "There are: model.depth, optim.lr, optim.momentum."
     assert nearest("zzz", [str(number) for number in range(41)]) == ""
+
+
+def test_the_id_knows_a_plugin_by_its_content(spec_of: Callable[..., RunSpec], tmp_path: Path) -> None:
+    here, there = tmp_path / "a.py", tmp_path / "b.py"
+    here.write_text("X = 1\n")
+    there.write_text("X = 1\n")
+    spec = spec_of()
+
+    def id_with(file: Path) -> str:
+        return dataclasses.replace(spec, plugins=(str(file),)).id
+
+    before = id_with(here)
+    assert before == id_with(there) != spec.id
+    here.write_text("X = 2\n")
+    assert id_with(here) != before

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.models.init import initialize
+from bnlab.models._init import initialize
 from bnlab.registry import NORMS
 from bnlab.spec import ModelSpec, NormSpec
 

@@ -46,8 +46,6 @@ def cnn(
         builder.hidden("conv", conv, after, dims=2)
         before = after
         height, width = ((size + 2 * (kernel // 2) - kernel) // stride + 1 for size in (height, width))
-        if min(height, width) < 1:
-            raise UsageError("model.kernel", f"larger than what is left of the image at {after} channels", kernel)
     if head == "flatten":
         features = before * height * width
     else:

@@ -139,13 +139,16 @@ class Tap(AbstractContextManager["Tap"]):
         self._passed: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Tap:
+        self._own = [vars(module).get("forward") for module in self._wrapped]
         for module in self._wrapped:
             module.__dict__["forward"] = partial(_passing, module.forward, self._passed)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for module in self._wrapped:
+        for module, own in zip(self._wrapped, self._own, strict=True):
             module.__dict__.pop("forward", None)
+            if own is not None:  # somebody else's wrapper, from before
+                module.__dict__["forward"] = own
         if kind is not None:
             return
         seen = self.seen

@@ -39,6 +39,7 @@ class Gradients:
         self.updates, self.deltas, self.noise = updates, deltas, noise
         wanted: dict[Need, bool] = {"pre_gradients": deltas, "weights_before": updates, "before": noise}
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
+        self.splits = 2 if noise else 1
         self._sites = 0
 
     def measure(self, snapshot: Snapshot) -> Raw:
