@@ -1,8 +1,7 @@
 """The loop. Read it from top to bottom.
 
 A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch
-gathers what the probes need, and one record goes to the journal; the TensorBoard events are written from the same
-record.
+gathers what the probes need, and one record goes to the journal and the board.
 """
 
 from __future__ import annotations
@@ -11,28 +10,26 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab import checkpoint, host
-from bnlab.board import Board
 from bnlab.evaluate import at_chance, evaluate
 from bnlab.folder import ENDED, HEARTBEAT_S, RunFolder
-from bnlab.journal import Journal, Record, read
+from bnlab.journal import Record
 from bnlab.losses import correct
 from bnlab.observe import Watch, first_non_finite_site, untouched_random_state
 from bnlab.optim.base import learning_rate
-from bnlab.probes.base import Raw, to_host
+from bnlab.probes.base import to_host
+from bnlab.recorder import Recorder
 from bnlab.seeds import stream
 from bnlab.setup import Setup
 
 DIVERGED_ABOVE = 1e3
 """A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
-
-WRITE_AFTER, WRITE_AFTER_S = 32, 0.25
-"""Records are written when there are so many, or when the last writing is so long ago."""
 
 Status = dict[str, Any]
 
@@ -83,25 +80,19 @@ class Run:
     def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None]) -> None:
         self.setup, self.folder, self.listen = setup, folder, listen
         self.module = setup.net.module
-        torch.manual_seed(
-            stream(setup.spec.seed, "noise").initial_seed()
-        )  # for modules that draw from the global state
+        # For modules that draw from torch's global generator; a checkpoint brings its state back.
+        torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
         self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
-        self.journal = Journal(folder.journal_file, keep_bytes=self.progress.journal_bytes)
-        self.board = Board(folder.path, [site.name for site in setup.net.sites])
-        self.board.rewrite(read(folder.journal_file))
-        self._pending: list[tuple[Record, dict[str, Tensor], dict[str, Raw], float]] = []
-        self._written = time.monotonic()
+        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=self.progress.journal_bytes)
         self._started = self._saved = self._beat = time.monotonic()
-        self._run_s_before = self.progress.run_s
+        self._before = replace(self.progress)  # what earlier parts of this run took
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.journal.close()
-        self.board.close()
+        self.recorder.close()
 
     def train(self, stopped: Callable[[], str | None]) -> Status:
         """The loop."""
@@ -136,10 +127,11 @@ class Run:
             optimizer.step()
 
             if isinstance(watch, Watch):
-                metrics = {"train_loss": loss}
+                metrics = {"train_loss": loss.detach()}
                 if setup.dataset.classes is not None:
                     metrics["train_accuracy"] = correct(outputs, batch.y) / len(batch)
-                self._record(step, {"lr": lr}, metrics | evaluation, watch.raw(), watch.seconds)
+                raw = watch.raw()
+                self.recorder.add({"step": step, "lr": lr}, metrics | evaluation, raw, seconds=watch.seconds)
         else:
             return self._finished()
         return self._diverged()
@@ -153,36 +145,6 @@ class Run:
             found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
         return {f"test_{name}": value for name, value in found.items()}
 
-    def _record(
-        self, step: int, known: Record, metrics: dict[str, Tensor], raw: dict[str, Raw], measuring_s: float
-    ) -> None:
-        """Keep one step's figures; they are summarized and written by dozens, which takes a third of the time of doing
-        each at once, and a GPU is waited for less often."""
-        self._pending.append(({"step": step, **known}, metrics, raw, time.time()))
-        self.progress.measure_s += measuring_s
-        if len(self._pending) >= WRITE_AFTER or time.monotonic() - self._written >= WRITE_AFTER_S:
-            self._write()
-
-    def _write(self) -> None:
-        """Everything kept goes to the journal, the board and the listener."""
-        start = time.perf_counter()
-        observer = self.setup.observer
-        records: list[Record] = [
-            {**known, **observer.metrics(raw, metrics), "wall_s": wall_s}
-            for known, metrics, raw, wall_s in self._pending
-        ]
-        self._pending.clear()
-        for record in records:
-            self.journal.append(record)
-        for record in records:
-            self.board.add(record)
-        self.journal.flush()
-        self.board.flush()
-        self._written = time.monotonic()
-        self.progress.measure_s += time.perf_counter() - start
-        for record in records:
-            self.listen(record)
-
     def _checkpoint_is_due(self, step: int) -> bool:
         """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
         now = time.monotonic()
@@ -192,13 +154,17 @@ class Run:
         return step > 0 and now - self._saved >= self.setup.spec.launch.checkpoint_s
 
     def _save(self, step: int) -> None:
-        self._write()
         progress = self.progress
         progress.step, progress.initial_loss = step, self.guard.initial_loss
-        progress.journal_bytes = self.journal.sync()
-        progress.run_s = self._run_s_before + time.monotonic() - self._started
+        progress.journal_bytes = self.recorder.sync()
+        progress.run_s, progress.measure_s = self._seconds()
         checkpoint.save(self.folder.checkpoint_file, progress, self.module, self.setup.optimizer, self.setup.observer)
         self._saved = time.monotonic()
+
+    def _seconds(self) -> tuple[float, float]:
+        """Spent on this run so far, in all and on measuring; with its earlier parts."""
+        in_all = self._before.run_s + time.monotonic() - self._started
+        return in_all, self._before.measure_s + self.recorder.seconds
 
     def _interrupted(self, step: int, reason: str) -> Status:
         if self.guard.settle():
@@ -211,11 +177,8 @@ class Run:
         """The journal ends with the diverged step; every final metric is null, which scores worst."""
         step = self.guard.step
         site = first_non_finite_site(self.setup.net, self.setup.batches.at(step).x)
-        self._write()
-        last: Record = {"step": step, "train_loss": self.guard.value, "wall_s": time.time()}
-        self.journal.append(last)
-        self.board.add(last)
-        self.listen(last)
+        self.recorder.add({"step": step}, {"train_loss": torch.tensor(self.guard.value)})
+        self.recorder.write()
         where = f"first non-finite activation at {site}" if site else "all activations are finite"
         self.folder.log(f"diverged at step {step}: loss {self.guard.value:g}, {where}")
         names = ["loss", "accuracy"] if self.setup.dataset.classes is not None else ["loss"]
@@ -235,16 +198,16 @@ class Run:
         measured: dict[str, float] = {name: float(figure) for name, figure in to_host(found).items()}
         tests = {name: value for name, value in found.items() if name.startswith("test_")}
         self._save(setup.steps)
-        self._record(setup.steps, {}, tests, {}, 0.0)
-        self._write()
+        self.recorder.add({"step": setup.steps}, tests)
+        self.recorder.write()
         dead = at_chance(measured, setup.dataset, spec.loss, spec.reduction)
         metrics = {name: _finite(value) for name, value in measured.items()}
         self.folder.log(f"finished, {metrics}")
         return self._ended("finished", setup.steps, metrics, dead=dead)
 
     def _ended(self, status: str, step: int, metrics: Mapping[str, float | None], **more: object) -> Status:
-        run_s = self._run_s_before + time.monotonic() - self._started
-        timing = {"run_s": run_s, "measure_s": self.progress.measure_s, "steps_per_s": step / run_s if run_s else None}
+        run_s, measure_s = self._seconds()
+        timing = {"run_s": run_s, "measure_s": measure_s, "steps_per_s": step / run_s if run_s else None}
         ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": dict(metrics), **more}
         ended["timing"] = timing
         self.folder.write_status(ended)

@@ -18,7 +18,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors", "typed", "spec", "registry", "seeds"),
     1: ("state", "losses", "host", "norms", "data", "optim"),
     2: ("models", "probes", "journal", "folder", "evaluate"),
-    3: ("observe", "checkpoint", "board", "setup", "train"),
+    3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
     4: ("sweep",),
     5: ("analysis", "report"),
     6: ("config", "terminal", "cli", "view", "listing", "__main__"),
