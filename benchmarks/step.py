@@ -37,7 +37,7 @@ from bnlab.spec import RunSpec
 from bnlab.train import train
 
 Tick = Callable[[], None]
-BATCH, STEPS, LR = 64, 2000, 0.1
+BATCH, STEPS, LR, TURN = 64, 2000, 0.1, 100
 BUDGETS = {"mlp": {"none": 1.03, "economy": 1.10, "every step": 1.35}, "cnn": {"none": 1.03, "economy": 1.05}}
 
 
@@ -157,7 +157,7 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
         Contestant("hooks with .item(), every 10 steps", naive_loop(make, 10, folder / "naive10")),
         Contestant("hooks with .item(), every step", naive_loop(make, 1, folder / "naive1")),
     ]
-    race(contestants, turns=turns, steps=100 if net == "mlp" else 50)
+    race(contestants, turns=turns, steps=TURN)
     bare = contestants[0]
     budgets = BUDGETS[net]
     names = {"bnlab, probes=none": "none", "bnlab, probes=economy": "economy"}
@@ -168,7 +168,7 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
             {
                 "net": net,
                 "contestant": contestant.name,
-                "step_ms": 1e3 * statistics.median(contestant.slices) / (100 if net == "mlp" else 50),
+                "step_ms": 1e3 * statistics.median(contestant.slices) / TURN,
                 "ratio": ratio(contestant, bare),
                 "budget": budgets.get(key),
             }
@@ -179,7 +179,7 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--turns", type=int, default=31)
+    parser.add_argument("--turns", type=int, default=21)
     parser.add_argument("--net", choices=["mlp", "cnn"], action="append")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

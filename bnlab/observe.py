@@ -18,8 +18,9 @@ from torch import Tensor
 
 from bnlab.data.base import Split
 from bnlab.models.base import Net
-from bnlab.probes.base import Carry, Metrics, Need, Probe, Raw, Sites, Snapshot, Tap, to_host
+from bnlab.probes.base import Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
 from bnlab.state import Objective, State, Unmoved, outputs_now
+from bnlab.tap import Sites, Tap, TrainingSites, TrainingTap
 
 
 class Schedule:
@@ -117,9 +118,9 @@ class Watch(AbstractContextManager["Watch"]):
         every, schedule = observer.every, observer.schedule
         self.probes = {name: probe for name, probe in observer.probes.items() if schedule.due(step, every[name])}
         self._needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in self.probes.values()))
-        gradients = "pre_gradients" in self._needs
-        tapped = gradients or "training_sites" in self._needs
-        self._tap = Tap(observer.net, act_in=False, gradients=gradients) if tapped else None
+        deltas = "delta_norms" in self._needs
+        tapped = deltas or "training_sites" in self._needs
+        self._tap = TrainingTap(observer.net, deltas=deltas) if tapped else None
         self._probe_sites = Sites()
 
     def __enter__(self) -> Watch:
@@ -143,7 +144,7 @@ class Watch(AbstractContextManager["Watch"]):
             if "probe_sites" in self._needs:
                 with Tap(observer.net) as tap:
                     outputs_now(observer.net.module, observer.probe_batch.x, "batch", observer.unmoved)
-                self._probe_sites = tap.seen
+                self._probe_sites = tap.sites
         self.seconds += time.perf_counter() - start
 
     def raw(self) -> dict[str, Raw]:
@@ -157,7 +158,7 @@ class Watch(AbstractContextManager["Watch"]):
             net=observer.net,
             objective=observer.objective,
             batch=self.batch,
-            training=self._tap.seen if self._tap is not None else Sites(),
+            training=self._tap.training if self._tap is not None else TrainingSites(),
             before=observer.before(buffers="before" in self._needs),
             probe=self._probe_sites,
         )
@@ -179,7 +180,7 @@ def first_non_finite_site(net: Net, x: Tensor) -> str | None:
     """The first site at which a forward in batch mode shows a value that is not finite; None if all are finite."""
     with Tap(net) as tap, untouched_random_state(x.device):
         outputs_now(net.module, x, "batch")
-    for site, pre, act_in in zip(net.sites, tap.seen.pre, tap.seen.act_in, strict=True):
+    for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
         if not bool(torch.isfinite(pre).all() and torch.isfinite(act_in).all()):
             return site.name
     return None

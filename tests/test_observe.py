@@ -204,7 +204,7 @@ def test_a_forward_that_somebody_put_over_a_part_s_own_is_still_there_afterwards
 class _Raises:
     """A probe that fails at one step."""
 
-    needs = frozenset({"training_sites", "pre_gradients", "before", "probe_sites"})
+    needs = frozenset({"training_sites", "delta_norms", "before", "probe_sites"})
     metrics: dict[str, str] = {}  # noqa: RUF012
     batch = 8
 

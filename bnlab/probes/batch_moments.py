@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 from bnlab.registry import PROBES
+from bnlab.tap import SavedMoments
 
 
 @PROBES.register("batch_moments")
@@ -34,8 +35,8 @@ class BatchMoments:
 
     def measure(self, snapshot: Snapshot) -> Raw:
         seen = snapshot.training
-        kept = {index: saved for index, saved in enumerate(seen.saved) if saved is not None}
-        rest = {index: channel_moments(pre.detach()) for index, pre in enumerate(seen.pre) if index not in kept}
+        kept = {index: pre for index, pre in enumerate(seen.pre) if isinstance(pre, SavedMoments)}
+        rest = {index: channel_moments(pre) for index, pre in enumerate(seen.pre) if isinstance(pre, Tensor)}
         means = [*(saved.mean for saved in kept.values()), *(mean for mean, _ in rest.values())]
         self._kept = [saved.eps for saved in kept.values()]
         self._sizes, self._sites = [len(mean) for mean in means], [*kept, *rest]

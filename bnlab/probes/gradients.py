@@ -37,7 +37,7 @@ class Gradients:
         delta_norm, of a copy of every gradient at pre; `noise` grad_noise, of two forward and backward passes over half
         a batch."""
         self.updates, self.deltas, self.noise = updates, deltas, noise
-        wanted: dict[Need, bool] = {"pre_gradients": deltas, "weights_before": updates, "before": noise}
+        wanted: dict[Need, bool] = {"delta_norms": deltas, "weights_before": updates, "before": noise}
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
         self._sites = 0
@@ -52,11 +52,10 @@ class Gradients:
             if self.updates:
                 old = [before[name] for name in weights]
                 tensors += [*torch._foreach_sub(list(weights.values()), old), *old]
-            if self.deltas:
-                tensors += [pre.grad for pre in snapshot.training.pre if pre.grad is not None]
             tensors += [grad for name, grad in grads.items() if name not in weights]
-            # One call for many norms, as in torch's own gradient clipping.
-            raw = {"norms": torch.stack(list(torch._foreach_norm(tensors)))}
+            norms = list(torch._foreach_norm(tensors))  # one call for many, as in torch's own gradient clipping
+            deltas = [norm for _, norm in sorted(snapshot.training.delta_norms.items())] if self.deltas else []
+            raw = {"norms": torch.stack([*deltas, *norms])}
         return raw | ({"grad_noise": self._noise(snapshot)} if self.noise else {})
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
@@ -64,6 +63,7 @@ class Gradients:
         rows = 1 + 2 * self.updates + self.deltas
         by_site = list(raw["norms"][: rows * self._sites].reshape(rows, self._sites))
         others = raw["norms"][rows * self._sites :]
+        delta_norm = by_site.pop(0) if self.deltas else None
         grad_norm = by_site.pop(0)
         metrics: Metrics = {"grad_norm": grad_norm}
         with np.errstate(all="ignore"):  # what is not finite is said so in the journal
@@ -71,8 +71,8 @@ class Gradients:
             metrics["first_over_last"] = grad_norm[0] / grad_norm[-1]
             if self.updates:
                 metrics["update_ratio"] = by_site.pop(0) / by_site.pop(0)
-        if self.deltas:
-            metrics["delta_norm"] = by_site.pop(0)
+        if delta_norm is not None:
+            metrics["delta_norm"] = delta_norm
         if self.noise:
             metrics["grad_noise"] = raw["grad_noise"]
         return metrics, carry
