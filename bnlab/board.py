@@ -134,7 +134,8 @@ class _Template:
         table = np.column_stack([vectors, finite_medians(vectors)])
         numbers = np.concatenate([np.array(scalars, dtype=np.float32), table.ravel()])[self._take]
         self._bytes[self._places] = numbers.view(np.uint8).reshape(-1, 4)
-        return self._bytes.tobytes()
+        message: bytes = self._bytes.tobytes()
+        return message
 
 
 def finite_medians(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

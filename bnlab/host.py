@@ -44,11 +44,22 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
         "cores": os.cpu_count(),
         "threads": threads,
         "argv": sys.argv,
     }
+
+
+@cache
+def _cpu() -> str:
+    """The processor's name: Linux tells it in one place, other systems in another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
 
 
 @cache
