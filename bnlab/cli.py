@@ -121,6 +121,14 @@ def list_command(
 
 
 @app.command()
+def verify(as_json: Json = False) -> None:
+    """Check, on this machine, the identities that batch normalization must fulfil."""
+    from bnlab.terminal import proof
+
+    raise typer.Exit(proof.show(as_json))
+
+
+@app.command()
 def view(
     runs: Runs = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,

@@ -15,11 +15,11 @@ import bnlab
 
 ROOT = Path(bnlab.__file__).parent
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "typed", "spec", "registry", "seeds"),
+    0: ("errors", "typed", "spec", "registry", "seeds", "theory"),
     1: ("state", "losses", "host", "norms", "data", "optim"),
     2: ("models", "probes", "tap", "journal", "folder", "evaluate"),
     3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
-    4: ("sweep",),
+    4: ("sweep", "verify"),
     5: ("analysis", "report"),
     6: ("config", "terminal", "cli", "view", "listing", "__main__"),
 }

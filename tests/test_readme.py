@@ -27,7 +27,7 @@ def _bnlab(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_has_commands_of_every_kind() -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"train", "view", "runs", "list"}
+    assert {command.split()[1] for command in COMMANDS} == {"train", "view", "runs", "list", "verify"}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab train")])

@@ -1,0 +1,30 @@
+"""Closed forms that measurements are held against. No torch here."""
+
+from __future__ import annotations
+
+import math
+
+
+def gradient_growth(batch: int, activation: str) -> float:
+    """By how much the *squared* norm of the loss's gradient at the pre-activations grows from one layer to the one
+    below it, in a wide random net with batch norm (gamma 1, beta 0, eps 0), for batches of `batch` >= 4 examples.
+
+    Yang et al. 2019, theorem 8: with c = -1 / (B - 1), J(x) = (sqrt(1 - x^2) + (pi - arccos x) x) / pi and J'(x) =
+    (pi - arccos x) / pi, ReLU has (J'(c) + B - 1) / ((B - 3)(1 - J(c))) - 1 / (B - 3), which tends to pi / (pi - 1);
+    a linear net has (B - 2) / (B - 3).
+
+    >>> [round(gradient_growth(batch, "relu"), 3) for batch in (8, 64)]
+    [1.788, 1.493]
+    >>> gradient_growth(8, "linear")
+    1.2
+    """
+    if batch < 4:
+        raise ValueError(f"batch: the gradient's norm has no finite mean below 4 examples, got {batch}")
+    if activation == "linear":
+        return (batch - 2) / (batch - 3)
+    if activation != "relu":
+        raise ValueError(f"activation: no closed form but for relu and linear, got {activation!r}")
+    c = -1 / (batch - 1)
+    j = (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi
+    j_prime = (math.pi - math.acos(c)) / math.pi
+    return (j_prime + batch - 1) / ((batch - 3) * (1 - j)) - 1 / (batch - 3)

@@ -1,0 +1,169 @@
+"""Every identity holds, and every check sees its formula broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnlab import verify
+from bnlab.norms.batch_reference import BatchReference
+from bnlab.state import State
+from bnlab.verify import Identity
+
+Patch = pytest.MonkeyPatch
+
+
+def test_every_identity_holds() -> None:
+    checked = list(verify.identities())
+    assert [identity.name for identity in checked if not identity.ok] == []
+    assert len({identity.name for identity in checked}) == len(checked) >= 20
+
+
+def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
+    assert not Identity(name="", left="", right="", error=float("nan"), tolerance=1.0).ok
+
+
+def _biased_running_variance(patch: Patch) -> None:
+    track = BatchReference._track
+
+    def biased(self: BatchReference, mean: Tensor, var: Tensor, values: int) -> None:
+        track(self, mean, var * (values - 1) / values, values)
+
+    patch.setattr(BatchReference, "_track", biased)
+
+
+def _unbiased_variance(patch: Patch) -> None:
+    def forward(self: BatchReference, x: Tensor) -> Tensor:
+        mean, var = x.mean(self.over), x.var(self.over, correction=1)
+        x_hat = (x - mean.view(self.shape)) / torch.sqrt(var.view(self.shape) + self.eps)
+        assert self.weight is not None
+        assert self.bias is not None
+        return self.weight.view(self.shape) * x_hat + self.bias.view(self.shape)
+
+    patch.setattr(BatchReference, "forward", forward)
+
+
+def _without_norm(patch: Patch) -> None:
+    net = verify._net
+    patch.setattr(
+        verify, "_net", lambda model, activation, norm, *more, **kw: net(model, activation, "none", *more, **kw)
+    )
+
+
+def _always_norm(patch: Patch) -> None:
+    net = verify._net
+    patch.setattr(
+        verify, "_net", lambda model, activation, norm, *more, **kw: net(model, activation, "batch", *more, **kw)
+    )
+
+
+def _line_begins_beside(patch: Patch) -> None:
+    line = verify.line
+    patch.setattr(verify, "line", lambda state, direction, a: line(state, direction, a + 1e-6))
+
+
+def _staircase_moves_the_site_itself(patch: Patch) -> None:
+    def stairs(before: State, after: State, groups: list[tuple[str, ...]]) -> Iterator[State]:
+        params = dict(before.params)
+        for names in groups:
+            params |= {name: after.params[name] for name in names}
+            yield State(dict(params), before.buffers)
+
+    patch.setattr(verify, "staircase", stairs)
+
+
+def _staircase_moves_nothing(patch: Patch) -> None:
+    patch.setattr(verify, "staircase", lambda before, after, groups: [before for _ in groups])
+
+
+def _other_theory(patch: Patch) -> None:
+    growth = verify.gradient_growth
+    patch.setattr(verify, "gradient_growth", lambda *words: 1.05 * growth(*words))
+
+
+def _values_that_hang_together(patch: Patch) -> None:
+    batches = verify._batches
+
+    def doubled(values: int) -> Any:
+        x, sigma, rho = batches(values)
+        half = x[:, : values // 2]
+        return torch.cat([half, half], dim=1), sigma, rho
+
+    patch.setattr(verify, "_batches", doubled)
+
+
+@pytest.mark.parametrize(
+    ("check", "breaks"),
+    [
+        (lambda: verify.reference_is_torch(1, 2), _biased_running_variance),
+        (lambda: verify.reference_is_torch(2, 1), _unbiased_variance),
+        (verify.weights_grow_by_pythagoras, _without_norm),
+        (verify.a_line_begins_at_the_loss, _line_begins_beside),
+        (verify.nothing_precedes_the_first_site, _staircase_moves_the_site_itself),
+        (verify.nothing_precedes_the_first_site, _staircase_moves_nothing),
+        (lambda: verify.gradients_grow("relu", 64), _without_norm),
+        (lambda: verify.gradients_grow("linear", 32), _other_theory),
+        (verify.gradients_do_not_grow_without_norm, _always_norm),
+        (lambda: verify.means_scatter(32), _values_that_hang_together),
+        (lambda: verify.deviations_scatter(32), _values_that_hang_together),
+    ],
+)
+def test_a_check_sees_its_formula_broken(
+    check: Callable[[], Identity], breaks: Callable[[Patch], None], monkeypatch: Patch
+) -> None:
+    assert check().ok
+    breaks(monkeypatch)
+    assert not check().ok
+
+
+def test_a_gradient_that_leaves_out_the_statistics_is_seen(monkeypatch: Patch) -> None:
+    """The value is right and the gradient is not: only the difference quotient can tell."""
+    forward = BatchReference.forward
+
+    class Straight(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, right: Tensor, x: Tensor) -> Tensor:
+            return right.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+            return None, grads[0]
+
+    monkeypatch.setattr(BatchReference, "forward", lambda self, x: Straight.apply(forward(self, x.detach()), x))
+    assert not verify.derivative_is_the_limit(1).ok
+    assert not verify.derivative_is_the_limit(2).ok
+
+
+def test_weights_that_keep_their_scale_are_seen(monkeypatch: Patch) -> None:
+    """With an eps as large as the variance a batch norm does not cancel the scale of the weights before it."""
+    mlp, cnn = verify._mlp, verify._cnn
+    monkeypatch.setattr(verify, "_mlp", lambda eps: mlp(1.0))
+    monkeypatch.setattr(verify, "_cnn", lambda eps: cnn(1.0))
+    assert not verify.weights_are_orthogonal_to_their_gradient().ok
+
+
+def test_the_command_prints_one_json_object_and_exits_0() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bnlab", "verify", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["identities"]
+    assert all(row["ok"] for row in told)
+    assert {"name", "error", "tolerance", "ok"} <= set(told[0])
+
+
+def test_the_command_exits_3_and_names_what_is_broken(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    from bnlab.terminal import proof
+
+    _other_theory(monkeypatch)
+    assert proof.show(as_json=False) == 3
+    said = capsys.readouterr().out
+    assert "broken: gradient growth with batch norm, relu, batch 8" in said
+    assert "BROKEN" in said
