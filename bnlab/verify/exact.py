@@ -1,0 +1,187 @@
+"""Equations that hold to rounding, in float64. Legend: B batch, C channels, H W space, m values per channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.losses import objective
+from bnlab.registry import NORMS
+from bnlab.seeds import stream
+from bnlab.state import State, gradient_at, line, loss_at, staircase
+from bnlab.tap import Tap
+from bnlab.verify.base import Identity, relative, scalars, small_cnn, small_mlp
+
+LOSS = objective("cross_entropy", "mean")
+
+
+def reference_is_torch(dims: int, steps: int) -> Identity:
+    """Our batch norm, written from the formula, against torch's: outputs, gradients at the input and at gamma and beta,
+    running statistics, over `steps` training steps and then in use. The largest difference, relative to torch's
+    scale."""
+    generator = stream(0, "data", "reference", dims)
+    options = {"eps": 1e-5, "momentum": 0.1, "affine": True}
+    ours: nn.Module = NORMS.build("batch_reference", options, 6, 2 * (dims - 1)).double()
+    torchs: nn.Module = NORMS.build("batch", options, 6, 2 * (dims - 1)).double()
+    shape = (8, 6) if dims == 1 else (8, 6, 5, 4)
+    worst = 0.0
+    for step in range(steps + 1):
+        if step == steps:  # in use
+            ours.eval()
+            torchs.eval()
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 1
+        weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+        sides = []
+        for norm in (ours, torchs):
+            inputs = x.clone().requires_grad_()
+            out = norm(inputs)
+            grads = torch.autograd.grad((out * weights).sum(), [inputs, *norm.parameters()])
+            sides.append([out.detach(), *grads, *(buffer.double() for buffer in norm.buffers())])
+            with torch.no_grad():
+                for param, grad in zip(norm.parameters(), grads[1:], strict=True):
+                    param.sub_(0.01 * grad)
+        worst = max([worst, *(relative(a, b) for a, b in zip(*sides, strict=True))])
+    return Identity(
+        name=f"our batch norm is torch's, {dims}d, {steps} step{'s' * (steps > 1)}",
+        left="y, dy, running statistics by the formula",
+        right=f"torch.nn.BatchNorm{dims}d",
+        error=worst,
+        tolerance=1e-11,
+    )
+
+
+def derivative_is_the_limit(dims: int) -> Identity:
+    """The gradient through batch statistics against central differences, in one random direction."""
+    generator = stream(0, "data", "derivative", dims)
+    norm: nn.Module = NORMS.build("batch_reference", {"eps": 1e-5, "momentum": 0.1, "affine": True}, 4, 2 * (dims - 1))
+    norm.double()
+    shape = (7, 4) if dims == 1 else (3, 4, 3, 2)
+    x, direction, weights = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+
+    def value(at: Tensor) -> Tensor:
+        return (torch.sin(norm(at)) * weights).sum()
+
+    inputs = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(value(inputs), [inputs])
+    step = 1e-5
+    with torch.no_grad():
+        difference = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+    slope = (grad * direction).sum()
+    return scalars(f"gradient through batch statistics, {dims}d", slope, difference, 1e-7)
+
+
+def gradients_shrink(model: str) -> Identity:
+    """Theorem 4.1 of Santurkar et al. 2018, as the equality that its proof ends in: what a batch norm takes off the
+    gradient, for every channel of every normed layer of a live net. Left by autograd, right from the gradient behind
+    the norm; the largest relative difference."""
+    net, x, y = small_mlp(eps=1e-3) if model == "mlp" else small_cnn(eps=1e-3)
+    with Tap(net) as tap:
+        loss = LOSS(net.module(x), y)
+    worst, left, right = 0.0, 0.0, 0.0
+    for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
+        if isinstance(site.norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            before, behind = torch.autograd.grad(loss, [pre, act_in], retain_graph=True)
+            measured = by_channel(before).square().sum(dim=1)
+            expected = shrunk(by_channel(behind), by_channel(pre.detach()), site.norm.weight.detach(), site.norm.eps)
+            alive = expected > 0  # no gradient arrives at a dead channel
+            worst = max(worst, (measured[alive] / expected[alive] - 1).abs().max().item())
+            left, right = left + measured.sum().item(), right + expected.sum().item()
+    return Identity(
+        name=f"theorem 4.1 as an equality, {model}",
+        left=f"|dL/dy|^2 = {left:.6g}",
+        right=f"{right:.6g}",
+        error=worst,
+        tolerance=1e-11,
+    )
+
+
+def shrunk(behind: Tensor, y: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """|dL/dy|^2 [C] before a batch norm from g = dL/dz [C, m] behind it and its input y [C, m]:
+
+        gamma^2 / sigma^2 (|g|^2 - <1, g>^2 / m - (2 - s) <g, y_hat>^2 / m),  sigma^2 = var + eps,  s = var / sigma^2
+
+    With eps = 0 it is equation 9 of the paper's appendix, s = 1.
+    """
+    centred = y - y.mean(dim=1, keepdim=True)
+    var = centred.square().mean(dim=1)
+    y_hat = centred / (var + eps).sqrt()[:, None]
+    mean_term = behind.sum(dim=1).square() / y.shape[1]
+    correlation_term = (2 - var / (var + eps)) * (behind * y_hat).sum(dim=1).square() / y.shape[1]
+    return gamma**2 / (var + eps) * (behind.square().sum(dim=1) - mean_term - correlation_term)
+
+
+def weights_are_orthogonal_to_their_gradient() -> Identity:
+    """A batch norm cancels the scale of the weights before it, so <w, dL/dw> = 0 (Arora, Li & Lyu 2018, lemma 2.1).
+    With eps = 1e-12, which alone breaks it. The largest |cosine| over the normed layers of an MLP and a CNN."""
+    cosines = []
+    for net, x, y in (small_mlp(eps=1e-12), small_cnn(eps=1e-12)):
+        _, grads = gradient_at(net.module, State.of(net.module), x, y, LOSS)
+        for site in net.sites:
+            if site.norm is not None:
+                weight, grad = net.params[site.params[0]].detach().flatten(), grads[site.params[0]].flatten()
+                cosines.append((weight @ grad / (weight.norm() * grad.norm())).abs().item())
+    worst = max(cosines)
+    return Identity(
+        name="weights before a batch norm are orthogonal to their gradient",
+        left=f"|cos(w, dL/dw)| = {worst:.1e}",
+        right="0",
+        error=worst,
+        tolerance=1e-9,
+    )
+
+
+def weights_grow_by_pythagoras() -> Identity:
+    """So one step of gradient descent adds the squares: |w'|^2 = |w|^2 + lr^2 |dL/dw|^2."""
+    net, x, y = small_mlp(eps=1e-12)
+    state, lr = State.of(net.module), 0.5
+    _, grads = gradient_at(net.module, state, x, y, LOSS)
+    after = line(state, grads, -lr)
+    name = net.sites[1].params[0]
+    left = after.params[name].square().sum()
+    right = state.params[name].square().sum() + lr**2 * grads[name].square().sum()
+    return scalars("a step adds the squares of weight and update", left, right, 1e-9)
+
+
+def a_line_begins_at_the_loss() -> Identity:
+    """The loss along the gradient, at distance 0, is the training loss, and the net's buffers are where they were."""
+    net, x, y = small_cnn(eps=1e-5)
+    state = State.of(net.module)
+    loss, grads = gradient_at(net.module, state, x, y, LOSS)
+    at_zero = loss_at(net.module, line(state, grads, 0.0), x, y, LOSS).detach()
+    moved = max(relative(buffer.double(), state.buffers[name].double()) for name, buffer in net.module.named_buffers())
+    identity = scalars("the loss along a line begins at the loss", at_zero, LOSS(net.module(x), y).detach(), 1e-14)
+    return Identity(
+        name=identity.name,
+        left=identity.left,
+        right=identity.right,
+        error=max(identity.error, moved, (loss - at_zero).abs().item()),
+        tolerance=identity.tolerance,
+    )
+
+
+def nothing_precedes_the_first_site() -> Identity:
+    """Internal covariate shift (Santurkar et al. 2018, definition 2.1) of the first layer is 0, since no layer
+    before it can move; that of the second is not, or the measure would see nothing."""
+    net, x, y = small_mlp(eps=1e-5)
+    before = State.of(net.module)
+    _, grads = gradient_at(net.module, before, x, y, LOSS)
+    after = line(before, grads, -0.1)
+    states = list(staircase(before, after, [site.params for site in net.sites]))
+    shifts = []
+    for site, state in zip(net.sites[:2], states[:2], strict=True):
+        _, moved = gradient_at(net.module, state, x, y, LOSS)
+        shifts.append((moved[site.params[0]] - grads[site.params[0]]).norm().item())
+    return Identity(
+        name="no internal covariate shift at the first layer",
+        left=f"|G - G'| = {shifts[0]:g}, at the second layer {shifts[1]:.2g}",
+        right="0",
+        error=shifts[0] if shifts[1] > 1e-6 else math.inf,
+        tolerance=0.0,
+    )
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """[B, C] or [B, C, H, W] as [C, m]."""
+    return x.transpose(0, 1).flatten(1)
