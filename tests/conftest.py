@@ -36,9 +36,8 @@ SMALL: dict[str, tuple[str, ...]] = {
     "deep_linear": ("deep_linear", "model.depth=4", "model.width=5", "data.size=150", "data.test_size=50"),
 }
 """An experiment with each architecture, and what makes it small. One that is not listed is tried as it comes."""
-GROUPED = {"mlp": ("norm.groups=2",), "cnn": ("model.channels=[4,6]", "norm.groups=2")}
-GROUPED["deep_linear"] = ("model.width=6", "norm.groups=2")
-"""What norm=group needs there: layers that two groups divide."""
+GROUPED = {"cnn": ("model.channels=[4,6]",), "deep_linear": ("model.width=6",)}
+"""What norm=group needs there: layers that its groups divide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
