@@ -63,13 +63,9 @@ class ChannelNorm(nn.Module):
     def track(self, **found: Tensor) -> None:
         """Move the running averages towards what this batch showed, each [C]."""
         self.num_batches_tracked += 1
-        share = (
-            1.0 / self.num_batches_tracked.to(next(iter(found.values())).dtype)
-            if self.momentum is None
-            else self.momentum
-        )
         for name, value in found.items():
             average = self.get_buffer(f"running_{name}")
+            share = 1.0 / self.num_batches_tracked.to(value.dtype) if self.momentum is None else self.momentum
             average += share * (value - average)
 
     def affine(self, x_hat: Tensor) -> Tensor:
