@@ -36,6 +36,8 @@ SMALL: dict[str, tuple[str, ...]] = {
     "deep_linear": ("deep_linear", "model.depth=4", "model.width=5", "data.size=150", "data.test_size=50"),
 }
 """An experiment with each architecture, and what makes it small. One that is not listed is tried as it comes."""
+GROUPED = {"cnn": ("model.channels=[4,6]",), "deep_linear": ("model.width=6",)}
+"""What norm=group needs there: layers that its groups divide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,8 @@ def small_spec(*overrides: str, model: str = "mlp") -> RunSpec:
     merged = {"steps": "12", "data.batch_size": "16", "probes.points": "100", "optim.lr": "0.05"}
     if experiment == "deep_linear":
         merged |= {"optim.lr": "1e-4"}
-    for text in (*small, *overrides):
+    needed = GROUPED.get(model, ()) if "norm=group" in overrides else ()
+    for text in (*small, *needed, *overrides):
         key, _, value = text.partition("=")
         merged[key] = value
     return _loaded(experiment, tuple(f"{key}={value}" for key, value in merged.items()))

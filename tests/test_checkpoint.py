@@ -29,6 +29,8 @@ StateBits = Callable[..., Any]
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mlp": ("mlp", ("norm=batch", "optim.momentum=0.9")),
     "cnn": ("cnn", ("norm=batch", "optim=adam", "optim.lr=0.01", "optim.schedule=cosine")),
+    "noise": ("mlp", ("norm=noisy_batch",)),
+    "frozen": ("cnn", ("norm=frozen_batch", "norm.refresh_every=7")),
     "reference": ("mlp", ("norm=batch_reference", "norm.momentum=null", "optim=adam", "optim.lr=0.01")),
 }
 PROBED = ("probes=full", "probes.activations.batch=24", "launch.checkpoint_s=0")

@@ -41,7 +41,11 @@ def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str
 def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
     spec = config.load(name, [f"norm={norm}"])
     assert spec.norm.name == norm
-    assemble(spec)
+    if norm == "instance" and spec.model.name in ("mlp", "deep_linear"):
+        with pytest.raises(UsageError, match=r"^norm: a dense layer has one value per channel and example"):
+            assemble(spec)
+    else:
+        assemble(spec)
 
 
 @pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))

@@ -94,10 +94,14 @@ class Builder:
         return not (cancelled and "cancels_bias" in NORMS.entry(self.norm.name).traits)
 
     def build(self, seed: int) -> Net:
-        """The net, initialized from the `init` stream of `seed`."""
+        """The net, initialized from the `init` stream of `seed`. A norm that draws numbers has a method `bind(seed,
+        name)`, and is told the seed and its site's name."""
         module = nn.Sequential(self._parts)
         sites = tuple(self._finished(name, norm) for name, norm in self._sites)
         initialize({f"{name}_affine": self._parts[f"{name}_affine"] for name, _ in self._sites}, self.model, seed)
+        for site in sites:
+            if (bind := getattr(site.norm, "bind", None)) is not None:
+                bind(seed, site.name)
         return Net(module=module, sites=sites)
 
     def _site(self, index: int, kind: str, affine: nn.Module, layer: nn.Module | None, activation: nn.Module) -> None:
@@ -147,12 +151,17 @@ def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
 
 
 def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was."""
+    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was. Norms keep
+    shapes and are passed by, since some refuse what a single example has."""
     shapes: list[tuple[int, ...]] = []
 
     def note(module: nn.Module, args: object, output: torch.Tensor) -> None:
         shapes.append(tuple(output.shape[1:]))
 
+    norms = [site.norm for site in net.sites if site.norm is not None]
+    own = [vars(norm).get("forward") for norm in norms]
+    for norm in norms:
+        vars(norm)["forward"] = _same
     handles = [site.affine.register_forward_hook(note) for site in net.sites]
     was_training = net.module.training
     try:
@@ -164,18 +173,31 @@ def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]
         net.module.train(was_training)
         for handle in handles:
             handle.remove()
+        for norm, forward in zip(norms, own, strict=True):
+            del vars(norm)["forward"]
+            if forward is not None:  # somebody else's wrapper
+                vars(norm)["forward"] = forward
     return shapes
 
 
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
 def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:
-    """Batch statistics of one value are that value and a variance of 0: refuse them.
+    """Statistics of one value are that value and a variance of 0: refuse them, over the batch and over space.
 
     Raises:
-        UsageError: naming `key`, the setting that gives the batch size.
+        UsageError: naming `key`, the setting that gives the batch size; or the norm, where no batch would be enough.
     """
-    if "batch_statistics" not in NORMS.entry(norm.name).traits:
+    traits = NORMS.entry(norm.name).traits
+    if not traits & {"batch_statistics", "space_statistics"}:
         return
     for site, shape in zip(net.sites, site_shapes(net, input_shape), strict=True):
-        if site.norm is not None and batch_size * math.prod(shape[1:]) < 2:
+        positions = math.prod(shape[1:])
+        if site.norm is not None and "batch_statistics" in traits and batch_size * positions < 2:
             remedy = "Batch statistics need at least two: use a larger batch, or a norm without them."
             raise UsageError(key, f"gives norm={norm.name} one value per channel at {site.name}", batch_size, remedy)
+        if site.norm is not None and "space_statistics" in traits and positions < 2:
+            remedy = "Leave that layer out of norm.layers, or use norm=layer."
+            raise UsageError("norm", f"one value per channel and example at {site.name}", norm.name, remedy)

@@ -251,6 +251,8 @@ def test_every_model_shows_each_site_once_in_order_and_takes_any_norm(
     name: str, spec_of: Callable[..., Any], bits_of: Callable[[Any], Any]
 ) -> None:
     for norm in NORMS.names():
+        if norm == "instance" and name in ("mlp", "deep_linear"):
+            continue  # refused there
         spec = spec_of(f"norm={norm}", model=name)
         shape = (8,) if name == "deep_linear" else (2, 8, 8)
         net: Net = MODELS.build(name, spec.model.options, shape, 3, spec.model, spec.norm, 0)
@@ -447,6 +449,16 @@ def test_one_image_is_enough_where_it_has_several_positions_and_not_where_it_has
         ValueError, match=r"^data\.batch_size: gives norm=batch one value per channel at L01_conv, got 1\."
     ):
         refuse_single_values(shrunk, (2, 8, 6), NORM, 1, "data.batch_size")
+
+
+def test_instance_norm_of_one_position_is_refused_with_the_site_whatever_the_batch() -> None:
+    norm = replace(NORM, name="instance", options={"eps": 1e-5, "affine": True})
+    refuse_single_values(_cnn(norm), (2, 8, 6), norm, 1, "data.batch_size")
+    for position in ("before", "after"):
+        shrunk = _cnn(replace(norm, position=position), strides=[2, 4, 1])  # 8x6 -> 4x3 -> 1x1
+        with pytest.raises(ValueError, match=r"^norm: one value per channel and example at L01_conv, got 'instance'\."):
+            refuse_single_values(shrunk, (2, 8, 6), norm, 64, "data.batch_size")
+        assert not any("forward" in vars(part) for part in shrunk.module.modules())
 
 
 def test_without_batch_statistics_a_single_value_is_welcome() -> None:

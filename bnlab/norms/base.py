@@ -1,0 +1,168 @@
+"""What norms with one mean, one scale, one gamma and one beta a channel share. Legend: B batch, C channels, H W space.
+
+A norm is a module x [B, C] (dims 0) or [B, C, H, W] (dims 2) -> the same shape. All that training moves, parameters
+apart, is in buffers: so a checkpoint keeps it, and a forward made for measuring leaves it alone (state.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.seeds import stream
+
+Eps = Annotated[float, Gt(0), Lt(math.inf)]
+Momentum = Annotated[float, Ge(0), Le(1)] | None
+"""Weight of the newest batch in running averages; None: the plain average of all batches so far."""
+Width = Annotated[float, Ge(0), Lt(math.inf)]
+
+
+class ChannelNorm(nn.Module):
+    """gamma and beta per channel, where wanted, and running averages per channel, `running_<name>`."""
+
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        dims: int,
+        *,
+        gamma: bool,
+        beta: bool,
+        momentum: float | None = None,
+        running: Mapping[str, float] | None = None,
+    ) -> None:
+        """`running`: the names of the running averages and what each is before the first batch."""
+        super().__init__()
+        self.over = (0, 2, 3) if dims else (0,)
+        self.shape = (1, channels, 1, 1) if dims else (1, channels)
+        self.weight = nn.Parameter(torch.ones(channels)) if gamma else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if beta else None
+        self.momentum = momentum
+        for name, value in (running or {}).items():
+            self.register_buffer(f"running_{name}", torch.full((channels,), value))
+        if running:
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def wide(self, per_channel: Tensor) -> Tensor:  # [C] -> [1, C] or [1, C, 1, 1]
+        """Figures per channel in a shape that goes with x."""
+        return per_channel.view(self.shape)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of the batch per channel, each [C]."""
+        mean = x.mean(dim=self.over)
+        return mean, (x - self.wide(mean)).square().mean(dim=self.over)
+
+    @torch.no_grad()
+    def track(self, **found: Tensor) -> None:
+        """Move the running averages towards what this batch showed, each [C]."""
+        self.num_batches_tracked += 1
+        for name, value in found.items():
+            average = self.get_buffer(f"running_{name}")
+            share = 1.0 / self.num_batches_tracked.to(value.dtype) if self.momentum is None else self.momentum
+            average += share * (value - average)
+
+    def affine(self, x_hat: Tensor) -> Tensor:
+        """gamma * x_hat + beta."""
+        if self.weight is not None:
+            x_hat = x_hat * self.wide(self.weight)
+        return x_hat if self.bias is None else x_hat + self.wide(self.bias)
+
+
+class BatchMomentsNorm(ChannelNorm):
+    """A `ChannelNorm` with the running mean and the running (unbiased) variance of batch norm."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, dims: int, *, eps: float, momentum: float | None, affine: bool) -> None:
+        running = {"mean": 0.0, "var": 1.0}
+        super().__init__(channels, dims, gamma=affine, beta=affine, momentum=momentum, running=running)
+        self.eps = eps
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """torch's batch norm: in training by the statistics of x, which it tracks; in use by the running ones."""
+        share = 0.0
+        if self.training:
+            self.num_batches_tracked += 1
+            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, share, self.eps
+        )
+
+
+class LpNorm(ChannelNorm):
+    """The norms of Santurkar et al. 2018, section 3.3: subtract the batch mean and divide by the average lp norm of the
+    channel, taken *before* the mean is subtracted,
+
+        y = gamma * (x - mean(x)) / (norm_p(x) + eps) + beta,    norm_p(x) = mean(|x|^p)^(1/p),    norm_inf(x) = max|x|
+
+    over the m = B (dense) or B H W (convolution) values of a channel. In use, running averages of mean and norm replace
+    both. A constant added to x changes the norm, so a bias before it is not without effect.
+    """
+
+    running_mean: Tensor
+    running_norm: Tensor
+
+    def __init__(self, channels: int, dims: int, *, eps: Eps, momentum: Momentum, affine: bool) -> None:
+        running = {"mean": 0.0, "norm": 1.0}
+        super().__init__(channels, dims, gamma=affine, beta=affine, momentum=momentum, running=running)
+        self.eps = eps
+
+    def norm(self, x: Tensor) -> Tensor:  # [B, C] or [B, C, H, W] -> [C]
+        """The average lp norm per channel."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, norm = self.running_mean, self.running_norm
+        if self.training:
+            mean, norm = x.mean(dim=self.over), self.norm(x)
+            self.track(mean=mean, norm=norm)
+        return self.affine((x - self.wide(mean)) / (self.wide(norm) + self.eps))
+
+
+class Noise(nn.Module):
+    """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in use.
+
+    Each step draws for each channel a mean mu ~ U(-n_mu, n_mu) and a scale sigma ~ U(1, n_sigma), then for each element
+
+        m ~ U(mu - r_mu, mu + r_mu),    s ~ N(sigma, r_sigma^2),    x <- s * x + m
+
+    What is drawn is a function of the run's seed, the layer's name, and how many training forwards were made (a
+    buffer): the same after a resume, and on every device.
+    """
+
+    steps: Tensor
+
+    def __init__(self, *, n_mu: float, n_sigma: float, r_mu: float, r_sigma: float) -> None:
+        super().__init__()
+        self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
+        self.register_buffer("steps", torch.tensor(0))
+        self.bind(0, "")
+
+    def bind(self, seed: int, name: str) -> None:
+        """The seed of the run and the name of the layer, from the net's builder."""
+        self._seed, self._name = seed, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        scale, shift = self.draw(x.shape)
+        self.steps += 1
+        return scale.to(x) * x + shift.to(x)
+
+    def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """s and m of the coming step, each of the given shape; in float32, whatever the run computes in. The channels'
+        mu and sigma come first, so that they do not depend on the size of the batch."""
+        generator = stream(self._seed, "noise", self._name, int(self.steps))
+        channels = (1, shape[1], *(1 for _ in shape[2:]))
+        mu = self.n_mu * (2 * torch.rand(channels, generator=generator) - 1)
+        sigma = 1 + (self.n_sigma - 1) * torch.rand(channels, generator=generator)
+        shift = mu + self.r_mu * (2 * torch.rand(shape, generator=generator) - 1)
+        return sigma + self.r_sigma * torch.randn(shape, generator=generator), shift

@@ -1,0 +1,16 @@
+"""l2 normalization over the batch (Santurkar et al. 2018, section 3.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnlab.norms.base import LpNorm
+from bnlab.registry import NORMS
+
+
+@NORMS.register("l2", traits={"batch_statistics"})
+class L2(LpNorm):
+    """y = gamma * (x - mean(x)) / (sqrt(mean(x^2)) + eps) + beta per channel; see `LpNorm`."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        return x.square().mean(dim=self.over).sqrt()

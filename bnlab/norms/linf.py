@@ -1,0 +1,16 @@
+"""linf normalization over the batch (Santurkar et al. 2018, section 3.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnlab.norms.base import LpNorm
+from bnlab.registry import NORMS
+
+
+@NORMS.register("linf", traits={"batch_statistics"})
+class Linf(LpNorm):
+    """y = gamma * (x - mean(x)) / (max|x| + eps) + beta per channel; see `LpNorm`."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        return x.abs().amax(dim=self.over)

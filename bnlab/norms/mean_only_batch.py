@@ -1,0 +1,26 @@
+"""Mean-only batch normalization (Salimans & Kingma 2016, section 4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnlab.norms.base import ChannelNorm, Momentum
+from bnlab.registry import NORMS
+
+
+@NORMS.register("mean_only_batch", traits={"batch_statistics", "cancels_bias"})
+class MeanOnlyBatch(ChannelNorm):
+    """y = x - mean(x) + beta per channel, gradient through the mean; nothing is divided by anything. In use, the
+    running mean replaces the batch's."""
+
+    running_mean: Tensor
+
+    def __init__(self, channels: int, dims: int, *, momentum: Momentum, affine: bool) -> None:
+        super().__init__(channels, dims, gamma=False, beta=affine, momentum=momentum, running={"mean": 0.0})
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.running_mean
+        if self.training:
+            mean = x.mean(dim=self.over)
+            self.track(mean=mean)
+        return self.affine(x - self.wide(mean))

@@ -1,0 +1,42 @@
+"""Batch norm followed by noise that shifts every layer's distribution (Santurkar et al. 2018, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum, Noise, Width
+from bnlab.registry import NORMS
+
+
+@NORMS.register("noisy_batch", traits={"batch_statistics", "cancels_bias"})
+class NoisyBatch(BatchMomentsNorm):
+    """Batch norm and then, in training alone, the noise of `Noise`: fresh at every step, for every channel and element.
+    With `norm.position: before` it stands before the nonlinearity, as in the paper."""
+
+    def __init__(
+        self,
+        channels: int,
+        dims: int,
+        *,
+        n_mu: Width,
+        n_sigma: Annotated[float, Ge(1), Lt(math.inf)],
+        r_mu: Width,
+        r_sigma: Width,
+        eps: Eps,
+        momentum: Momentum,
+        affine: bool,
+    ) -> None:
+        super().__init__(channels, dims, eps=eps, momentum=momentum, affine=affine)
+        self.noise = Noise(n_mu=n_mu, n_sigma=n_sigma, r_mu=r_mu, r_sigma=r_sigma)
+
+    def bind(self, seed: int, name: str) -> None:
+        """See `Noise.bind`."""
+        self.noise.bind(seed, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noisy: Tensor = self.noise(self.batch_norm(x))
+        return noisy

@@ -1,0 +1,26 @@
+"""The noise of `noisy_batch` on a net without normalization."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from torch import nn
+
+from bnlab.norms.base import Noise, Width
+from bnlab.registry import NORMS
+
+
+@NORMS.register("noisy_none")
+def noisy_none(
+    channels: int,
+    dims: int,
+    *,
+    n_mu: Width,
+    n_sigma: Annotated[float, Ge(1), Lt(math.inf)],
+    r_mu: Width,
+    r_sigma: Width,
+) -> nn.Module:
+    """The same draws as `noisy_batch` has at the same seed, layer and step (Santurkar et al. 2018, section 2.1)."""
+    return Noise(n_mu=n_mu, n_sigma=n_sigma, r_mu=r_mu, r_sigma=r_sigma)

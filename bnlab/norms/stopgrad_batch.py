@@ -1,0 +1,28 @@
+"""Batch norm whose gradient takes the statistics for constants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
+from bnlab.registry import NORMS
+
+
+@NORMS.register("stopgrad_batch", traits={"batch_statistics", "cancels_bias"})
+class StopgradBatch(BatchMomentsNorm):
+    """The values of batch norm, with dy/dx = gamma / sqrt(var + eps): the two terms of its gradient that come from mean
+    and var are left out. Ioffe & Szegedy 2015, section 2, tell what goes wrong: a bias before such a norm grows without
+    end while the loss stays. (Its values do not depend on that bias; `model.bias: auto` therefore leaves it out, and
+    `true` shows the effect.)"""
+
+    def __init__(self, channels: int, dims: int, *, eps: Eps, momentum: Momentum, affine: bool) -> None:
+        super().__init__(channels, dims, eps=eps, momentum=momentum, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = (found.detach() for found in self.moments(x))
+            values = x.numel() // x.shape[1]
+            self.track(mean=mean, var=var * values / (values - 1))
+        return self.affine((x - self.wide(mean)) / torch.sqrt(self.wide(var) + self.eps))
