@@ -34,6 +34,11 @@ PROGRESS = {
     "grad_norm_total": "4_grad_norm/00_total",
     "first_over_last": "4_grad_norm/00_first_over_last",
     "grad_noise": "4_grad_norm/00_noise",
+    **{
+        f"{prefix}{name}": f"5_landscape/{prefix}{name}"
+        for prefix in ("", "random_")
+        for name in ("loss_lo", "loss_hi", "loss_range", "grad_change", "grad_change_rel", "eta_beta_half")
+    },
 }
 """Scalars."""
 

@@ -111,9 +111,17 @@ def loss_at(
 
 
 def gradient_at(
-    module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch"
+    module: nn.Module,
+    state: State,
+    x: Tensor,
+    y: Tensor,
+    objective: Objective,
+    mode: Mode = "batch",
+    *,
+    wrt: Sequence[str] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L(state), and dL/dparams by parameter name, each of its parameter's shape.
+    """L(state), and dL/dparams by parameter name, each of its parameter's shape; with `wrt`, of these parameters alone,
+    so that the backward pass ends at the first of them.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> state = State({"weight": torch.tensor([[3.0]])}, {})
@@ -122,11 +130,11 @@ def gradient_at(
     >>> loss.item(), grads["weight"].item()  # (3*2 - 1)^2 and 2*(3*2 - 1)*2
     (25.0, 20.0)
     """
-    params = {name: value.detach().requires_grad_() for name, value in state.params.items()}
+    wanted = {name: state.params[name].detach().requires_grad_() for name in wrt or state.params}
     with torch.enable_grad():
-        loss = loss_at(module, State(params, state.buffers), x, y, objective, mode)
-        grads = torch.autograd.grad(loss, list(params.values()))
-    return loss.detach(), dict(zip(params, grads, strict=True))
+        loss = loss_at(module, State(state.params | wanted, state.buffers), x, y, objective, mode)
+        grads = torch.autograd.grad(loss, list(wanted.values()))
+    return loss.detach(), dict(zip(wanted, grads, strict=True))
 
 
 def line(state: State, direction: Mapping[str, Tensor], a: float) -> State:
