@@ -39,6 +39,9 @@ PROGRESS = {
         for prefix in ("", "random_")
         for name in ("loss_lo", "loss_hi", "loss_range", "grad_change", "grad_change_rel", "eta_beta_half")
     },
+    "lambda_max": "5_sharpness/lambda_max",
+    "eta_lambda_half": "5_sharpness/eta_lambda_half",
+    **{f"lambda_{rank}": f"5_sharpness/lambda_{rank}" for rank in range(2, 11)},
 }
 """Scalars."""
 
