@@ -34,6 +34,14 @@ PROGRESS = {
     "grad_norm_total": "4_grad_norm/00_total",
     "first_over_last": "4_grad_norm/00_first_over_last",
     "grad_noise": "4_grad_norm/00_noise",
+    **{
+        f"{prefix}{name}": f"5_landscape/{prefix}{name}"
+        for prefix in ("", "random_")
+        for name in ("loss_lo", "loss_hi", "loss_range", "grad_change", "grad_change_rel", "eta_beta_half")
+    },
+    "lambda_max": "5_sharpness/lambda_max",
+    "eta_lambda_half": "5_sharpness/eta_lambda_half",
+    **{f"lambda_{rank}": f"5_sharpness/lambda_{rank}" for rank in range(2, 11)},
 }
 """Scalars."""
 
@@ -45,6 +53,13 @@ GROUPS = {
     "grad_norm": "4_grad_norm",
     "delta_norm": "4_grad_norm_delta",
     "update_ratio": "4_grad_norm_update_ratio",
+    "ics": "5_ics",
+    "ics_rel": "5_ics_rel",
+    "ics_cos": "5_ics_cos",
+    "thm41_error": "5_lipschitz_error",
+    "thm41_raw": "5_lipschitz_raw",
+    "thm41_mean": "5_lipschitz_mean",
+    "thm41_corr": "5_lipschitz_corr",
     "act_mean": "7_act_mean",
     "batch_mean": "7_batch_mean",
     "act_var": "8_act_var",

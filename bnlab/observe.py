@@ -60,10 +60,11 @@ class Observer:
         probe_batch: Split,
         schedule: Schedule,
         every: Mapping[str, int],
+        seed: int,
     ) -> None:
-        """`every`: for each probe, at every how many of the schedule's steps it is due."""
+        """`every`: for each probe, at every how many of the schedule's steps it is due. `seed`: the run's."""
         self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
-        self.schedule, self.every = schedule, dict(every)
+        self.schedule, self.every, self.seed = schedule, dict(every), seed
         self.carries: dict[str, Carry] = {name: {} for name in probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
         self.unmoved = Unmoved(net.module)
@@ -155,6 +156,7 @@ class Watch(AbstractContextManager["Watch"]):
             step=self.step,
             point=None if self.step % schedule.every else self.step // schedule.every,
             lr=self.lr,
+            seed=observer.seed,
             net=observer.net,
             objective=observer.objective,
             batch=self.batch,

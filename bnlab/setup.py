@@ -62,6 +62,7 @@ def assemble(spec: RunSpec) -> Setup:
     loss = objective(spec.loss, spec.reduction)
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
+    seen = probe_batch(dataset.train, probe_size, spec.seed)
     return Setup(
         spec=spec,
         steps=steps,
@@ -70,7 +71,7 @@ def assemble(spec: RunSpec) -> Setup:
         net=net,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=Observer(net, loss, probes, probe_batch(dataset.train, probe_size, spec.seed), schedule, every),
+        observer=Observer(net, loss, probes, seen, schedule, every, spec.seed),
         schedule=schedule,
     )
 

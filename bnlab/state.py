@@ -8,7 +8,7 @@ statistics; here it moves copies. A forward in `running` mode normalizes with th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -111,9 +111,17 @@ def loss_at(
 
 
 def gradient_at(
-    module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch"
+    module: nn.Module,
+    state: State,
+    x: Tensor,
+    y: Tensor,
+    objective: Objective,
+    mode: Mode = "batch",
+    *,
+    wrt: Sequence[str] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L(state), and dL/dparams by parameter name, each of its parameter's shape.
+    """L(state), and dL/dparams by parameter name, each of its parameter's shape; with `wrt`, of these parameters alone,
+    so that the backward pass ends at the first of them.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> state = State({"weight": torch.tensor([[3.0]])}, {})
@@ -122,11 +130,36 @@ def gradient_at(
     >>> loss.item(), grads["weight"].item()  # (3*2 - 1)^2 and 2*(3*2 - 1)*2
     (25.0, 20.0)
     """
+    wanted = {name: state.params[name].detach().requires_grad_() for name in wrt or state.params}
+    with torch.enable_grad():
+        loss = loss_at(module, State(state.params | wanted, state.buffers), x, y, objective, mode)
+        grads = torch.autograd.grad(loss, list(wanted.values()))
+    return loss.detach(), dict(zip(wanted, grads, strict=True))
+
+
+def hessian_product_at(
+    module: nn.Module, state: State, x: Tensor, y: Tensor, objective: Objective, mode: Mode = "batch"
+) -> Callable[[Tensor], Tensor]:
+    """The map v -> H v, H the Hessian of L at `state` over all parameters; v and H v [P], the parameters in their
+    order, flat. A forward and a backward pass now, kept for as long as the map; a further backward pass a product.
+
+    >>> net = nn.Linear(2, 1, bias=False)
+    >>> square = lambda outputs, targets: ((outputs - targets) ** 2).sum()
+    >>> product = hessian_product_at(net, State.of(net), torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]]), square)
+    >>> product(torch.tensor([1.0, 0.0])).tolist()  # H = 2 x x'
+    [2.0, 4.0]
+    """
     params = {name: value.detach().requires_grad_() for name, value in state.params.items()}
     with torch.enable_grad():
         loss = loss_at(module, State(params, state.buffers), x, y, objective, mode)
-        grads = torch.autograd.grad(loss, list(params.values()))
-    return loss.detach(), dict(zip(params, grads, strict=True))
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+        gradient = torch.cat([grad.flatten() for grad in grads])  # [P]
+
+    def product(v: Tensor) -> Tensor:
+        rows = torch.autograd.grad(gradient, list(params.values()), v, retain_graph=True, materialize_grads=True)
+        return torch.cat([row.flatten() for row in rows])
+
+    return product
 
 
 def line(state: State, direction: Mapping[str, Tensor], a: float) -> State:

@@ -11,7 +11,18 @@ import torch
 from torch import nn
 
 from bnlab.losses import objective
-from bnlab.state import Mode, State, gradient_at, in_mode, line, loss_at, outputs_at, outputs_now, staircase
+from bnlab.state import (
+    Mode,
+    State,
+    gradient_at,
+    hessian_product_at,
+    in_mode,
+    line,
+    loss_at,
+    outputs_at,
+    outputs_now,
+    staircase,
+)
 
 LOSS = objective("cross_entropy", "mean")
 
@@ -154,3 +165,33 @@ def test_a_staircase_updates_the_layers_before_the_i_th() -> None:
     assert steps == [[0, 1, 2, 3], [10, 1, 2, 3], [10, 11, 12, 3]]
     buffers = [state.buffers["r"].item() for state in staircase(before, after, [["a"], ["b", "c"], ["d"]])]
     assert buffers == [9, 9, 9]
+
+
+@pytest.mark.parametrize("mode", ["batch", "running"])
+def test_products_with_the_hessian_are_differences_of_gradients(mode: Mode, bits_of: Callable[[Any], Any]) -> None:
+    net, (x, y) = _net(), _batch()
+    net[2] = nn.Tanh()
+    state = _moved(net, 0.3)
+    before, state_before = bits_of(net.state_dict()), bits_of([state.params, state.buffers])
+    product = hessian_product_at(net, state, x, y, LOSS, mode)
+    v = {name: torch.randn_like(value) for name, value in state.params.items()}
+    a = 1e-5
+    ends = [gradient_at(net, line(state, v, sign * a), x, y, LOSS, mode)[1] for sign in (1, -1)]
+    expected = torch.cat([((ends[0][name] - ends[1][name]) / (2 * a)).flatten() for name in v])
+    found = product(torch.cat([direction.flatten() for direction in v.values()]))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert bits_of(net.state_dict()) == before
+    assert bits_of([state.params, state.buffers]) == state_before
+    assert all(param.grad is None for param in net.parameters())
+
+
+def test_a_gradient_may_be_asked_of_some_parameters_only() -> None:
+    net, (x, y) = _net(), _batch()
+    state = State.of(net)
+    loss, grads = gradient_at(net, state, x, y, LOSS)
+    for names in (["3.weight"], ["3.bias", "0.weight"]):
+        same, some = gradient_at(net, state, x, y, LOSS, wrt=names)
+        assert torch.equal(same, loss)
+        assert list(some) == names
+        for name in names:
+            torch.testing.assert_close(some[name], grads[name], rtol=1e-14, atol=0)

@@ -56,6 +56,8 @@ class Snapshot:
     point: int | None
     """Which of the equally spaced measured steps this is; None for the extra ones at the start and the end."""
     lr: float
+    seed: int
+    """The run's, for a probe that draws from the `probe` stream."""
     net: Net
     objective: Objective
     batch: Split

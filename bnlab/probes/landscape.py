@@ -1,0 +1,117 @@
+"""The loss surface along the gradient: how far the loss and its gradient change within one step.
+
+Legend: P parameters of the net (flat), K points on the line.
+
+Santurkar et al. 2018, appendix A.2.2 and figure 4. With theta the weights before the update, L the loss of the training
+batch of that step in batch mode, g = dL/dtheta [P] and eta the learning rate, one walks from theta to theta - a_k g for
+K values a_k = f_k eta, the factors f_k spread geometrically over [low, high]. One net, its present gradient, one batch:
+not an envelope of nets that were trained at several learning rates.
+
+g is the gradient whatever the optimizer makes of it; for plain gradient descent the point a = eta is the step itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from bnlab.errors import UsageError
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.registry import PROBES
+from bnlab.seeds import stream
+from bnlab.state import gradient_at, line
+
+ALONG_GRADIENT = {
+    "loss_lo": "min over k of L(theta - a_k g): the lowest loss within reach of a step along the gradient",
+    "loss_hi": "max over k of L(theta - a_k g)",
+    "loss_range": "(loss_hi - loss_lo) / L(theta)",
+    "grad_change": "max over k of ||dL(theta) - dL(theta - a_k g)||, of all parameters",
+    "grad_change_rel": "grad_change / ||g||",
+    "eta_beta_half": "lr / 2 * max over k of ||dL(theta) - dL(theta - a_k g)|| / ||a_k g||: the effective smoothness "
+    "in units of 2 / lr; near 1 at the edge of stability, with and without a norm",
+}
+
+
+@PROBES.register("landscape")
+class Landscape:
+    """On the training batch, in batch mode, at the weights before the update."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"before"})
+    metrics: ClassVar[Mapping[str, str]] = ALONG_GRADIENT | {
+        f"random_{name}": f"{name} along a random direction of the norm of g, in its place" for name in ALONG_GRADIENT
+    }
+
+    def __init__(
+        self,
+        *,
+        low: Annotated[float, Gt(0), Lt(math.inf)],
+        high: Annotated[float, Gt(0), Lt(math.inf)],
+        points: Annotated[int, Ge(2)],
+        random: bool,
+    ) -> None:
+        """`points` steps from `low` to `high` times the learning rate, both included. Each costs a forward and a
+        backward pass. `random`: the same along a random direction too."""
+        if high <= low:
+            raise UsageError("probes.landscape.high", f"not above probes.landscape.low = {low:g}", high)
+        self.factors = [low * (high / low) ** (k / (points - 1)) for k in range(points)]
+        self.random = random
+
+    def measure(self, snapshot: Snapshot) -> Raw:
+        batch, module, before = snapshot.batch, snapshot.net.module, snapshot.before
+        loss, grads = gradient_at(module, before, batch.x, batch.y, snapshot.objective)
+        norm = norm_of(list(grads.values()))
+        directions = {"": grads}
+        if self.random:
+            directions["random_"] = random_direction(grads, norm, snapshot.seed, snapshot.step)
+        raw = {"loss": loss, "norm": norm}
+        for prefix, direction in directions.items():
+            losses, changes = [], []
+            for factor in self.factors:
+                there = line(before, direction, -factor * snapshot.lr)
+                loss_there, grads_there = gradient_at(module, there, batch.x, batch.y, snapshot.objective)
+                losses.append(loss_there)
+                difference = torch._foreach_sub(list(grads.values()), list(grads_there.values()))
+                changes.append(norm_of(list(difference)))
+            raw |= {f"{prefix}losses": torch.stack(losses), f"{prefix}changes": torch.stack(changes)}
+        return raw
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        metrics: Metrics = {}
+        loss, norm = raw["loss"], raw["norm"]
+        for prefix in ("", "random_") if self.random else ("",):
+            losses, changes = raw[f"{prefix}losses"], raw[f"{prefix}changes"]  # each [K]
+            lo, hi, change = losses.min(), losses.max(), changes.max()
+            with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+                # With a_k = f_k lr and a direction as long as g: lr / 2 / ||a_k g|| = 1 / (2 f_k ||g||).
+                smoothness = (changes / np.asarray(self.factors, changes.dtype)).max() / (2 * norm)
+                figures = (lo, hi, (hi - lo) / loss, change, change / norm, smoothness)
+            named = zip(ALONG_GRADIENT, figures, strict=True)
+            metrics |= {f"{prefix}{name}": np.asarray(figure) for name, figure in named}
+        return metrics, carry
+
+
+def norm_of(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all entries of all tensors, a scalar.
+
+    >>> norm_of([torch.tensor([[1.0, 2.0]]), torch.tensor(2.0)]).item()
+    3.0
+    """
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return norm
+
+
+def random_direction(like: Mapping[str, Tensor], norm: Tensor, seed: int, step: int) -> dict[str, Tensor]:
+    """A direction [P], uniform over the sphere of radius `norm`, by parameter name; of the `probe` stream of the run's
+    seed, the step and the parameter's name."""
+    drawn = {
+        name: torch.randn(x.shape, generator=stream(seed, "probe", "landscape", step, name)).to(x)
+        for name, x in like.items()
+    }
+    scale = norm / norm_of(list(drawn.values()))
+    return {name: x * scale for name, x in drawn.items()}

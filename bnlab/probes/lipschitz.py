@@ -1,0 +1,132 @@
+"""How a batch norm changes the gradient below it: theorem 4.1 of Santurkar et al. 2018, as the equality of its proof.
+
+Legend: B batch, C channels, H W space, L sites; m = B (dense) or B H W (convolution) values of a channel.
+
+Of one channel, y [m] is the affine output, mu and var its mean and biased variance, sigma^2 = var + eps,
+
+    y_hat = (y - mu) / sigma        z = gamma y_hat + beta        g = dL/dz
+
+so <1, y_hat> = 0 and <y_hat, y_hat> / m = q = var / (var + eps). With dmu/dy = 1 / m and dsigma/dy = y_hat / m,
+
+    dL/dy = gamma / sigma (g - <1, g> / m - y_hat <g, y_hat> / m)
+
+    ||dL/dy||^2 = gamma^2 / sigma^2 (||g||^2 - <1, g>^2 / m - (2 - q) <g, y_hat>^2 / m)
+
+exactly, for any eps: the square of the last term is q <g, y_hat>^2 / m, twice its product with g is 2 <g, y_hat>^2 / m.
+The theorem has eps = 0, so q = 1. A batch norm thus scales the gradient by gamma / sigma, and takes out of it its mean
+and its share along the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnlab.norms.batch_reference import BatchReference
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.registry import PROBES
+from bnlab.state import State, loss_at
+from bnlab.tap import Tap
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchReference)
+ROUNDING = 64
+"""A right side below so many units in the last place of its first term is rounding: a true 0."""
+
+
+@PROBES.register("lipschitz")
+class Lipschitz:
+    """On the training batch, at the weights before the update, by a forward and a backward pass. At sites with a batch
+    norm between the affine map and the nonlinearity; null at others, and absent from nets without any."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"before"})
+    metrics: ClassVar[Mapping[str, str]] = {
+        "thm41_error": "max over channels of |left - right| / right of the equality in the proof of Santurkar et al. "
+        "2018, theorem 4.1; channels where right is 0 are left out",
+        "thm41_raw": "sum over channels of gamma^2 / sigma^2 ||g||^2, g = dL/dz above the batch norm: the squared "
+        "gradient below it, were its statistics constants",
+        "thm41_mean": "sum over channels of what the mean takes away from that: gamma^2 / sigma^2 <1, g>^2 / m",
+        "thm41_corr": "sum over channels of what the variance takes away: gamma^2 / sigma^2 (2 - q) <g, y_hat>^2 / m, "
+        "q = var / (var + eps)",
+    }
+
+    def __init__(self) -> None:
+        self._measured = np.zeros(0, dtype=bool)
+
+    def measure(self, snapshot: Snapshot) -> Raw:
+        net, batch = snapshot.net, snapshot.batch
+        norms = {
+            index: site.norm
+            for index, site in enumerate(net.sites)
+            if site.norm_first and type(site.norm) in BATCH_NORMS  # a class made from one of these may be anything
+        }
+        self._measured = np.isin(np.arange(len(net.sites)), list(norms))
+        if not norms:
+            return {}
+        params = {name: value.detach().requires_grad_() for name, value in snapshot.before.params.items()}
+        with torch.enable_grad():
+            with Tap(net) as tap:
+                loss = loss_at(net.module, State(params, snapshot.before.buffers), batch.x, batch.y, snapshot.objective)
+            y, z = [tap.sites.pre[index] for index in norms], [tap.sites.act_in[index] for index in norms]
+            grads = torch.autograd.grad(loss, [*y, *z])
+        names = {param: name for name, param in net.params.items()}
+        rows = []
+        for norm, pre, below, above in zip(norms.values(), y, grads[: len(y)], grads[len(y) :], strict=True):
+            assert isinstance(norm, BATCH_NORMS)
+            gamma = None if norm.weight is None else snapshot.before.params[names[norm.weight]]
+            rows.append(summary(terms(pre.detach(), below, above, gamma, norm.eps), pre.dtype))
+        return {"rows": torch.stack(rows)}
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        if "rows" not in raw:
+            return {}, carry
+        found = np.full((len(self.metrics), len(self._measured)), np.nan, dtype=raw["rows"].dtype)
+        found[:, self._measured] = raw["rows"].T
+        found[0, found[0] < 0] = np.nan  # no channel at all had a gradient
+        return dict(zip(self.metrics, found, strict=True)), carry
+
+
+class Terms(NamedTuple):
+    """The equality left = raw - mean - corr, channel by channel: [C] each."""
+
+    left: Tensor
+    raw: Tensor
+    mean: Tensor
+    corr: Tensor
+
+
+def terms(y: Tensor, below: Tensor, above: Tensor, gamma: Tensor | None, eps: float) -> Terms:
+    """Both sides, from y, below = dL/dy and above = dL/dz, each [B, C] or [B, C, H, W], and gamma [C] (None: 1).
+
+    Summed in float64 where the device has it, since the right side is a difference.
+
+    >>> y, g = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+    >>> [round(term.item(), 4) for term in terms(y, torch.zeros(3, 1), g, None, 0.0)]  # sigma^2 = 2 / 3
+    [0.0, 1.5, 0.5, 0.75]
+    """
+    wide = y.dtype if y.device.type == "mps" else torch.float64
+    y, below, above = (x.to(wide).transpose(0, 1).flatten(1) for x in (y, below, above))  # [C, m]
+    m = y.shape[1]
+    centred = y - y.mean(dim=1, keepdim=True)
+    var = centred.square().mean(dim=1)  # [C]
+    sigma2 = var + eps
+    scale = (1.0 if gamma is None else gamma.to(wide).square()) / sigma2
+    along = (above * centred).sum(dim=1).square() / sigma2  # <g, y_hat>^2
+    return Terms(
+        left=below.square().sum(dim=1),
+        raw=scale * above.square().sum(dim=1),
+        mean=scale * above.sum(dim=1).square() / m,
+        corr=scale * (2 - var / sigma2) * along / m,
+    )
+
+
+def summary(of: Terms, dtype: torch.dtype) -> Tensor:
+    """A site's figures [4]: the largest relative error of its channels, -1 where none has a right side that is not 0;
+    then the sums of raw, mean and corr."""
+    right = of.raw - of.mean - of.corr
+    zero = right <= ROUNDING * torch.finfo(dtype).eps * of.raw  # False for NaN, which is to be seen
+    error = torch.where(zero, -1.0, (of.left - right).abs() / right).max()
+    return torch.stack([error, of.raw.sum(), of.mean.sum(), of.corr.sum()]).to(dtype)

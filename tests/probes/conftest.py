@@ -1,0 +1,67 @@
+"""Runs whose every state is kept, and nets that really are in one of these states: for the probes' slow twins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.folder import RunFolder
+from bnlab.journal import Record, read
+from bnlab.setup import Setup, assemble
+from bnlab.spec import RunSpec
+from bnlab.train import train
+
+STEPS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A run of a few steps, every one of them measured: its journal, and the state before each of its steps (and after
+    the last)."""
+
+    setup: Setup
+    records: list[Record]
+    states: list[dict[str, Tensor]]
+
+    def net_at(self, step: int) -> nn.Module:
+        """A net of its own, in train mode, with the weights before the step; to be changed at will."""
+        net = copy.deepcopy(self.setup.net.module)
+        net.load_state_dict(self.states[step])
+        return net.train()
+
+    def loss_of(self, net: nn.Module, step: int) -> Tensor:
+        """Its loss on the step's training batch."""
+        batch = self.setup.batches.at(step)
+        return self.setup.objective(net(batch.x), batch.y)
+
+    def gradient_of(self, net: nn.Module, step: int) -> dict[str, Tensor]:
+        """Of that loss, by plain autograd."""
+        params = dict(net.named_parameters())
+        return dict(zip(params, torch.autograd.grad(self.loss_of(net, step), list(params.values())), strict=True))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[[RunSpec], Trained]:
+    """`trained(spec)` trains it, keeping the state before every step."""
+
+    def run(spec: RunSpec) -> Trained:
+        setup = assemble(spec)
+        states: list[dict[str, Tensor]] = []
+
+        def keep() -> None:
+            states.append({name: value.clone() for name, value in setup.net.module.state_dict().items()})
+
+        folder = RunFolder(tmp_path / spec.id)
+        assert train(setup, folder, stopped=keep)["status"] == "finished"
+        keep()
+        records = list(read(folder.journal_file))[:-1]  # the last has the final test figures alone
+        assert [record["step"] for record in records] == list(range(setup.steps))
+        return Trained(setup=setup, records=records, states=states)
+
+    return run

@@ -1,0 +1,122 @@
+"""The top of the spectrum, against the whole Hessian written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence
+from torch import Tensor
+
+from bnlab.data.base import Split
+from bnlab.models.base import Net
+from bnlab.probes import sharpness
+from bnlab.probes.base import Snapshot, figures
+from bnlab.probes.sharpness import Sharpness, largest
+from bnlab.spec import RunSpec
+from bnlab.state import State
+
+SpecOf = Callable[..., RunSpec]
+PROBED = ("probes=full", "probes.activations.batch=24", "probes.sharpness.every=1", "steps=5", "model.activation=tanh")
+
+
+def _hessian(run: Any, step: int) -> np.ndarray:
+    """Row by row, from the loss of a net of its own."""
+    net = run.net_at(step)
+    params = list(net.parameters())
+    grads = torch.autograd.grad(run.loss_of(net, step), params, create_graph=True)
+    rows = []
+    for entry in torch.cat([grad.flatten() for grad in grads]):
+        row = torch.autograd.grad(entry, params, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in row]))
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "batch_reference"])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_the_eigenvalues_are_those_of_the_whole_hessian(
+    model: str, norm: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    options = ("probes.sharpness.top=3", "probes.sharpness.tolerance=1e-10", "dtype=float64", "optim.momentum=0.5")
+    run = trained(spec_of(*PROBED, *options, f"norm={norm}", model=model))
+    for step, record in list(enumerate(run.records))[::4]:
+        hessian = _hessian(run, step)
+        np.testing.assert_allclose(hessian, hessian.T, atol=1e-10)
+        expected = np.linalg.eigvalsh(hessian)[::-1][:3]
+        found = [record[name] for name in ("lambda_max", "lambda_2", "lambda_3")]
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+        assert record["eta_lambda_half"] == pytest.approx(run.setup.spec.optim.lr / 2 * expected[0], rel=1e-8)
+        assert "lambda_4" not in record
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_in_single_precision_at_the_default_tolerance_it_is_right_to_a_thousandth(
+    norm: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    run = trained(spec_of(*PROBED, f"norm={norm}"))
+    for step, record in list(enumerate(run.records))[::4]:
+        assert record["lambda_max"] == pytest.approx(np.linalg.eigvalsh(_hessian(run, step))[-1], rel=1e-3)
+
+
+def _linear(weight: float) -> Snapshot:
+    """L(w) = ||x w - y||^2, whose Hessian is 2 x'x."""
+    x = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    module = torch.nn.Linear(3, 1, bias=False).double()
+    torch.nn.init.constant_(module.weight, weight)
+    return Snapshot(
+        step=0,
+        point=0,
+        lr=0.1,
+        seed=0,
+        net=Net(module=module, sites=()),
+        objective=lambda outputs, targets: ((outputs - targets) ** 2).sum(),
+        batch=Split(x, torch.ones(3, 1, dtype=torch.float64)),
+        before=State.of(module),
+    )
+
+
+def test_of_a_quadratic_they_are_known() -> None:
+    found, _ = figures(Sharpness(top=2, tolerance=1e-10), _linear(0.3), {})
+    assert {name: float(value) for name, value in found.items()} == {
+        "lambda_max": pytest.approx(18.0, rel=1e-10),
+        "lambda_2": pytest.approx(8.0, rel=1e-10),
+        "eta_lambda_half": pytest.approx(0.9, rel=1e-10),
+    }
+
+
+def test_the_largest_is_not_the_largest_in_size() -> None:
+    diagonal = torch.linspace(-50, 3, 40, dtype=torch.float64)
+    assert largest(lambda v: diagonal * v, torch.ones(40).double(), 1, 1e-10).item() == pytest.approx(3, rel=1e-9)
+
+
+def test_a_hessian_that_is_not_finite_has_none() -> None:
+    def broken(v: Tensor) -> Tensor:
+        return v * math.nan
+
+    assert torch.isnan(largest(broken, torch.ones(30), 2, 1e-4)).tolist() == [True, True]
+
+
+def test_those_of_a_hessian_that_is_0_are_0() -> None:
+    assert largest(torch.zeros_like, torch.ones(30), 2, 1e-4).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ArpackNoConvergence("no convergence", np.array([5.0]), np.zeros((30, 1))), [5.0, None]),
+        (ArpackError(-9999), [None, None]),
+    ],
+)
+def test_eigenvalues_that_are_not_found_are_null(
+    error: ArpackError, expected: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gives_up(*args: Any, **more: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(sharpness, "eigsh", gives_up)
+    found = largest(lambda v: v, torch.ones(30), 2, 1e-4).tolist()
+    assert [None if math.isnan(value) else value for value in found] == expected
