@@ -139,10 +139,11 @@ def test_help_imports_nothing_that_is_slow(words: list[str]) -> None:
 def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
     said = bnlab("--help")
     assert said.code == 0
-    assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()][:4] == [
+    assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()][:5] == [
         "train",
         "runs",
         "list",
+        "verify",
         "view",
     ]
 

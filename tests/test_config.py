@@ -72,7 +72,7 @@ def test_the_paper_s_settings_are_those_of_the_paper() -> None:
         "mse",
         "sum",
         "sgd",
-        1e-6,
+        1e-7,
         10000,
     )
 
