@@ -82,11 +82,11 @@ class Observer:
     def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
         """The figures of one measured step, from what its watch measured, after `more`; to be called in the order of
         the steps. One transfer from the device."""
-        tensors = {f"{name}/{key}": x for name, part in raw.items() for key, x in part.items()}
-        host = to_host({**more, **tensors})
-        found = {name: host[name] for name in more}
-        for name in raw:
-            own = {key.removeprefix(f"{name}/"): x for key, x in host.items() if key.startswith(f"{name}/")}
+        tensors = {(name, key): x for name, part in raw.items() for key, x in part.items()}
+        host = to_host({("", name): x for name, x in more.items()} | tensors)
+        found = {name: host["", name] for name in more}
+        for name, part in raw.items():
+            own = {key: host[name, key] for key in part}
             with np.errstate(all="ignore"):  # what is not finite is said so in the journal
                 metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
             found |= metrics

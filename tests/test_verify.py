@@ -51,16 +51,18 @@ def _unbiased_variance(patch: Patch) -> None:
 
 
 def _no_correlation_term(patch: Patch) -> None:
-    patch.setattr(
-        exact,
-        "shrunk",
-        lambda g, y, gamma, eps: gamma**2 / (y.var(1, correction=0) + eps) * g.var(1, correction=0) * g.shape[1],
-    )
+    terms = exact.terms
+
+    def without(*given: Any) -> Any:
+        of = terms(*given)
+        return of._replace(corr=torch.zeros_like(of.corr))
+
+    patch.setattr(exact, "terms", without)
 
 
 def _eps_forgotten(patch: Patch) -> None:
-    shrunk = exact.shrunk
-    patch.setattr(exact, "shrunk", lambda g, y, gamma, eps: shrunk(g, y, gamma, 0.0))
+    terms = exact.terms
+    patch.setattr(exact, "terms", lambda y, below, above, gamma, eps: terms(y, below, above, gamma, 0.0))
 
 
 def _norm_is_always(patch: Patch, norm: str) -> None:

@@ -7,6 +7,7 @@ apart, is in buffers: so a checkpoint keeps it, and a forward made for measuring
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -97,7 +98,7 @@ class BatchMomentsNorm(ChannelNorm):
         )
 
 
-class LpNorm(ChannelNorm):
+class LpNorm(ChannelNorm, ABC):
     """The norms of Santurkar et al. 2018, section 3.3: subtract the batch mean and divide by the average lp norm of the
     channel, taken *before* the mean is subtracted,
 
@@ -115,9 +116,9 @@ class LpNorm(ChannelNorm):
         super().__init__(channels, dims, gamma=affine, beta=affine, momentum=momentum, running=running)
         self.eps = eps
 
+    @abstractmethod
     def norm(self, x: Tensor) -> Tensor:  # [B, C] or [B, C, H, W] -> [C]
         """The average lp norm per channel."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         mean, norm = self.running_mean, self.running_norm

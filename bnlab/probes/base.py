@@ -10,9 +10,9 @@ of it in the caches, the same small operations would take several times as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ Raw = dict[str, Tensor]
 """What `measure` hands on: small tensors of any shape, on the device."""
 
 HostArray = np.ndarray[Any, Any]
+Key = TypeVar("Key", bound=Hashable)
 
 Carry = dict[str, HostArray]
 """What a probe remembers from one measurement to the next; saved in checkpoints."""
@@ -85,7 +86,7 @@ class Probe(Protocol):
         ...
 
 
-def to_host(tensors: Mapping[str, Tensor]) -> dict[str, HostArray]:
+def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
     """All of them as numpy arrays of their shapes; from a device in one transfer."""
     if all(x.device.type == "cpu" for x in tensors.values()):
         return {name: x.detach().numpy() for name, x in tensors.items()}

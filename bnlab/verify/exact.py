@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.losses import objective
+from bnlab.probes.lipschitz import terms
 from bnlab.registry import NORMS
 from bnlab.seeds import stream
 from bnlab.state import State, gradient_at, line, loss_at, staircase
@@ -74,20 +75,20 @@ def derivative_is_the_limit(dims: int) -> Identity:
 
 def gradients_shrink(model: str) -> Identity:
     """Theorem 4.1 of Santurkar et al. 2018, as the equality that its proof ends in: what a batch norm takes off the
-    gradient, for every channel of every normed layer of a live net. Left by autograd, right from the gradient behind
-    the norm; the largest relative difference."""
+    gradient, for every channel of every normed layer of a live net. Left by autograd, right by the formula that the
+    probe `lipschitz` measures; the largest relative difference."""
     net, x, y = small_mlp(eps=1e-3) if model == "mlp" else small_cnn(eps=1e-3)
     with Tap(net) as tap:
         loss = LOSS(net.module(x), y)
     worst, left, right = 0.0, 0.0, 0.0
     for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
         if isinstance(site.norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            before, behind = torch.autograd.grad(loss, [pre, act_in], retain_graph=True)
-            measured = by_channel(before).square().sum(dim=1)
-            expected = shrunk(by_channel(behind), by_channel(pre.detach()), site.norm.weight.detach(), site.norm.eps)
-            alive = expected > 0  # no gradient arrives at a dead channel
-            worst = max(worst, (measured[alive] / expected[alive] - 1).abs().max().item())
-            left, right = left + measured.sum().item(), right + expected.sum().item()
+            below, above = torch.autograd.grad(loss, [pre, act_in], retain_graph=True)
+            of = terms(pre.detach(), below, above, site.norm.weight.detach(), site.norm.eps)
+            expected = of.raw - of.mean - of.corr
+            alive = of.raw > 0  # no gradient arrives at a dead channel
+            worst = max(worst, (of.left[alive] / expected[alive] - 1).abs().max().item())
+            left, right = left + of.left.sum().item(), right + expected.sum().item()
     return Identity(
         name=f"theorem 4.1 as an equality, {model}",
         left=f"|dL/dy|^2 = {left:.6g}",
@@ -95,21 +96,6 @@ def gradients_shrink(model: str) -> Identity:
         error=worst,
         tolerance=1e-11,
     )
-
-
-def shrunk(behind: Tensor, y: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    """|dL/dy|^2 [C] before a batch norm from g = dL/dz [C, m] behind it and its input y [C, m]:
-
-        gamma^2 / sigma^2 (|g|^2 - <1, g>^2 / m - (2 - s) <g, y_hat>^2 / m),  sigma^2 = var + eps,  s = var / sigma^2
-
-    With eps = 0 it is equation 9 of the paper's appendix, s = 1.
-    """
-    centred = y - y.mean(dim=1, keepdim=True)
-    var = centred.square().mean(dim=1)
-    y_hat = centred / (var + eps).sqrt()[:, None]
-    mean_term = behind.sum(dim=1).square() / y.shape[1]
-    correlation_term = (2 - var / (var + eps)) * (behind * y_hat).sum(dim=1).square() / y.shape[1]
-    return gamma**2 / (var + eps) * (behind.square().sum(dim=1) - mean_term - correlation_term)
 
 
 def weights_are_orthogonal_to_their_gradient() -> Identity:
@@ -180,8 +166,3 @@ def nothing_precedes_the_first_site() -> Identity:
         error=shifts[0] if shifts[1] > 1e-6 else math.inf,
         tolerance=0.0,
     )
-
-
-def by_channel(x: Tensor) -> Tensor:
-    """[B, C] or [B, C, H, W] as [C, m]."""
-    return x.transpose(0, 1).flatten(1)
