@@ -15,7 +15,7 @@ import bnlab
 
 ROOT = Path(bnlab.__file__).parent
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "typed", "spec", "registry", "seeds", "theory"),
+    0: ("errors", "typed", "spec", "study", "registry", "seeds", "theory"),
     1: ("state", "losses", "host", "norms", "data", "optim"),
     2: ("models", "probes", "tap", "journal", "folder", "evaluate"),
     3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
@@ -42,7 +42,7 @@ PINNED: dict[str, tuple[str, ...]] = {
     "submitit": ("sweep",),
     "pooch": ("data",),
 }
-TORCHLESS = ("bnlab.errors", "bnlab.typed", "bnlab.spec", "bnlab.registry", "bnlab.config")
+TORCHLESS = ("bnlab.errors", "bnlab.typed", "bnlab.spec", "bnlab.study", "bnlab.registry", "bnlab.config")
 
 
 @dataclass(frozen=True, slots=True)

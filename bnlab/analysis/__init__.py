@@ -1,0 +1,1 @@
+"""From run folders to figures, effects and verdicts. Pure readers; no torch."""

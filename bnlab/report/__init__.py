@@ -1,0 +1,1 @@
+"""Figures and report.html, remade from run folders alone."""
