@@ -63,6 +63,7 @@ class DataSpec:
 
     name: str
     batch_size: Literal["full"] | AtLeastOne
+    subset: AtLeastOne | None
     normalize: Literal["channel", "feature", "none"]
     options: Options
 

@@ -55,6 +55,28 @@ class Dataset:
         return replace(self, train=self.train.to(device, dtype), test=self.test.to(device, dtype))
 
 
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The first `count` training examples, in their order, as many of each class as of any other where the classes
+    allow it: the first of every class, then the second of every class, and so on. None: all. The test split stays.
+
+    Raises:
+        UsageError: more than there are, or fewer than there are classes.
+    """
+    if count is None:
+        return dataset
+    split, total = dataset.train, len(dataset.train)
+    if count > total:
+        raise UsageError("data.subset", f"larger than the {total} training examples", count, "Use a smaller one.")
+    if count < (dataset.classes or 0):
+        raise UsageError("data.subset", f"fewer than the {dataset.classes} classes", count, "Use a larger one.")
+    turn = torch.zeros(total, dtype=torch.int64)  # how many of its own class precede each example
+    for label in range(dataset.classes or 0):
+        of_class = split.y == label
+        turn[of_class] = torch.arange(int(of_class.sum()))
+    chosen = torch.argsort(turn, stable=True)[:count].sort().values
+    return replace(dataset, train=Split(split.x[chosen], split.y[chosen]))
+
+
 def normalized(dataset: Dataset, how: Literal["channel", "feature", "none"]) -> Dataset:
     """Inputs shifted and scaled to mean 0 and standard deviation 1, by statistics of the *training* split alone: one
     pair per channel (for flat inputs: one pair in all), or one per input feature. A constant feature is only
