@@ -251,7 +251,7 @@ def neighbours(count: int, share: float) -> tuple[int, int, float]:
 def unit_percentiles(x: Tensor) -> Tensor:
     """The PERCENTILES over the batch of every unit, [3, U * C], of x [U, B, C]; as `percentiles`, on the device."""
     by_unit = x.transpose(1, 2).flatten(0, 1)
-    if x.device.type == "cpu":  # in a thirtieth of the time that torch takes
+    if x.device.type == "cpu":  # in a fraction of the time that torch takes
         ordered = torch.from_numpy(np.sort(by_unit.numpy(), axis=1))
     else:
         ordered = by_unit.sort(dim=1).values  # NaN comes last here too
