@@ -24,7 +24,13 @@ from bnlab.spec import RunSpec
 from bnlab.train import RunFailedError, train
 
 OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
-FULL = ("probes=full", "probes.activations.batch=24", "probes.activations.histogram_every=1", "probes.points=100")
+FULL = (
+    "probes=full",
+    "probes.activations.batch=24",
+    "probes.activations.histogram_every=1",
+    "probes.bn_statistics.examples=80",
+    "probes.points=100",
+)
 EVERYWHERE = ("probes.points=100", "probes.eval_points=100")
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
