@@ -130,8 +130,8 @@ class LpNorm(ChannelNorm, ABC):
 
 def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Mean and variance per channel, each [C], with which a norm normalizes in use, as they stand in its buffers: what
-    its method `statistics_in_use()` returns, if it has one; else `running_mean` and, where there is one, `running_var`. None of a
-    norm that keeps no mean.
+    its method `statistics_in_use()` returns, if it has one; else `running_mean` and, where there is one, `running_var`.
+    None of a norm that keeps no mean.
 
     >>> [x.tolist() for x in statistics_in_use(nn.BatchNorm1d(1))], statistics_in_use(nn.LayerNorm(2))
     ([[0.0], [1.0]], None)

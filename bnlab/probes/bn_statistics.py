@@ -20,10 +20,11 @@ By the law of Luo et al. 2019, over batches of m independent values,
 with rho the excess kurtosis of the population. For disjoint batches of one permutation the first holds on average
 exactly (squared), as in an analysis of variance: no correction for a finite population. Values need not be independent:
 
-- Positions of one image hang together. In a convolution the first ratio is, with S = H W, about sqrt(S var(image mean) /
-  sigma_pop^2): up to sqrt(S) where images are bright or dark as a whole, far below 1 where all show one pattern.
-- Above a batch norm the batch has lost part of its own noise: the ratio is below 1, and 0 in a linear net, where the mean
-  is W beta.
+- Positions of one image hang together. In a convolution the first ratio is, with S = H W, about
+  sqrt(S var(image mean) / sigma_pop^2): up to sqrt(S) where images are bright or dark as a whole, far below 1 where all
+  show one pattern.
+- Above a batch norm the batch has lost part of its own noise: the ratio is below 1, and 0 in a linear net, where the
+  mean is W beta.
 """
 
 from __future__ import annotations
