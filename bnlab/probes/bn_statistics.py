@@ -44,7 +44,7 @@ from bnlab.seeds import stream
 from bnlab.state import Unmoved, outputs_now
 from bnlab.tap import NormTap
 
-ROUNDING = 16
+ROUNDING = 64
 """A standard deviation below so many units in the last place of the mean is rounding: a true 0."""
 
 
