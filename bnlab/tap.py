@@ -96,6 +96,19 @@ class AffineTap(Tap):
         self.outputs.append(out)
 
 
+class NormTap(Tap):
+    """Records what the norm of every site sees during one forward pass; None at a site without one."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(net)
+        self.seen: list[Tensor | None] = []
+        self._has_norm = [site.norm is not None for site in net.sites]
+
+    def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
+        has_norm = self._has_norm[len(self.seen)]
+        self.seen.append(None if not has_norm else out if norm is None else pre)  # after the nonlinearity, or before
+
+
 class TrainingTap(Tap):
     """Records `training` during a forward pass that a backward pass will follow."""
 

@@ -18,13 +18,20 @@ from bnlab.errors import UsageError
 from bnlab.folder import RunFolder
 from bnlab.models.base import Net
 from bnlab.observe import Schedule, first_non_finite_site
+from bnlab.probes.base import NO_DATA
 from bnlab.registry import NORMS, PROBES, Entry
 from bnlab.setup import assemble
 from bnlab.spec import RunSpec
 from bnlab.train import RunFailedError, train
 
 OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
-FULL = ("probes=full", "probes.activations.batch=24", "probes.activations.histogram_every=1", "probes.points=100")
+FULL = (
+    "probes=full",
+    "probes.activations.batch=24",
+    "probes.activations.histogram_every=1",
+    "probes.bn_statistics.examples=80",
+    "probes.points=100",
+)
 EVERYWHERE = ("probes.points=100", "probes.eval_points=100")
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
@@ -221,6 +228,39 @@ class _Raises:
 
     def summarize(self, raw: Any, carry: Any) -> Any:
         return {}, carry
+
+
+class _Sees:
+    """A probe that keeps the training split it is handed."""
+
+    metrics: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.needs: frozenset[str] = frozenset()
+        self.seen: list[Any] = []
+
+    def measure(self, snapshot: Any) -> Any:
+        self.seen.append(snapshot.data)
+        return {}
+
+    def summarize(self, raw: Any, carry: Any) -> Any:
+        return {}, carry
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_training_split_is_handed_to_probes_that_ask_for_it(
+    asks: bool, tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    setup = assemble(spec_of("probes=none", "steps=2"))
+    probe = _Sees()
+    probe.needs = frozenset({"training_data"} if asks else ())
+    observer = setup.observer
+    observer.probes, observer.every, observer.carries = {"sees": probe}, {"sees": 1}, {"sees": {}}
+    train(setup, RunFolder(tmp_path))
+    expected = setup.dataset.train if asks else NO_DATA
+    assert len(NO_DATA) == 0
+    assert len(probe.seen) == 2
+    assert all(data is expected for data in probe.seen)
 
 
 def test_no_hook_is_left_when_a_probe_fails(

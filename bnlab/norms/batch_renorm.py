@@ -56,6 +56,10 @@ class BatchRenorm(ChannelNorm):
         self.track(mean=mean, sd=sd)
         return self.affine((x - self.wide(mean)) / self.wide(sd) * self.wide(r) + self.wide(d))
 
+    def statistics_in_use(self) -> tuple[Tensor, Tensor]:
+        """See `base.statistics_in_use`. The running standard deviation has eps in it."""
+        return self.running_mean, (self.running_sd.square() - self.eps).clamp(min=0)
+
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max at this step, scalars that stay on the device."""
         share = (self.num_batches_tracked.to(x.dtype) / max(1, self.ramp_steps)).clamp(max=1)
