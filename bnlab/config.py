@@ -7,6 +7,7 @@ ignored).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -117,8 +118,14 @@ def _hydra(dirs: Sequence[Path]) -> Iterator[None]:
     _MorePaths.dirs = [str(folder) for folder in dirs[1:]]
     Plugins.instance().register(_MorePaths)
     base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
-        yield
+    store = ConfigStore.instance()
+    kept = store.repo
+    store.repo = copy.deepcopy(kept)  # what is offered for one spec is not there for the next
+    try:
+        with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
+            yield
+    finally:
+        store.repo = kept
 
 
 class _MorePaths(SearchPathPlugin):
@@ -195,7 +202,10 @@ def _offered(
                 remedy = f"Give it a default in the constructor of {name}, or a value in configs/{folder}/{name}.yaml."
                 raise UsageError(f"{group}.{lacking[0]}", "missing", remedy=remedy)
             first = [] if group == "probes" else [SHARED[group], "_self_"]
-            store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
+            try:
+                store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
+            except OmegaConfBaseException:
+                raise UsageError(f"{group}={name}", "a default in its constructor is nothing YAML has") from None
         if group == "probes" and name not in available(group, dirs):
             store.store(group=group, name=name, node={"defaults": ["economy", f"one/{name}@{name}", "_self_"]})
         offered[group].append(name)

@@ -47,7 +47,9 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
             raise UsageError(f"{prefix}.{name}", "missing", remedy="Its YAML must give it a value.")
     untyped = [name for name in known if name not in _hints(constructor, prefix)]
     if untyped:
-        raise UsageError(f"{prefix}.{untyped[0]}", "has no type", remedy="Annotate it in the constructor: `eps: float`.")
+        raise UsageError(
+            f"{prefix}.{untyped[0]}", "has no type", remedy="Annotate it in the constructor: `eps: float`."
+        )
     try:
         checked = _options_model(constructor).model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:

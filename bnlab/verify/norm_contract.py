@@ -182,6 +182,9 @@ def it_starts_alike(case: Layer) -> None:
 def a_resumed_run_goes_on_alike(case: Layer) -> None:
     """A fresh one that gets the state dict alone goes on as the original: what a checkpoint rests on."""
     layer, fresh = case.trained(), case.build()
+    for name, buffer in layer.named_buffers():
+        if buffer.requires_grad:
+            raise BrokenError(f"its buffer {name} drags the graphs of all steps along: update it under torch.no_grad()")
     fresh.load_state_dict(layer.state_dict())
     way_out = "keep all that training moves in buffers (register_buffer)"
     for training in (True, True, False):
@@ -205,7 +208,11 @@ def it_draws_from_streams(case: Layer) -> None:
     """Not from a global generator, which has other users, and of which a GPU has one that no checkpoint keeps."""
     layer = case.build()
     for training in (True, False):
-        for name, state in (("torch", torch.get_rng_state), ("numpy", np.random.get_state), ("Python", random.getstate)):
+        for name, state in (
+            ("torch", torch.get_rng_state),
+            ("numpy", np.random.get_state),
+            ("Python", random.getstate),
+        ):
             before = bits_of_random(state())
             layer.train(training)(case.batch())
             if bits_of_random(state()) != before:
