@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from bnlab.verify.findings import Finding
 
 SMALL = {
-    "quickstart": ("model.depth=2", "model.width=6"),
-    "cnn_digits": ("model.channels=[4,6]", "model.strides=[1,2]"),
+    "quickstart": ("model.depth=2", "model.width=6", "optim.lr=0.05"),
+    "cnn_digits": ("model.channels=[4,6]", "model.strides=[1,2]", "optim.lr=0.05"),
 }
 """A dense net and a convolutional one."""
-SHORT = ("steps=8", "data.batch_size=16", "optim.lr=0.05", "probes.points=8", "probes.eval_points=4")
+OF_A_MODEL: dict[str, tuple[str, ...]] = {
+    "quickstart": ("optim.lr=0.05",),
+    "deep_linear": ("data.size=150", "data.test_size=50", "optim.lr=1e-4"),
+}
+"""Images, and flat inputs."""
+SHORT = ("steps=8", "data.batch_size=16", "probes.points=8", "probes.eval_points=4")
 MEASURED = ("probes=standard", "probes.activations.batch=24", "probes.landscape.every=2")
 
 
@@ -81,10 +86,9 @@ def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[Ru
     from bnlab import config
 
     specs = []
-    for experiment, small in SMALL.items():
+    for experiment, small in (OF_A_MODEL if group == "model" else SMALL).items():
         quoted = file.replace("\\", "\\\\").replace("'", "\\'")
-        overrides = [f"{group}={name}", f"plugins=['{quoted}']", *SHORT]
-        overrides += small if group != "model" else ()
+        overrides = [f"{group}={name}", f"plugins=['{quoted}']", *SHORT, *small]
         overrides += MEASURED if group != "probes" else ()
         specs.append(config.load(experiment, overrides, config_dir))
         if group == "probes" and name not in specs[-1].probes.options:

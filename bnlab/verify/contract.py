@@ -21,8 +21,8 @@ from bnlab.verify.norm_contract import KINDS, Layer
 
 
 def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Iterator[Finding]:
-    """Every check of one entry, which is chosen in both specs: short runs, with a dense net and a convolutional one,
-    on classes or not."""
+    """Every check of one entry, which is chosen in both specs: short runs, with a dense net and a convolutional one;
+    of a model, on images and on flat inputs."""
     specs = {0: dense, 2: convolution}
     entry = f"{group}={name}"
     match group:
@@ -34,7 +34,7 @@ def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Ite
             yield from findings(entry, {"built": lambda case: case.build()}, measured)
             yield from findings(entry, probe_contract.CHECKS, measured)
         case _:
-            yield from _of_others(entry, dense)
+            yield from _of_others(entry, [dense, convolution])
 
 
 def _of_norm(entry: str, layers: Sequence[Layer], specs: Mapping[int, RunSpec]) -> Iterator[Finding]:
@@ -71,16 +71,21 @@ def _on_each_kind(check: Callable[[Layer], None]) -> Callable[[Sequence[Layer]],
     return on_all
 
 
-def _of_others(entry: str, spec: RunSpec) -> Iterator[Finding]:
-    """A model, a data set, an optimizer: that it starts alike, and what holds of every run."""
-    try:
-        spec = _with_a_fitting_loss(spec)
-    except Exception as error:
-        yield Finding(entry=entry, check="built", why=one_line(error))
+def _of_others(entry: str, specs: Sequence[RunSpec]) -> Iterator[Finding]:
+    """A model, a data set, an optimizer, on the first of the runs that it can be in: that it starts alike, and what
+    holds of every run."""
+    refusals = []
+    for given in specs:
+        try:
+            spec = _with_a_fitting_loss(given)
+        except Exception as error:
+            refusals.append(one_line(error))
+            continue
+        yield Finding(entry=entry, check="built", why=None)
+        yield from findings(entry, {"start": _starts_alike}, spec)
+        yield from findings(entry, run_contract.CHECKS, [spec])
         return
-    yield Finding(entry=entry, check="built", why=None)
-    yield from findings(entry, {"start": _starts_alike}, spec)
-    yield from findings(entry, run_contract.CHECKS, [spec])
+    yield Finding(entry=entry, check="built", why=refusals[0])
 
 
 def _with_a_fitting_loss(spec: RunSpec) -> RunSpec:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 Subject = TypeVar("Subject")
@@ -63,3 +65,10 @@ def bits(value: Any) -> Any:
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The names whose values differ, or that one of the two lacks."""
     return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]
+
+
+def global_random_states() -> dict[str, Any]:
+    """By whose they are: the states of the random generators that a process has one of each, to be compared."""
+    name, keys, *rest = np.random.get_state()
+    own = (name, np.asarray(keys).tobytes(), *rest)
+    return {"torch": bits(torch.get_rng_state()), "numpy": own, "Python": random.getstate()}

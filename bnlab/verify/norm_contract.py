@@ -6,25 +6,24 @@ A check raises `BrokenError` with the one line that says what is wrong.
 from __future__ import annotations
 
 import copy
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from bnlab.registry import NORMS
 from bnlab.state import Mode, State, outputs_at, outputs_now
-from bnlab.verify.findings import BrokenError, bits, unlike
+from bnlab.verify.findings import BrokenError, bits, global_random_states, unlike
 
 C = 6
 SHAPES = {0: (12, C), 2: (4, C, 3, 2)}
 KINDS = {0: "dense", 2: "convolution"}
+MODES: tuple[Mode, ...] = ("batch", "running")
 TRAITS = frozenset({"batch_statistics", "space_statistics", "cancels_bias", "stops_gradient"})
 
 
@@ -95,7 +94,7 @@ def the_gradient_is_the_derivative(case: Layer) -> None:
     state = State.of(layer)
     names = list(state.params)
     given = [tensor.clone().requires_grad_() for tensor in (case.batch()[:3], *state.params.values())]
-    for mode in ("batch", "running"):
+    for mode in MODES:
         call = _call(layer, names, state, mode)
         wrong = _differs_from_the_derivative(call, given, names)
         stops = "stops_gradient" in case.traits and mode == "batch"
@@ -112,19 +111,21 @@ def _call(layer: nn.Module, names: Sequence[str], state: State, mode: Mode) -> C
     """x, *params -> outputs, by the same random numbers at each call."""
 
     def call(x: Tensor, *params: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return outputs_at(layer, State(dict(zip(names, params, strict=True)), state.buffers), x, mode)
+        torch.manual_seed(0)
+        return outputs_at(layer, State(dict(zip(names, params, strict=True)), state.buffers), x, mode)
 
     return call
 
 
 def _differs_from_the_derivative(call: Callable[..., Tensor], given: list[Tensor], names: Sequence[str]) -> str:
     """At which of the inputs, in words; empty if at none."""
-    if not call(*given).requires_grad:
+    with torch.random.fork_rng(devices=[]):
+        passes = call(*given).requires_grad
+    if not passes:
         return "no gradient passes through it"
     try:
-        torch.autograd.gradcheck(call, given)
+        with torch.random.fork_rng(devices=[]):
+            torch.autograd.gradcheck(call, given)
     except GradcheckError as error:
         found = re.search(r"with respect to input (\d+)", str(error))
         if found is None:
@@ -208,30 +209,20 @@ def it_draws_from_streams(case: Layer) -> None:
     """Not from a global generator, which has other users, and of which a GPU has one that no checkpoint keeps."""
     layer = case.build()
     for training in (True, False):
-        for name, state in (
-            ("torch", torch.get_rng_state),
-            ("numpy", np.random.get_state),
-            ("Python", random.getstate),
-        ):
-            before = bits_of_random(state())
-            layer.train(training)(case.batch())
-            if bits_of_random(state()) != before:
-                raise BrokenError(
-                    f"draws from {name}'s global generator: draw from bnlab.seeds.stream by seed, layer and a counter "
-                    "in a buffer, as bnlab.norms.base.Noise does"
-                )
-
-
-def bits_of_random(state: Any) -> str:
-    """A global generator's state, to be compared."""
-    return str(bits(state)) if isinstance(state, Tensor) else str([str(np.asarray(part).tolist()) for part in state])
+        before = global_random_states()
+        layer.train(training)(case.batch())
+        if moved := unlike(before, global_random_states()):
+            raise BrokenError(
+                f"draws from {moved[0]}'s global generator: draw from bnlab.seeds.stream by seed, layer and a counter "
+                "in a buffer, as bnlab.norms.base.Noise does"
+            )
 
 
 def measuring_leaves_it_alone(case: Layer) -> None:
     """Forwards made to measure (bnlab.state) between two steps of training."""
     measured, twin = case.trained(), case.trained()
     before = bits(measured.state_dict())
-    for mode in ("batch", "running"):
+    for mode in MODES:
         with torch.random.fork_rng(devices=[]):
             outputs_now(measured, case.batch(4), mode)
             outputs_at(measured, State.of(measured), case.batch(4), mode)

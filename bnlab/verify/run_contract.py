@@ -135,14 +135,13 @@ def runs_resume(specs: Sequence[RunSpec]) -> None:
     for spec in specs:
         with _folder() as folder:
             whole, parts = trace(spec, folder / "whole"), RunFolder(folder / "parts")
-            for index, steps in enumerate(STOPS):
+            for index, steps in enumerate((*STOPS, spec.steps or 0)):
                 setup = assemble(spec)
-                asked = iter([None] * steps + ["a check"])
+                asked = iter([None] * steps + ["a check"] * (index < len(STOPS)))
                 with _another_process(index):
-                    train(setup, parts, stopped=lambda asked=asked: next(asked))  # type: ignore[misc]
-            setup = assemble(spec)
-            with _another_process(len(STOPS)):
-                train(setup, parts)
+                    status = train(setup, parts, stopped=lambda asked=asked: next(asked))  # type: ignore[misc]
+                if status["status"] != "interrupted":  # it came to its end, or diverged on the way
+                    break
             records = [without_clock(record) for record in read(parts.journal_file)]
         at = _first_unlike(whole.records, records)
         if at < max(len(whole.records), len(records)):
