@@ -60,7 +60,7 @@ class Layer:
         layer = self.build()
         params = list(layer.parameters())
         for seed in range(steps):
-            loss = layer(self.batch(seed)).pow(3).mean()
+            loss = layer(self.batch(seed).requires_grad_()).pow(3).mean()  # as amid a net
             grads = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
             with torch.no_grad():
                 for param, grad in zip(params, grads, strict=True):
