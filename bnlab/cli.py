@@ -121,8 +121,18 @@ def list_command(
 
 
 @app.command()
-def verify(as_json: Json = False) -> None:
+def verify(
+    plugin: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check instead what your own file registers.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
     """Check, on this machine, the identities that batch normalization must fulfil."""
+    if plugin is not None:
+        from bnlab.terminal import plugin as of_plugin
+
+        raise typer.Exit(of_plugin.show(plugin, config_dir, as_json))
     from bnlab.terminal import proof
 
     raise typer.Exit(proof.show(as_json))

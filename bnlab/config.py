@@ -7,6 +7,7 @@ ignored).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -26,7 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.errors import UsageError, nearest
+from bnlab.registry import load_plugins
 from bnlab.spec import GROUPS, RunSpec
+from bnlab.typed import option_defaults, option_names
+
+SHARED = {"model": "_common", "norm": "_placement", "data": "_feed", "optim": "_rate"}
+"""The YAML of each group with the keys that all its entries share."""
 
 
 def packaged_dir() -> Path:
@@ -86,8 +93,13 @@ def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> R
     if name not in experiments:
         raise UsageError("--config", "no such experiment", name, nearest(name, experiments))
     with _hydra(dirs):
-        choices, values = _sorted_overrides(overrides, dirs)
-        tree = _composed(name, choices, dirs)
+        choices, values = _sorted_overrides(overrides)
+        offered = _offered(name, choices, values, dirs)
+        for key, option in choices.items():
+            known = [*available(key, dirs), *offered[key]]
+            if option not in known:
+                raise UsageError(key, "no such option", option, nearest(option, known))
+        tree = _composed(name, [f"{key}={option}" for key, option in choices.items()], dirs)
         for override in values:
             _apply(tree, override)
     try:
@@ -106,8 +118,14 @@ def _hydra(dirs: Sequence[Path]) -> Iterator[None]:
     _MorePaths.dirs = [str(folder) for folder in dirs[1:]]
     Plugins.instance().register(_MorePaths)
     base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
-        yield
+    store = ConfigStore.instance()
+    kept = store.repo
+    store.repo = copy.deepcopy(kept)  # what is offered for one spec is not there for the next
+    try:
+        with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
+            yield
+    finally:
+        store.repo = kept
 
 
 class _MorePaths(SearchPathPlugin):
@@ -120,8 +138,8 @@ class _MorePaths(SearchPathPlugin):
             search_path.append("bnlab", f"file://{folder}")
 
 
-def _sorted_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> tuple[list[str], list[Override]]:
-    """Choices of a group's option, as text for Hydra, and values of keys.
+def _sorted_overrides(overrides: Sequence[str]) -> tuple[dict[str, str], list[Override]]:
+    """Choices of a group's option, by group, and values of keys.
 
     Raises:
         UsageError: what is neither.
@@ -153,14 +171,45 @@ def _sorted_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> tuple[l
         if key in choices or key in values:
             raise UsageError(key, "given twice", text, "Give it once.")
         if key in GROUPS:
-            option = str(override.value())
-            options = available(key, dirs)
-            if option not in options:
-                raise UsageError(key, "no such option", option, nearest(option, options))
-            choices[key] = f"{key}={option}"
+            choices[key] = str(override.value())
         else:
             values[key] = override
-    return list(choices.values()), list(values.values())
+    return choices, list(values.values())
+
+
+def _offered(
+    experiment: str, choices: Mapping[str, str], values: Sequence[Override], dirs: Sequence[Path]
+) -> dict[str, list[str]]:
+    """By group, what plugins bring that has no YAML, with the defaults in their constructors put in its place. They
+    are loaded only where a choice is not found without them, since that imports torch.
+
+    Raises:
+        UsageError: a plugin that cannot be loaded, or a chosen entry with an option that has no value.
+    """
+    offered: dict[str, list[str]] = {key: [] for key in GROUPS}
+    if all(option in available(key, dirs) for key, option in choices.items()):
+        return offered
+    given = [override.value() for override in values if override.key_or_group == "plugins"]
+    files = given[0] if given else OmegaConf.to_container(_composed(experiment, [], dirs).plugins)
+    store = ConfigStore.instance()
+    for registry, name in load_plugins([str(file) for file in files] if isinstance(files, list) else []):
+        group = registry.group
+        defaults = option_defaults(registry.entry(name).constructor)
+        folder, shared = ("probes/one", {"every": 1}) if group == "probes" else (group, {"name": name})
+        if name not in available(folder, dirs):
+            lacking = [option for option in option_names(registry.entry(name).constructor) if option not in defaults]
+            if lacking and choices.get(group) == name:
+                remedy = f"Give it a default in the constructor of {name}, or a value in configs/{folder}/{name}.yaml."
+                raise UsageError(f"{group}.{lacking[0]}", "missing", remedy=remedy)
+            first = [] if group == "probes" else [SHARED[group], "_self_"]
+            try:
+                store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
+            except OmegaConfBaseException:
+                raise UsageError(f"{group}={name}", "a default in its constructor is nothing YAML has") from None
+        if group == "probes" and name not in available(group, dirs):
+            store.store(group=group, name=name, node={"defaults": ["economy", f"one/{name}@{name}", "_self_"]})
+        offered[group].append(name)
+    return offered
 
 
 def _composed(name: str, choices: list[str], dirs: Sequence[Path]) -> DictConfig:

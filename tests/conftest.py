@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from bnlab.journal import Record, read, without_clock
 from bnlab.setup import Setup, assemble
 from bnlab.spec import RunSpec
 from bnlab.train import Status, train
+from bnlab.verify.findings import bits
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -73,6 +74,12 @@ def small_spec(*overrides: str, model: str = "mlp") -> RunSpec:
     return _loaded(experiment, tuple(f"{key}={value}" for key, value in merged.items()))
 
 
+@pytest.fixture(scope="session")
+def small() -> Callable[..., RunSpec]:
+    """As `spec_of`, for fixtures of a wider scope."""
+    return small_spec
+
+
 @pytest.fixture
 def spec_of() -> Callable[..., RunSpec]:
     """`spec_of("norm=none", model="cnn")`: see `small_spec`."""
@@ -92,20 +99,9 @@ def run(tmp_path: Path) -> Callable[..., Ended]:
     return run_it
 
 
-def bits(value: Any) -> Any:
-    """Anything made of tensors as plain values, a tensor as its dtype, shape and bytes: NaN is NaN, -0.0 is not 0.0."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
-    if isinstance(value, Mapping):
-        return {key: bits(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [bits(item) for item in value]
-    return value
-
-
 @pytest.fixture
 def bits_of() -> Callable[[Any], Any]:
-    """See `bits`."""
+    """See `bnlab.verify.findings.bits`."""
     return bits
 
 

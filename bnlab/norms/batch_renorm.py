@@ -13,7 +13,7 @@ from bnlab.norms.base import ChannelNorm, Eps
 from bnlab.registry import NORMS
 
 
-@NORMS.register("batch_renorm", traits={"batch_statistics"})
+@NORMS.register("batch_renorm", traits={"batch_statistics", "stops_gradient"})
 class BatchRenorm(ChannelNorm):
     """Batch norm corrected to the running mean mu and the running standard deviation sigma:
 
