@@ -55,7 +55,7 @@ def test_it_is_the_range_of_the_medians_so_far_over_the_spread_now(
     model: str, overrides: tuple[str, ...], spec_of: SpecOf, trained: Callable[..., Any]
 ) -> None:
     run = trained(spec_of(*PROBED, "dtype=float64", *overrides, model=model))
-    seen = [_seen(run.net_at(step), run) for step in range(5)]
+    seen = [_seen(run.moment(step).net(), run) for step in range(5)]
     assert not [key for key in run.records[0] if key.startswith("drift50")]
     for now in range(1, 5):
         for point in POINTS:

@@ -74,9 +74,10 @@ def test_figures_of_a_run_are_those_of_all_terms_before_the_update(
     """On the training batch, the convolutions with strides 1 and 2, and padded."""
     run = trained(spec_of(*PROBED, "dtype=float64", f"norm={norm}", "optim.momentum=0.5", model=model))
     for step, record in list(enumerate(run.records))[::2]:
-        net = run.net_at(step)
+        moment = run.moment(step)
+        net = moment.net()
         affines = [net.get_submodule(f"{site.name}_affine") for site in run.setup.net.sites]
-        seen = _passing(affines, lambda net=net, step=step: run.loss_of(net, step))
+        seen = _passing(affines, lambda net=net, moment=moment: moment.loss(net))
         expected = [_expected(affine, *passed) for affine, passed in zip(affines, seen, strict=True)]
         np.testing.assert_allclose(record["abs_over_sum"], [ratio for ratio, _ in expected], rtol=1e-8)
         np.testing.assert_allclose(record["grad_kurtosis"], [kurtosis for _, kurtosis in expected], rtol=1e-8)
