@@ -1,0 +1,229 @@
+"""Claims -> verdicts: a pure function of run folders. docs/decisions/009 has the rules and their reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bnlab.analysis.arms import NotTestedError
+from bnlab.analysis.base import METRICS, Decision, Floats, Verdict
+from bnlab.analysis.load import Collection
+from bnlab.analysis.points import Paired, paired
+from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL, claims_decidable, holm, interval, sign_flip
+from bnlab.errors import UsageError
+from bnlab.study import Claim, Study
+
+
+def check(study: Study) -> None:
+    """Refuse claims that could never be judged, before anything runs.
+
+    Raises:
+        UsageError: no such metric or option, a point that does not go with the metric, two claims of one name, ...
+    """
+    names: set[str] = set()
+    for claim in study.claims:
+        key = f"claims.{claim.name}"
+        if claim.name in names:
+            raise UsageError(key, "two claims of this name", remedy="Rename one of them.")
+        names.add(claim.name)
+        metric, options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
+        if (metric.of == "curve") != (claim.at == "curve"):
+            fit = "at: curve" if metric.of == "curve" else "at: matched_lr or best_lr"
+            raise UsageError(f"{key}.at", f"{claim.metric} is a metric of a {metric.of}", claim.at, f"Write {fit}.")
+        if claim.at == "matched_loss" and metric.course is None:
+            with_course = [name for name in METRICS.names() if METRICS[name].course is not None]
+            raise UsageError(
+                f"{key}.at",
+                f"{claim.metric} has no value at a step",
+                claim.at,
+                f"These have: {', '.join(with_course)}.",
+            )
+        if metric.of == "arm":
+            inner = METRICS[options["of"]]
+            if inner.of != "run" or inner.shown_with is None:
+                raise UsageError(f"{key}.options.of", "must be a metric of a run without options", options["of"])
+            if claim.compare == "ratio":
+                raise UsageError(f"{key}.compare", f"{claim.metric} may be 0", "ratio", "Write compare: difference.")
+        if claim.compare == "ratio" and claim.smallest_effect < 1:
+            raise UsageError(
+                f"{key}.smallest_effect", "a ratio must be at least 1", claim.smallest_effect, "2 means twice as much."
+            )
+
+
+def judge(*collections: Collection) -> list[Verdict]:
+    """A verdict on every claim of the collections' studies, in their order; Holm's adjustment is over them all.
+
+    Raises:
+        UsageError: as `check`.
+    """
+    found: list[_Weighed] = []
+    for collection in collections:
+        if collection.study is not None:
+            check(collection.study)
+            found += [_weigh(collection, claim) for claim in collection.study.claims]
+    tested = [weighed for weighed in found if weighed.tested]
+    ps = holm(np.array([weighed.p for weighed in tested])) if tested else np.zeros(0)
+    adjusted = {id(weighed): float(p) for weighed, p in zip(tested, ps, strict=True)}
+    return [_verdict(weighed, adjusted.get(id(weighed)), len(tested)) for weighed in found]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Weighed:
+    """A claim, its differences and what tests and interval say of them, before Holm."""
+
+    claim: Claim
+    paired: Paired | None = None
+    reason: str = ""
+    cautions: tuple[str, ...] = ()
+    mean: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    p_support: float = 1.0
+    p_refute: float = 1.0
+
+    @property
+    def n(self) -> int:
+        return len(self.paired.seeds) if self.paired else 0
+
+    @property
+    def tested(self) -> bool:
+        return self.n >= FEWEST_SEEDS
+
+    @property
+    def p(self) -> float:
+        """Either null can be rejected, and they cannot both be true but on the border between them."""
+        return min(self.p_support, self.p_refute)
+
+    @property
+    def threshold(self) -> float:
+        return threshold(self.claim)
+
+
+def threshold(claim: Claim) -> float:
+    """The smallest effect on the scale of the differences."""
+    return math.log(claim.smallest_effect) if claim.compare == "ratio" else claim.smallest_effect
+
+
+def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
+    """p of 'effect <= smallest' and of 'effect >= smallest'. [..., N] -> [...], [...]
+
+    A sign-flip p never grows when a difference does, so that p at the lowest differences is an upper bound of p at the
+    true ones; and with one of them minus infinity, half of all choices of signs are at least as good as the one seen.
+    """
+    bounded_low, bounded_high = np.isfinite(low).all(axis=-1), np.isfinite(high).all(axis=-1)
+    support = sign_flip(np.where(np.isfinite(low), low, 0.0) - smallest, "greater")
+    refute = sign_flip(np.where(np.isfinite(high), high, 0.0) - smallest, "less")
+    return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
+
+
+def decide(p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float) -> Decision:
+    """From both raw p, the adjusted p of the smaller, and the interval."""
+    if p <= LEVEL and p_support < p_refute and interval[0] > smallest:
+        return "supported"
+    if p <= LEVEL and p_refute < p_support and interval[1] < smallest:
+        return "refuted"
+    return "inconclusive"
+
+
+def _weigh(collection: Collection, claim: Claim) -> _Weighed:
+    try:
+        found = paired(collection, claim)
+    except NotTestedError as error:
+        return _Weighed(claim=claim, reason=str(error), cautions=tuple(_edited(collection, claim)))
+    cautions = (*found.cautions, *_edited(collection, claim))
+    if np.isposinf(found.high).all() and (found.low == 0).all():
+        reason = f"{claim.metric} is beyond what these runs can tell in both arms, at every seed"
+        return _Weighed(claim=claim, reason=reason, cautions=cautions)
+    p_support, p_refute = ps(found.low, found.high, threshold(claim))
+    low, high = interval(found.values)
+    return _Weighed(
+        claim=claim,
+        paired=found,
+        cautions=cautions,
+        mean=float(found.values.mean()),
+        interval=(float(low), float(high)),
+        p_support=float(p_support),
+        p_refute=float(p_refute),
+    )
+
+
+def _edited(collection: Collection, claim: Claim) -> list[str]:
+    """Whether runs began before the claim was what it is now."""
+    digests = [run.provenance.get("claims") for run in collection.runs]
+    known = [found.get(claim.name) for found in digests if isinstance(found, dict)]
+    edited = sum(digest is not None and digest != claim.digest for digest in known)
+    unknown = len(digests) - sum(digest is not None for digest in known)
+    found = []
+    if edited:
+        found.append(
+            f"the claim was edited after its first run: {edited} of {len(digests)} runs began under another text"
+        )
+    if unknown:
+        found.append(f"{unknown} of {len(digests)} runs began before the claim was made, or outside the study")
+    return found
+
+
+def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
+    claim, found = weighed.claim, weighed.paired
+    blank = Verdict(
+        claim=claim,
+        decision="not tested",
+        effect=None,
+        interval=None,
+        p=None,
+        n=0,
+        seeds=(),
+        treated=None,
+        control=None,
+        why=weighed.reason,
+        cautions=weighed.cautions,
+    )
+    if found is None:
+        return blank
+    scale = math.exp if claim.compare == "ratio" else float
+    effect, ends = scale(weighed.mean), (scale(weighed.interval[0]), scale(weighed.interval[1]))
+    decision: Decision = "direction only"
+    cautions = weighed.cautions
+    if p is not None:
+        decision = decide(weighed.p_support, weighed.p_refute, p, weighed.interval, weighed.threshold)
+        if decision == "inconclusive" and tested > claims_decidable(weighed.n):
+            most = claims_decidable(weighed.n)
+            cautions = (*cautions, f"with {weighed.n} seeds a report can decide {most} claims at most, not {tested}")
+    return replace(
+        blank,
+        decision=decision,
+        effect=effect,
+        interval=ends,
+        p=p,
+        n=weighed.n,
+        seeds=found.seeds,
+        treated=found.treated,
+        control=found.control,
+        why=_why(weighed, decision, effect, ends, p),
+        cautions=cautions,
+    )
+
+
+def _why(weighed: _Weighed, decision: Decision, effect: float, ends: Sequence[float], p: float | None) -> str:
+    claim, found = weighed.claim, weighed.paired
+    assert found is not None
+    unit = "x" if claim.compare == "ratio" else ""
+    numbers = f"{effect:.3g}{unit}, 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}"
+    asked = f"{claim.smallest_effect:.3g}{unit}"
+    seeds = f"{weighed.n} seed{'s' if weighed.n > 1 else ''}"
+    shown = f", p {p:.2g}" if p is not None else ""
+    arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
+    match decision:
+        case "supported":
+            return f"{arms}: {numbers}, above the {asked} asked; {seeds}{shown}"
+        case "refuted" if weighed.mean < 0:
+            return f"the other way: {arms} by {numbers}; {seeds}{shown}"
+        case "refuted":
+            return f"{arms}: {numbers}, less than the {asked} asked; {seeds}{shown}"
+        case "direction only":
+            toward = int((found.values > 0).sum())
+            return f"{arms}: {numbers} in {seeds}, {toward} of them this way; a verdict needs {FEWEST_SEEDS}"
+        case _:
+            return f"{arms}: {numbers}, not clearly above or below the {asked} asked; {seeds}{shown}"
