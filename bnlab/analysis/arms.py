@@ -146,7 +146,7 @@ def _laid(
     found: dict[int, dict[Cell, RunFacts]] = {}
     for run in runs:
         seed = seeds.get(run.spec["seed"], run.spec["seed"])
-        rate = 0.0 if factor in claim.contrast else float(run.spec.get(factor, 0.0))
+        rate = 0.0 if factor in claim.contrast else _number(collection, run, factor)
         setting = canonical({key: run.spec.get(key) for key in keys}) if keys else ""
         cells = found.setdefault(seed, {})
         cell = Cell(rate, setting)
@@ -154,6 +154,14 @@ def _laid(
             run = min(cells[cell], run, key=lambda run: collection.figure(run, "final_train_loss", {}).value)
         cells[cell] = run
     return found
+
+
+def _number(collection: Collection, run: RunFacts, factor: str) -> float:
+    """The factor's value; of one that is no number, its place among all of its values."""
+    value = run.spec.get(factor)
+    if isinstance(value, int | float):
+        return float(value)
+    return float(sorted({canonical(other.spec.get(factor)) for other in collection.runs}).index(canonical(value)))
 
 
 def _label(claim: Claim, index: int) -> str:

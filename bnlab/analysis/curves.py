@@ -126,9 +126,11 @@ def usable_decades(curve: Curve, *, of: Final, target: float) -> Figure:
 def deviation(curve: Curve) -> Figure:
     """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
     ends = [run.facts.final("train_loss") for run in curve.values()]
-    starts = [first_loss(run) for run in curve.values()]
-    capped = np.fmin(ends, starts)  # a run that diverged has no final loss
-    return Figure(float(np.mean(capped - np.min(capped))) if len(capped) else math.nan)
+    starts = np.array([first_loss(run) for run in curve.values()])
+    if not np.isfinite(starts).any():
+        return Figure(math.nan)
+    capped = np.fmin(ends, np.where(np.isnan(starts), np.nanmax(starts), starts))  # what diverged has no final loss
+    return Figure(float(np.mean(capped - np.min(capped))))
 
 
 @METRICS.register(

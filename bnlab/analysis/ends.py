@@ -18,6 +18,8 @@ from bnlab.analysis.base import METRICS, Figure, Floats, MeasuredRun, Metric, Se
 
 WORST_LOSS = 1e3
 """Times the first loss: what train.py declares a divergence."""
+BROKEN = 1e12
+"""Stands for the loss of a run whose very first one was not finite."""
 SMOOTHED = 5
 """Measured points in the trailing median that stands for the training loss at a step: one batch says little."""
 
@@ -51,7 +53,8 @@ def first_loss(run: MeasuredRun) -> float:
 
 
 def worst_loss(run: MeasuredRun) -> Figure:
-    return Figure(WORST_LOSS * first_loss(run), "at least")
+    first = first_loss(run)
+    return Figure(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
 
 
 def _final(name: str) -> None:

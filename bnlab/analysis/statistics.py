@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from bnlab.analysis.base import Floats
+from bnlab.analysis.base import Decision, Floats
 
 LEVEL = 0.05
 """Of a false `supported` or `refuted`, over all claims of a report together."""
@@ -23,6 +23,8 @@ FEWEST_SEEDS = 6
 EXACT_UP_TO = 14
 """Pairs; above it signs are drawn, 2^14 times."""
 RESAMPLES = 9999
+ROUNDED = 9
+"""Decimals of a difference that count."""
 
 
 def sign_flip(differences: Floats, alternative: Literal["greater", "less"]) -> Floats:
@@ -100,3 +102,30 @@ def claims_decidable(seeds: int) -> int:
     [0, 3, 6, 12, 51]
     """
     return 0 if seeds < FEWEST_SEEDS else math.floor(LEVEL * 2 ** min(seeds, EXACT_UP_TO))
+
+
+def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
+    """p of 'effect <= smallest' and of 'effect >= smallest'. [..., N] -> [...], [...]
+
+    A sign-flip p never grows when a difference does, so that p at the lowest differences is an upper bound of p at the
+    true ones; and with one of them minus infinity, half of all choices of signs are at least as good as the one seen.
+    """
+    bounded_low = np.asarray(np.isfinite(low).all(axis=-1))
+    bounded_high = np.asarray(np.isfinite(high).all(axis=-1))
+    support = sign_flip(_beyond(np.where(bounded_low[..., None], low, 0.0), smallest), "greater")
+    refute = sign_flip(_beyond(np.where(bounded_high[..., None], high, 0.0), smallest), "less")
+    return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
+
+
+def _beyond(differences: Floats, smallest: float) -> Floats:
+    """Less the smallest effect; rounded, since a ratio of two rates of a grid may be the smallest effect itself."""
+    return np.round(differences - smallest, ROUNDED)
+
+
+def decide(p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float) -> Decision:
+    """From both raw p, the adjusted p of the smaller, and the interval."""
+    if p <= LEVEL and p_support < p_refute and round(interval[0] - smallest, ROUNDED) > 0:
+        return "supported"
+    if p <= LEVEL and p_refute < p_support and round(interval[1] - smallest, ROUNDED) < 0:
+        return "refuted"
+    return "inconclusive"

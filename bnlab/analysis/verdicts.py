@@ -9,48 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnlab.analysis.arms import NotTestedError
-from bnlab.analysis.base import METRICS, Decision, Floats, Verdict
+from bnlab.analysis.base import Decision, Verdict
+from bnlab.analysis.claims import check, threshold
 from bnlab.analysis.load import Collection
-from bnlab.analysis.points import Paired, paired
-from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL, claims_decidable, holm, interval, sign_flip
-from bnlab.errors import UsageError
-from bnlab.study import Claim, Study
-
-
-def check(study: Study) -> None:
-    """Refuse claims that could never be judged, before anything runs.
-
-    Raises:
-        UsageError: no such metric or option, a point that does not go with the metric, two claims of one name, ...
-    """
-    names: set[str] = set()
-    for claim in study.claims:
-        key = f"claims.{claim.name}"
-        if claim.name in names:
-            raise UsageError(key, "two claims of this name", remedy="Rename one of them.")
-        names.add(claim.name)
-        metric, options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
-        if (metric.of == "curve") != (claim.at == "curve"):
-            fit = "at: curve" if metric.of == "curve" else "at: matched_lr or best_lr"
-            raise UsageError(f"{key}.at", f"{claim.metric} is a metric of a {metric.of}", claim.at, f"Write {fit}.")
-        if claim.at == "matched_loss" and metric.course is None:
-            with_course = [name for name in METRICS.names() if METRICS[name].course is not None]
-            raise UsageError(
-                f"{key}.at",
-                f"{claim.metric} has no value at a step",
-                claim.at,
-                f"These have: {', '.join(with_course)}.",
-            )
-        if metric.of == "arm":
-            inner = METRICS[options["of"]]
-            if inner.of != "run" or inner.shown_with is None:
-                raise UsageError(f"{key}.options.of", "must be a metric of a run without options", options["of"])
-            if claim.compare == "ratio":
-                raise UsageError(f"{key}.compare", f"{claim.metric} may be 0", "ratio", "Write compare: difference.")
-        if claim.compare == "ratio" and claim.smallest_effect < 1:
-            raise UsageError(
-                f"{key}.smallest_effect", "a ratio must be at least 1", claim.smallest_effect, "2 means twice as much."
-            )
+from bnlab.analysis.pairs import Paired
+from bnlab.analysis.points import paired
+from bnlab.analysis.statistics import FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
+from bnlab.study import Claim
 
 
 def judge(*collections: Collection) -> list[Verdict]:
@@ -65,8 +30,8 @@ def judge(*collections: Collection) -> list[Verdict]:
             check(collection.study)
             found += [_weigh(collection, claim) for claim in collection.study.claims]
     tested = [weighed for weighed in found if weighed.tested]
-    ps = holm(np.array([weighed.p for weighed in tested])) if tested else np.zeros(0)
-    adjusted = {id(weighed): float(p) for weighed, p in zip(tested, ps, strict=True)}
+    adjust = holm(np.array([weighed.p for weighed in tested])) if tested else np.zeros(0)
+    adjusted = {id(weighed): float(p) for weighed, p in zip(tested, adjust, strict=True)}
     return [_verdict(weighed, adjusted.get(id(weighed)), len(tested)) for weighed in found]
 
 
@@ -99,32 +64,6 @@ class _Weighed:
     @property
     def threshold(self) -> float:
         return threshold(self.claim)
-
-
-def threshold(claim: Claim) -> float:
-    """The smallest effect on the scale of the differences."""
-    return math.log(claim.smallest_effect) if claim.compare == "ratio" else claim.smallest_effect
-
-
-def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
-    """p of 'effect <= smallest' and of 'effect >= smallest'. [..., N] -> [...], [...]
-
-    A sign-flip p never grows when a difference does, so that p at the lowest differences is an upper bound of p at the
-    true ones; and with one of them minus infinity, half of all choices of signs are at least as good as the one seen.
-    """
-    bounded_low, bounded_high = np.isfinite(low).all(axis=-1), np.isfinite(high).all(axis=-1)
-    support = sign_flip(np.where(np.isfinite(low), low, 0.0) - smallest, "greater")
-    refute = sign_flip(np.where(np.isfinite(high), high, 0.0) - smallest, "less")
-    return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
-
-
-def decide(p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float) -> Decision:
-    """From both raw p, the adjusted p of the smaller, and the interval."""
-    if p <= LEVEL and p_support < p_refute and interval[0] > smallest:
-        return "supported"
-    if p <= LEVEL and p_refute < p_support and interval[1] < smallest:
-        return "refuted"
-    return "inconclusive"
 
 
 def _weigh(collection: Collection, claim: Claim) -> _Weighed:
