@@ -62,7 +62,10 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     arms = [_runs(collection, claim, index) for index in (0, 1)]
     for label, runs in zip(labels, arms, strict=True):
         if not runs:
-            raise NotTestedError(f"there are no runs of {label} that ended")
+            narrowed = (
+                f", where {', '.join(f'{key}={value}' for key, value in claim.where.items())}," if claim.where else ""
+            )
+            raise NotTestedError(f"there are no runs of {label}{narrowed} that ended")
     keys = _matched(collection, claim, [*arms[0], *arms[1]], factor)
     laid = [_laid(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
     have = [{cell for cells in arm.values() for cell in cells} for arm in laid]

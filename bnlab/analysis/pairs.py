@@ -135,6 +135,8 @@ class Comparison:
         )
 
     def _mean(self, values: Sequence[float]) -> float:
+        if len(values) == 1:
+            return values[0]
         return math.exp(np.mean(np.log(values))) if self.claim.compare == "ratio" else float(np.mean(values))
 
     def _bounds(self, label: str, figures: Sequence[Figure]) -> None:
