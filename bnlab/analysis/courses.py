@@ -17,7 +17,6 @@ from annotated_types import Ge
 
 from bnlab.analysis.base import METRICS, Figure, Floats, MeasuredRun, Metric, Series
 
-BEFORE = frozenset(METRICS.names())
 Over = Literal["hidden", "below one", "net"]
 
 
@@ -156,6 +155,3 @@ def thm41_error(run: MeasuredRun) -> Figure:
     values = run.series("thm41_error").values
     finite = values[np.isfinite(values)]
     return Figure(float(finite.max()) if len(finite) else math.nan)
-
-
-NAMES = tuple(sorted(set(METRICS.names()) - BEFORE))

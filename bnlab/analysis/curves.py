@@ -15,7 +15,6 @@ from annotated_types import MinLen
 from bnlab.analysis.base import METRICS, Curve, Figure, Floats, MeasuredRun
 from bnlab.analysis.ends import first_loss
 
-BEFORE = frozenset(METRICS.names())
 Final = Literal["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 
 
@@ -197,6 +196,3 @@ def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> 
     nearly, as in Brown & Forsythe's test."""
     seen = np.log(values) if log else values
     return np.abs(seen - np.median(seen))
-
-
-NAMES = tuple(sorted(set(METRICS.names()) - BEFORE))

@@ -226,6 +226,3 @@ def divergence_step(run: MeasuredRun) -> Figure:
 )
 def trains(run: MeasuredRun) -> Figure:
     return Figure(float(run.facts.trains))
-
-
-NAMES = tuple(METRICS.names())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bnlab.analysis import courses, curves, ends
 from bnlab.analysis.base import METRICS
 
-__all__ = ["BUILT_IN", "METRICS", "table"]
+__all__ = ["BUILT_IN", "METRICS", "courses", "curves", "ends", "table"]
 
-BUILT_IN = (*ends.NAMES, *courses.NAMES, *curves.NAMES)
+BUILT_IN = tuple(METRICS.names())
 """Importing them has registered what they define."""
 
 
