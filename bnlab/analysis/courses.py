@@ -61,6 +61,30 @@ def _course(name: str, reads: str, over: Over, meaning: str, source: str, unit: 
     )
 
 
+def _first(name: str, meaning: str) -> None:
+    def course(run: MeasuredRun) -> Series:
+        raw = run.series(name)
+        return Series(raw.steps, _over_sites(raw.values, "hidden"))
+
+    def figure(run: MeasuredRun) -> Figure:
+        found = course(run)
+        return Figure(float(found.values[0]) if len(found) and found.steps[0] == 0 else math.nan)
+
+    METRICS.add(
+        Metric(
+            name=name,
+            of="run",
+            figure=figure,
+            course=course,
+            meaning=f"{meaning}, at step 0; median over hidden sites",
+            source="Bjorck et al. 2018, table 1, at initialization",
+            unit="1",
+            better=None,
+            reads=(name,),
+        )
+    )
+
+
 LANDSCAPE = "Santurkar et al. 2018, figure 4 and appendix A.2.2"
 SHIFT = "Santurkar et al. 2018, definition 2.1 and figure 3"
 DRIFT = "Ioffe & Szegedy 2015, section 4.1; Santurkar et al. 2018, figure 8"
@@ -104,20 +128,24 @@ for _row in (
 @METRICS.register(
     "drift50",
     of="run",
-    meaning="over the run but for its first measurement, max less min of the median activation of one unit at the last "
-    "hidden nonlinearity's input, over the distance of its 15th and 85th percentiles at the end",
+    meaning="of the input of the last hidden nonlinearity, over the whole run but for its first measurement: median "
+    "over units of max less min of the unit's median over the probe batch, over the distance of its 15th and 85th "
+    "percentiles at the end",
     source="Ioffe & Szegedy 2015, figure 1b and 1c",
-    unit="1",
+    unit="widths of the distribution",
     better=None,
-    reads=("act_p15.act_in", "act_p50.act_in", "act_p85.act_in"),
+    reads=("drift50.act_in",),
 )
 def drift50(run: MeasuredRun) -> Figure:
-    low, mid, high = (run.series(f"act_p{percent}.act_in").values for percent in (15, 50, 85))
-    if len(mid) < 3:
-        return Figure(math.nan)
-    site = max(0, mid.shape[1] - 2)
-    spread = high[-1, site] - low[-1, site]
-    return Figure(float(np.ptp(mid[1:, site]) / spread) if spread > 0 else math.nan)
+    values = run.series("drift50.act_in").values
+    return Figure(float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan)
+
+
+for _name, _meaning in (
+    ("abs_over_sum", "how far the terms of an affine weight's gradient cancel"),
+    ("grad_kurtosis", "excess kurtosis of the entries of an affine weight's gradient"),
+):
+    _first(_name, _meaning)
 
 
 @METRICS.register(

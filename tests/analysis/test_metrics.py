@@ -120,10 +120,17 @@ def test_a_course_of_the_net_is_its_median(run_of: RunOf) -> None:
     assert math.isnan(figure("grad_change", run).value)
 
 
-def test_drift50_of_the_last_hidden_site(run_of: RunOf) -> None:
-    site = {"15": [0, -1, -1.0, -2.0], "50": [9.0, 0.5, -0.25, 0.0], "85": [0, 1, 1, 3.0]}
-    series = {f"act_p{p}.act_in": [[7.0, value, 70.0] for value in values] for p, values in site.items()}
-    assert figure("drift50", run_of(series=series)).value == pytest.approx(0.75 / 5)
+def test_drift50_is_that_of_the_last_hidden_site_at_the_end(run_of: RunOf) -> None:
+    run = run_of(series={"drift50.act_in": [[0.0, 0.0, 0.0], [0.3, 0.1, 9.0], [0.4, 0.2, 9.0]]})
+    assert figure("drift50", run) == Figure(0.2)
+    assert math.isnan(figure("drift50", run_of()).value)
+
+
+def test_how_terms_cancel_is_a_figure_of_the_initialization(run_of: RunOf) -> None:
+    values = [[3.0, 5.0, 7.0, 99.0], [1.0, 1.0, 1.0, 1.0]]
+    assert figure("abs_over_sum", run_of(series={"abs_over_sum": values})) == Figure(5.0)
+    later = run_of(series={"grad_kurtosis": ([1, 2], values)})
+    assert math.isnan(figure("grad_kurtosis", later).value)
 
 
 def test_gradient_growth_of_a_geometric_sequence(run_of: RunOf) -> None:
