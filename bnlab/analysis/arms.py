@@ -56,8 +56,8 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     Raises:
         NotTestedError: an arm has no runs, or no seed has both arms.
     """
-    if RATE in claim.contrast and claim.at in ("curve", "best_lr") and factor == RATE:
-        raise NotTestedError("the learning rate is what is contrasted, so it cannot be chosen or swept as well")
+    if factor in claim.contrast and claim.at == "curve":
+        raise NotTestedError(f"{factor} is what is contrasted, so there is no curve over it")
     labels = [_label(claim, index) for index in (0, 1)]
     arms = [_runs(collection, claim, index) for index in (0, 1)]
     for label, runs in zip(labels, arms, strict=True):

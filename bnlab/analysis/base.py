@@ -184,7 +184,7 @@ class Arm:
     point: str
     """Where it was taken, in words: `lr 0.1`, `9 learning rates`."""
     runs: tuple[str, ...] = ()
-    """Paths of the runs behind it, below the reports's root."""
+    """Paths of the runs behind it, below the report's root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,8 @@ class Verdict:
     effect: float | None
     interval: tuple[float, float] | None
     p: float | None
-    """One-sided, in the direction of the decision, adjusted by Holm over the report's claims."""
+    """One-sided, of the direction that is nearer to a decision, adjusted by Holm over the report's claims; None without a
+    test."""
     n: int
     """Paired seeds."""
     seeds: tuple[int, ...]

@@ -192,7 +192,9 @@ def lr_envelope(curve: Curve) -> Figure:
     shown_with=None,
 )
 def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> Floats:
-    """[N] -> [N]. The caller looks `of` up. Distances of one arm share their median, so that they are independent only
-    nearly, as in Brown & Forsythe's test."""
+    """[N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
+    they are independent only nearly, as in Brown & Forsythe's test."""
+    if log and not (values > 0).all():
+        return np.full(len(values), math.nan)
     seen = np.log(values) if log else values
     return np.abs(seen - np.median(seen))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.analysis.arms import Cell, Grid, NotTestedError, Side
+from bnlab.analysis.arms import RATE, Cell, Grid, NotTestedError, Side
 from bnlab.analysis.base import METRICS, Arm, Figure, Floats, Metric, RunFacts
 from bnlab.analysis.load import Collection
 from bnlab.study import Claim
@@ -155,8 +155,15 @@ class Comparison:
                     found.append((seed, cell, treated, control))
         return found
 
+    def rate(self, index: int, rate: float) -> str:
+        """In words; where rates are contrasted, an arm's is its own."""
+        return f"lr {self.claim.contrast[RATE][index] if RATE in self.claim.contrast else rate:g}"
+
     def at_rates(self, rates: Mapping[int, set[float]]) -> None:
         """Say where both arms were taken."""
+        if RATE in self.claim.contrast:
+            self.points = [self.rate(index, 0.0) for index in (0, 1)]
+            return
         counts = sorted({len(found) for found in rates.values()})
         seen = sorted(set().union(*rates.values()))
         if len(seen) == 1:

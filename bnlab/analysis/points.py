@@ -78,7 +78,7 @@ def _best_lr(comparison: Comparison) -> None:
             # One rate for all seeds of an arm: as a user tunes, and no seed picks its own luck.
             best = min(cells, key=lambda cell: _rank(comparison, side, cell, found[cell][index]))
             chosen.append(best)
-            points[index].append(f"lr {best.rate:g}")
+            points[index].append(comparison.rate(index, best.rate))
             ends = {min(cells).rate: "smallest", max(cells).rate: "largest"}
             if len(cells) > 1 and best.rate in ends:
                 comparison.cautions.append(f"{side.label} is best at lr {best.rate:g}, the grid's {ends[best.rate]}")
@@ -89,7 +89,7 @@ def _best_lr(comparison: Comparison) -> None:
         text[0] if len(set(text)) == 1 else f"the best of each of {len(text)} settings: {', '.join(text)}"
         for text in points
     ]
-    if len({cell.rate for cell in grid.cells}) == 1:
+    if len({cell.rate for cell in grid.cells}) == 1 and RATE not in comparison.claim.contrast:
         comparison.cautions.append("the grid has one learning rate, so none was chosen")
 
 

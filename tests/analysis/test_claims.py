@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bnlab.analysis.claims import check
 from bnlab.errors import UsageError
@@ -28,7 +30,10 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
         ({"metric": "steps_to", "options": STEPS_TO | {"smooth": 0}}, r"options.smooth: must be at least 1, got 0"),
         ({"metric": "max_stable_lr"}, r"at: max_stable_lr is a metric of a curve, got 'best_lr'. Write at: curve."),
         ({"at": "curve"}, r"at: final_train_loss is a metric of a run, got 'curve'. Write at: matched_lr or best_lr."),
-        ({"at": "matched_loss"}, r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: dead_"),
+        (
+            {"at": "matched_loss"},
+            r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: abs_over_sum, dead_",
+        ),
         ({"smallest_effect": 0.5}, r"smallest_effect: a ratio must be at least 1, got 0.5"),
         ({"metric": "trains", "at": "matched_lr"}, r"at: compares only runs that train, got 'matched_lr'"),
         ({"contrast": {"norm.name": ("batch", "none")}}, r"contrast: no such axis, got 'norm.name'. Write norm."),
@@ -63,3 +68,11 @@ def test_what_can_be_judged_passes(claim_of: Callable[..., Claim]) -> None:
             claim_of(name="e", contrast={"seed": ([0, 1], [2, 3])}, compare="difference", smallest_effect=0),
         )
     )
+
+
+def test_the_claims_of_the_documentation_can_be_judged() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    documented = Study.from_tree({"name": "s", "base": "b", **tree})
+    assert [claim.at for claim in documented.claims] == ["curve", "best_lr", "best_lr"]
+    check(documented)

@@ -152,6 +152,16 @@ def test_seeds_may_be_contrasted_by_their_place(run_of: RunOf, collect: Collect,
     assert (found.treated.label, found.control.label) == ("seeds 0 1", "seeds 3 2")
 
 
+@pytest.mark.parametrize("at", ["best_lr", "matched_lr"])
+def test_each_arm_may_have_a_rate_of_its_own(
+    at: str, sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+) -> None:
+    found = paired(collect(sweep()), claim_of(contrast={"norm": ("batch", "none"), "optim.lr": (1.0, 0.1)}, at=at))
+    assert (found.treated.point, found.treated.figures) == ("lr 1", (0.1, 0.2, 0.9))
+    assert (found.control.point, found.control.figures) == ("lr 0.1", (0.6, 0.6, 0.6))
+    assert (found.treated.label, found.cautions) == ("batch, optim.lr=1.0", ())
+
+
 def test_a_label_says_the_axis_where_a_value_alone_does_not(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
     runs = [run_of(spec={"data.batch_size": size}, train_loss=size / 10) for size in (2, 8)]
     found = paired(collect(runs), claim_of(contrast={"data.batch_size": (2, 8)}))

@@ -109,7 +109,10 @@ def test_a_tie_on_the_smallest_effect_is_inconclusive(losses: Callable[..., Verd
             {"metric": "loss_range", "at": "matched_loss"},
             "there is no training loss that both arms pass with loss_range",
         ),
-        ({"contrast": {"optim.lr": (0.1, 0.2)}}, "the learning rate is what is contrasted"),
+        (
+            {"contrast": {"optim.lr": (0.1, 0.2)}, "metric": "max_stable_lr", "at": "curve"},
+            "optim.lr is what is contrasted, so there is no curve over it",
+        ),
     ],
 )
 def test_not_tested_says_why(changes: Mapping[str, object], why: str, losses: Callable[..., Verdict]) -> None:
