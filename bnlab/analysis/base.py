@@ -49,7 +49,7 @@ class RunFacts:
 
     def final(self, name: str) -> float:
         """A final metric of status.json; NaN where there is none."""
-        value = self.status.get("metrics", {}).get(name)
+        value = (self.status.get("metrics") or {}).get(name)
         return math.nan if value is None else float(value)
 
 
@@ -196,8 +196,8 @@ class Verdict:
     effect: float | None
     interval: tuple[float, float] | None
     p: float | None
-    """One-sided, of the direction that is nearer to a decision, adjusted by Holm over the report's claims; None without a
-    test."""
+    """One-sided, of the direction that is nearer to a decision, adjusted by Holm over the report's claims; None where
+    nothing was tested."""
     n: int
     """Paired seeds."""
     seeds: tuple[int, ...]

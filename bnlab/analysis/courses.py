@@ -121,6 +121,14 @@ for _row in (
      "Arora, Li & Lyu 2019: the effective learning rate", "1"),
     ("dead_fraction", "dead_fraction", "hidden", "share of ReLU channels that are zero on the whole probe batch",
      "dead units", "share"),
+    ("bn_mean_gap", "bn_mean_gap", "hidden", "distance of the running means from the population's",
+     "Wu & Johnson 2021", "standard deviations"),
+    ("bn_var_gap", "bn_var_gap", "hidden", "distance of the logs of the running variances from the population's",
+     "Wu & Johnson 2021", "log"),
+    ("bn_mean_noise", "bn_mean_noise", "hidden", "standard deviation of a batch's mean over that of independent values",
+     "Luo et al. 2019", "1"),
+    ("bn_sd_noise", "bn_sd_noise", "hidden", "standard deviation of a batch's sd over that of independent values",
+     "Luo et al. 2019", "1"),
 ):  # fmt: skip
     _course(*_row)
 

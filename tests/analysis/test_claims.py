@@ -32,7 +32,7 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
         ({"at": "curve"}, r"at: final_train_loss is a metric of a run, got 'curve'. Write at: matched_lr or best_lr."),
         (
             {"at": "matched_loss"},
-            r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: abs_over_sum, dead_",
+            r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: .*loss_range",
         ),
         ({"smallest_effect": 0.5}, r"smallest_effect: a ratio must be at least 1, got 0.5"),
         ({"metric": "trains", "at": "matched_lr"}, r"at: compares only runs that train, got 'matched_lr'"),
