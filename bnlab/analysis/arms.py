@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from bnlab.analysis.base import RunFacts
 from bnlab.analysis.load import Collection
 from bnlab.spec import GROUPS, canonical
-from bnlab.study import Claim
+from bnlab.study import Claim, Study
 
 RATE = "optim.lr"
 
@@ -67,22 +68,19 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
             )
             raise NotTestedError(f"there are no runs of {label}{narrowed} that ended")
     keys = _matched(collection, claim, [*arms[0], *arms[1]], factor)
+    arms, cautions = _one_version(collection.study, arms, keys)
     laid = [_laid(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
     have = [{cell for cells in arm.values() for cell in cells} for arm in laid]
     common = tuple(sorted(have[0] & have[1]))
     if not common:
         raise NotTestedError(f"{labels[0]} and {labels[1]} have no learning rate and setting in common")
-    cautions = _left_out(have, labels, common, factor)
+    cautions += _left_out(have, labels, common, factor)
     both = sorted(laid[0].keys() & laid[1].keys())
     seeds = tuple(seed for seed in both if all(cell in arm[seed] for arm in laid for cell in common))
     if not seeds:
         raise NotTestedError("no seed has all runs of both arms" if both else "the arms have no seed in common")
     if left := sorted((laid[0].keys() | laid[1].keys()) - set(seeds)):
         cautions.append(f"left out, since runs of theirs are missing or did not end: seeds {' '.join(map(str, left))}")
-    if collection.study is not None:
-        axes = [axis for axis in keys if axis not in collection.study.axes]
-        if axes:
-            cautions.append(f"runs also differ in {', '.join(axes)}, no axis of the study: pairs agree in it")
     return Grid(
         treated=Side(label=labels[0], runs=laid[0]),
         control=Side(label=labels[1], runs=laid[1]),
@@ -91,6 +89,31 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
         factor=factor,
         cautions=tuple(cautions),
     )
+
+
+def _one_version(
+    study: Study | None, arms: list[list[RunFacts]], keys: Sequence[str]
+) -> tuple[list[list[RunFacts]], list[str]]:
+    """The runs of one version of the study: where runs differ in what is no axis of it, as after an edit, those that
+    agree with most of its overrides, then the most."""
+    foreign = [
+        key for key in keys if study and not any(key == axis or key.startswith(f"{axis}.") for axis in study.axes)
+    ]
+    if study is None or not foreign:
+        return arms, []
+
+    def version(run: RunFacts) -> str:
+        return canonical({key: run.spec.get(key) for key in foreign})
+
+    runs = [run for arm in arms for run in arm]
+    counts = Counter(version(run) for run in runs)
+    agree = {
+        version(run): sum(_same(run.spec.get(key), value) for key, value in study.overrides.items()) for run in runs
+    }
+    kept = max(sorted(counts), key=lambda text: (agree[text], counts[text]))
+    left = len(runs) - counts[kept]
+    caution = f"left out, since they differ in {', '.join(foreign)}, no axis of the study: {left} runs"
+    return [[run for run in arm if version(run) == kept] for arm in arms], [caution]
 
 
 def _left_out(have: Sequence[set[Cell]], labels: Sequence[str], common: Sequence[Cell], factor: str) -> list[str]:

@@ -46,10 +46,14 @@ def made(
 
 
 def collected(
-    runs: Sequence[MeasuredRun], claims: Sequence[Claim] = (), axes: Mapping[str, str] | None = None
+    runs: Sequence[MeasuredRun],
+    claims: Sequence[Claim] = (),
+    axes: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Collection:
     """These runs and a study of these claims."""
-    study = Study(name="s", base="b", axes=axes or {"norm": "", "optim.lr": "", "seed": ""}, claims=tuple(claims))
+    axes = axes or {"norm": "", "optim.lr": "", "seed": ""}
+    study = Study(name="s", base="b", overrides=overrides or {}, axes=axes, claims=tuple(claims))
     return Collection(
         root=Path("runs"),
         study=study,

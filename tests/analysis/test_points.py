@@ -132,11 +132,36 @@ def test_other_axes_are_matched_and_averaged_over(run_of: RunOf, collect: Collec
     found = paired(collect(runs, axes={"model.depth": "2,4"}), claim_of())
     assert found.values == pytest.approx([np.log([4, 2]).mean()])
     assert found.treated.figures == pytest.approx((math.sqrt(0.02),))
-    assert not any("differ" in caution for caution in found.cautions)
-    undeclared = paired(collect(runs), claim_of())
-    assert "runs also differ in model.depth, no axis of the study: pairs agree in it" in undeclared.cautions
     narrowed = paired(collect(runs), claim_of(where={"model.depth": 4}))
     assert narrowed.values == pytest.approx([math.log(2)])
+
+
+def test_runs_of_an_earlier_version_of_the_study_are_left_out(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    table = {("batch", 10): 0.1, ("none", 10): 0.4, ("batch", 99): 0.1, ("none", 99): 0.2}
+    runs = [
+        run_of(norm=norm, seed=seed, train_loss=loss, spec={"steps": steps})
+        for (norm, steps), loss in table.items()
+        for seed in range(3 if steps == 10 else 2)
+    ]
+    most = paired(collect(runs), claim_of())
+    assert most.values == pytest.approx(np.log([4, 4, 4]))
+    assert "left out, since they differ in steps, no axis of the study: 4 runs" in most.cautions
+    current = paired(collect(runs, overrides={"steps": 99}), claim_of())
+    assert current.values == pytest.approx(np.log([2, 2]))
+    assert "left out, since they differ in steps, no axis of the study: 6 runs" in current.cautions
+
+
+def test_the_options_of_an_axis_that_is_a_group_go_with_it(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    specs: list[dict[str, Any]] = [{"model": "mlp", "model.width": 9}, {"model": "cnn", "model.channels": [1]}]
+    runs = [
+        run_of(norm=norm, train_loss=loss, spec=spec)
+        for norm, losses in (("batch", (0.1, 0.2)), ("none", (0.4, 0.4)))
+        for spec, loss in zip(specs, losses, strict=True)
+    ]
+    found = paired(collect(runs, axes={"model": "mlp,cnn", "seed": ""}), claim_of())
+    assert found.values == pytest.approx([np.log([4, 2]).mean()])
 
 
 def test_options_of_the_contrasted_group_go_with_its_choice(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
