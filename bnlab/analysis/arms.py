@@ -196,7 +196,8 @@ def _label(claim: Claim, index: int) -> str:
     for key, pair in claim.contrast.items():
         value = pair[index]
         if isinstance(value, list | tuple):
-            value = " ".join(str(item) for item in value)
+            run = key == "seed" and len(value) > 2 and list(value) == list(range(value[0], value[0] + len(value)))
+            value = f"{value[0]} to {value[-1]}" if run else " ".join(str(item) for item in value)
             parts.append(f"{key}s {value}" if key == "seed" else f"{key}={value}")
         else:
             parts.append(str(value) if key in GROUPS else f"{key}={value}")

@@ -189,7 +189,8 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the runs say of a claim. `effect` and `interval` are those of `Claim`; None where there is none."""
+    """What the runs say of a claim. `effect` and `interval` are those of `Claim`; None where there is none,
+    as an interval of fewer than 3 seeds."""
 
     claim: Claim
     decision: Decision

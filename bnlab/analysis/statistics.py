@@ -20,6 +20,8 @@ LEVEL = 0.05
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 6
 """The smallest number of pairs whose two-sided p can be below 0.05: 2^-5 = 0.031."""
+FEWEST_FOR_INTERVAL = 3
+"""Pairs, below which there is nothing to resample."""
 EXACT_UP_TO = 14
 """Pairs; above it signs are drawn, 2^14 times."""
 RESAMPLES = 9999

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from bnlab.analysis.claims import check, threshold
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Paired
 from bnlab.analysis.points import paired
-from bnlab.analysis.statistics import FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
+from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
 from bnlab.study import Claim
 
 
@@ -122,9 +121,12 @@ def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
     if found is None:
         return blank
     scale = math.exp if claim.compare == "ratio" else float
-    effect, ends = scale(weighed.mean), (scale(weighed.interval[0]), scale(weighed.interval[1]))
+    effect = scale(weighed.mean)
+    ends = (scale(weighed.interval[0]), scale(weighed.interval[1])) if weighed.n >= FEWEST_FOR_INTERVAL else None
     decision: Decision = "direction only"
     cautions = weighed.cautions
+    if weighed.n > 1 and np.ptp(found.values) == 0:
+        cautions = (*cautions, "the effect is the same at every seed, so that its interval is a point; grids do that")
     if p is not None:
         decision = decide(weighed.p_support, weighed.p_refute, p, weighed.interval, weighed.threshold)
         if decision == "inconclusive" and tested > claims_decidable(weighed.n):
@@ -145,11 +147,13 @@ def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
     )
 
 
-def _why(weighed: _Weighed, decision: Decision, effect: float, ends: Sequence[float], p: float | None) -> str:
+def _why(
+    weighed: _Weighed, decision: Decision, effect: float, ends: tuple[float, float] | None, p: float | None
+) -> str:
     claim, found = weighed.claim, weighed.paired
     assert found is not None
     unit = "x" if claim.compare == "ratio" else ""
-    numbers = f"{effect:.3g}{unit}, 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}"
+    numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
     asked = f"{claim.smallest_effect:.3g}{unit}"
     seeds = f"{weighed.n} seed{'s' if weighed.n > 1 else ''}"
     shown = f", p {p:.2g}" if p is not None else ""
@@ -158,11 +162,14 @@ def _why(weighed: _Weighed, decision: Decision, effect: float, ends: Sequence[fl
         case "supported":
             return f"{arms}: {numbers}, above the {asked} asked; {seeds}{shown}"
         case "refuted" if weighed.mean < 0:
-            return f"the other way: {arms} by {numbers}; {seeds}{shown}"
+            return f"{arms}: {numbers}, the other way; {seeds}{shown}"
         case "refuted":
             return f"{arms}: {numbers}, less than the {asked} asked; {seeds}{shown}"
         case "direction only":
             toward = int((found.values > 0).sum())
             return f"{arms}: {numbers} in {seeds}, {toward} of them this way; a verdict needs {FEWEST_SEEDS}"
+        case _ if weighed.interval[0] > weighed.threshold or weighed.interval[1] < weighed.threshold:
+            side = "above" if weighed.mean > weighed.threshold else "below"
+            return f"{arms}: {numbers}, {side} the {asked} asked by the interval but not by the test; {seeds}{shown}"
         case _:
             return f"{arms}: {numbers}, not clearly above or below the {asked} asked; {seeds}{shown}"

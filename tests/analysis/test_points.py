@@ -175,6 +175,9 @@ def test_seeds_may_be_contrasted_by_their_place(run_of: RunOf, collect: Collect,
     assert found.seeds == (0, 1)
     assert found.values == pytest.approx(np.log([3, 2]))
     assert (found.treated.label, found.control.label) == ("seeds 0 1", "seeds 3 2")
+    many = [run_of(seed=seed) for seed in range(6)]
+    labelled = paired(collect(many), claim_of(contrast={"seed": ([0, 1, 2], [3, 4, 5])}))
+    assert (labelled.treated.label, labelled.control.label) == ("seeds 0 to 2", "seeds 3 to 5")
 
 
 @pytest.mark.parametrize("at", ["best_lr", "matched_lr"])

@@ -60,6 +60,23 @@ def test_a_difference_without_a_lower_bound_supports_nothing() -> None:
     assert sign_flip(np.array([5.0] * 7 + [-1e9]), "greater") >= 0.5
 
 
+@pytest.mark.parametrize(
+    ("support", "refute", "p", "ends", "decision"),
+    [
+        (0.01, 1.0, 0.04, (1.1, 3.0), "supported"),
+        (0.01, 1.0, 0.04, (0.9, 3.0), "inconclusive"),  # the interval does not say so
+        (0.01, 1.0, 0.06, (1.1, 3.0), "inconclusive"),  # not after Holm
+        (1.0, 0.01, 0.04, (0.1, 0.9), "refuted"),
+        (1.0, 0.01, 0.04, (0.1, 1.1), "inconclusive"),
+        (1.0, 0.01, 0.06, (0.1, 0.9), "inconclusive"),
+    ],
+)
+def test_test_and_interval_must_agree(
+    support: float, refute: float, p: float, ends: tuple[float, float], decision: str
+) -> None:
+    assert decide(support, refute, p, ends, smallest=1.0) == decision
+
+
 def test_the_smallest_effect_itself_is_not_above_it() -> None:
     x = np.log(np.full(8, 0.3)) - np.log(np.full(8, 0.1))  # 3, but for rounding
     assert ps(x, x, np.log(3)) == (1.0, 1.0)

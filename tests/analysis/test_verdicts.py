@@ -63,7 +63,9 @@ def test_refuted_since_it_is_the_other_way(losses: Callable[..., Verdict]) -> No
     verdict = losses([0.5] * 6, scaled(0.1))
     assert (verdict.decision, verdict.p) == ("refuted", 2**-6)
     assert verdict.effect == pytest.approx(0.2, abs=0.01)
-    assert verdict.why.startswith("the other way: final_train_loss smaller with batch than with none by 0.2x")
+    assert verdict.why.startswith(
+        "final_train_loss smaller with batch than with none: 0.2x, 95 % 0.19 to 0.21x, the other way;"
+    )
 
 
 def test_inconclusive(losses: Callable[..., Verdict]) -> None:
@@ -79,6 +81,7 @@ def test_direction_only_with_fewer_than_six_seeds(n: int, losses: Callable[..., 
     assert (verdict.decision, verdict.p, verdict.n) == ("direction only", None, n)
     assert verdict.effect == pytest.approx(5, rel=0.1)
     assert f"{n} of them this way; a verdict needs 6" in verdict.why
+    assert (verdict.interval is None) == ("95 %" not in verdict.why) == (n < 3)
 
 
 def test_a_difference_is_one_of_figures(losses: Callable[..., Verdict]) -> None:
@@ -97,6 +100,7 @@ def test_a_larger_figure_may_be_what_is_expected(losses: Callable[..., Verdict])
 def test_a_tie_on_the_smallest_effect_is_inconclusive(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.1] * 6, [0.3] * 6, smallest_effect=3.0)
     assert (verdict.decision, verdict.effect, verdict.p) == ("inconclusive", pytest.approx(3), 1.0)
+    assert "the effect is the same at every seed, so that its interval is a point; grids do that" in verdict.cautions
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,7 @@ def test_p_is_adjusted_over_all_claims_that_are_tested(run_of: RunOf, collect: C
     four = judge(collect(runs, claims), collect(runs, [claim_of(name="elsewhere")]))
     assert [v.decision for v in four] == ["inconclusive"] * 3 + ["not tested", "inconclusive"]
     assert four[0].p == 4 * 2**-6
+    assert "above the 2x asked by the interval but not by the test" in four[0].why
     assert "with 6 seeds a report can decide 3 claims at most, not 4" in four[0].cautions
 
 
@@ -210,7 +215,7 @@ def test_a_claim_that_was_edited_after_runs_began_says_so(run_of: RunOf, collect
     ]
     verdict = judge(collect(runs, [claim]))[0]
     assert verdict.decision == "supported"
-    assert verdict.cautions[-2:] == (
+    assert verdict.cautions[1:3] == (
         "the claim was edited after its first run: 4 of 12 runs began under another text",
         "2 of 12 runs began before the claim was made, or outside the study",
     )
