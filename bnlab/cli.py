@@ -110,7 +110,9 @@ def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="configs, studies, norms, models, data, optim, probes or metrics.")],
+    kind: Annotated[
+        str, typer.Argument(help="configs, studies, norms, models, data, optim, probes, metrics or figures.")
+    ],
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
