@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from bnlab.errors import UsageError, nearest
 
 
-def check_tree(kind: type, tree: Mapping[str, Any]) -> Any:
+def check_tree(kind: type, tree: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of the dataclass `kind` from nested mappings.
 
     Raises:
@@ -28,7 +28,7 @@ def check_tree(kind: type, tree: Mapping[str, Any]) -> Any:
         # Through JSON, because pydantic's strict mode accepts lists for tuples and mappings for dataclasses only there.
         return _adapter(kind).validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise _told(error, tree, prefix="") from None
+        raise _told(error, tree, prefix) from None
 
 
 def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], prefix: str) -> dict[str, Any]:

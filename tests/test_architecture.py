@@ -42,7 +42,16 @@ PINNED: dict[str, tuple[str, ...]] = {
     "submitit": ("sweep",),
     "pooch": ("data",),
 }
-TORCHLESS = ("bnlab.errors", "bnlab.typed", "bnlab.spec", "bnlab.study", "bnlab.registry", "bnlab.config")
+TORCHLESS = (
+    "bnlab.errors",
+    "bnlab.typed",
+    "bnlab.spec",
+    "bnlab.study",
+    "bnlab.registry",
+    "bnlab.config",
+    "bnlab.sweep.run",
+    "bnlab.sweep.executors",
+)
 
 
 @dataclass(frozen=True, slots=True)
