@@ -82,7 +82,7 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-        text = yaml.safe_dump({**tree, "provenance": dict(provenance)}, sort_keys=False, allow_unicode=True)
+        text = yaml.dump({**tree, "provenance": dict(provenance)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         write_atomically(self.spec_file, text.encode())
 
     def log(self, line: str) -> None:
@@ -182,3 +182,4 @@ def find_runs(root: Path) -> list[RunFolder]:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

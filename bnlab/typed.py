@@ -45,7 +45,7 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
         if name not in options:
             raise UsageError(f"{prefix}.{name}", "missing", remedy="Its YAML must give it a value.")
     try:
-        checked = _options_model(constructor).model_validate_json(json.dumps(dict(options)))
+        checked = options_model(constructor).model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
         raise _told(error, options, prefix=f"{prefix}.") from None
     return {name: getattr(checked, name) for name in known}
@@ -63,7 +63,8 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 
 @cache
-def _options_model(constructor: Callable[..., Any]) -> Any:
+def options_model(constructor: Callable[..., Any]) -> Any:
+    """What `check_options` checks against. It takes 5 ms to make, once a process."""
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {name: (hints[name], ...) for name in option_names(constructor)}

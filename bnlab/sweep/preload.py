@@ -3,14 +3,20 @@ tensor is made, no thread started, no GPU touched before the fork."""
 
 from __future__ import annotations
 
-import torch._dynamo  # torch's optimizers import it at their first step, which takes a second  # noqa: F401
+import importlib.metadata
 
-import bnlab.sweep.task  # noqa: F401
+import torch._dynamo  # torch's optimizers import it at their first step, which takes a second
+import torch.utils.serialization  # and torch.save this one  # noqa: F401
+
+import bnlab.train  # noqa: F401
 from bnlab import host
 from bnlab.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+from bnlab.setup import cadence
+from bnlab.typed import options_model
 
 for registry in (NORMS, MODELS, DATA, OPTIMIZERS, PROBES):
     for name in registry.names():
-        registry.entry(name)
-
+        options_model(registry.entry(name).constructor)
+options_model(cadence)
+importlib.metadata.entry_points(group="bnlab.plugins")
 host.provenance("cpu", 1)  # asks git for the commit, and remembers it
