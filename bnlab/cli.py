@@ -100,6 +100,59 @@ def train(
     raise typer.Exit(session.train(spec, typed, stop))
 
 
+@app.command()
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUES]...", help="Axes and changes: norm=none,batch 'seed=range(0,6)' steps=500"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The study, or an experiment for a grid of your own.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all again from step 0, whatever is there.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their states (with --json, their lines); run nothing.")
+    ] = False,
+    expect_verdicts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Exit with 4 where a claim is decided otherwise than in this YAML or JSON."),
+    ] = None,
+) -> None:
+    """Run a grid: what is finished is skipped, what was interrupted goes on."""
+    from bnlab.terminal import session
+
+    stop = session.Stop()
+    from bnlab import config as configs
+    from bnlab.terminal import sweeping
+
+    given = tuple(overrides or ())
+    if config is None:
+        dirs = configs.config_dirs(config_dir)
+        known = {**configs.available("studies", dirs), **configs.available("experiments", dirs)}
+        raise UsageError("--config", "missing", remedy=nearest("", known))
+    study, cells = configs.load_study(config, given, config_dir)
+    typed = sweeping.SweepTyped(
+        config=config,
+        overrides=given,
+        runs=runs,
+        config_dir=config_dir,
+        as_json=as_json,
+        plain=plain,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        fail_fast=fail_fast,
+        dry_run=dry_run,
+        expect=expect_verdicts,
+    )
+    raise typer.Exit(sweeping.sweep(study, cells, typed, stop))
+
+
 @app.command("runs")
 def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """Table of runs; of one run, its card."""

@@ -31,6 +31,10 @@ DEAD_AFTER_S = 60.0
 ENDED = ("finished", "diverged")
 
 
+class BusyError(UsageError):
+    """Somebody else is at work on a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Names and small files of one run."""
@@ -69,8 +73,16 @@ class RunFolder:
         tree: dict[str, Any] = yaml.load(self.spec_file.read_text(), Loader=_LOADER)
         return tree
 
+    def provenance(self) -> dict[str, Any]:
+        """What was written beside the spec; empty where nothing was, or where it cannot be read."""
+        try:
+            found = self.spec().get("provenance")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-        text = yaml.safe_dump({**tree, "provenance": dict(provenance)}, sort_keys=False, allow_unicode=True)
+        text = yaml.dump({**tree, "provenance": dict(provenance)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         write_atomically(self.spec_file, text.encode())
 
     def log(self, line: str) -> None:
@@ -85,7 +97,7 @@ class RunFolder:
         when its heartbeat is over a minute old.
 
         Raises:
-            UsageError: somebody else is at work on it.
+            BusyError: somebody else is at work on it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock", timeout=0)
@@ -109,20 +121,49 @@ class RunFolder:
 
     def _owner(self) -> dict[str, Any]:
         try:
-            owner: dict[str, Any] = json.loads((self.path / "owner.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            owner = json.loads((self.path / "owner.json").read_text())
+        except (OSError, ValueError):
             return {}
-        return owner
+        return owner if isinstance(owner, dict) else {}
 
     def _elsewhere_alive(self) -> bool:
         owner = self._owner()
         elsewhere = owner.get("host") not in (None, socket.gethostname())
         return elsewhere and time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S
 
-    def _busy(self) -> UsageError:
+    def alive(self) -> bool:
+        """Whether the owner of the run lives. On its own machine that is asked of the system: is there a process of
+        that number, and is the lock held (a number may have gone to another process)? Elsewhere the heartbeat tells."""
+        owner = self._owner()
+        try:
+            if owner["host"] != socket.gethostname():
+                return bool(time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S)
+            os.kill(int(owner["pid"]), 0)
+        except PermissionError:
+            return True
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return _is_locked(self.path / "lock")
+
+    def _busy(self) -> BusyError:
         owner = self._owner()
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-        return UsageError(str(self.path), f"{who} is at work on this run", remedy="Wait for it, or stop it.")
+        return BusyError(str(self.path), f"{who} is at work on this run", remedy="Wait for it, or stop it.")
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: the process of that number is taken for the owner
+        return True
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -141,3 +182,4 @@ def find_runs(root: Path) -> list[RunFolder]:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

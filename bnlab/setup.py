@@ -77,12 +77,12 @@ def assemble(spec: RunSpec) -> Setup:
     )
 
 
+def cadence(*, every: Annotated[int, Ge(1)]) -> int:
+    return every
+
+
 def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
     """The probes by name, and at every how many measured steps each is due: an option of them all."""
-
-    def cadence(*, every: Annotated[int, Ge(1)]) -> int:
-        return every
-
     probes: dict[str, Probe] = {}
     due: dict[str, int] = {}
     for name, options in spec.probes.options.items():

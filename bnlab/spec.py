@@ -92,8 +92,12 @@ class ProbesSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
-    """Where and how a run runs: recorded, not hashed."""
+    """Where and how runs run: recorded, not hashed. `name` is an executor's; `workers` of them run at once, on a GPU
+    `per_device` on each."""
 
+    name: Literal["local", "inline"]
+    workers: Literal["auto"] | AtLeastOne
+    per_device: AtLeastOne
     checkpoint_s: NotNegative
 
 
@@ -125,12 +129,12 @@ class RunSpec:
         Raises:
             UsageError: a value of the wrong type or out of range, by its key.
         """
-        _refuse_unknown(cls, tree, "")
+        refuse_unknown(cls, tree, "")
         for key, kind in GROUPS.items():
             if isinstance(tree.get(key), Mapping) and "options" not in {
                 field.name for field in dataclasses.fields(kind)
             }:
-                _refuse_unknown(kind, tree[key], f"{key}.")
+                refuse_unknown(kind, tree[key], f"{key}.")
         spec: RunSpec = check_tree(cls, {key: _with_options(key, value) for key, value in tree.items()})
         return spec
 
@@ -166,7 +170,8 @@ GROUPS: dict[str, type] = {
 }
 
 
-def _refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
+def refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
+    """Raises UsageError for a key that the dataclass `kind` does not have; pydantic would pass over it."""
     known = [field.name for field in dataclasses.fields(kind)]
     for key in tree:
         if key not in known:

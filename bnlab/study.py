@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
-from bnlab.spec import RunSpec, canonical
+from bnlab.errors import UsageError
+from bnlab.spec import RunSpec, canonical, refuse_unknown
 from bnlab.typed import check_tree
 
 Value = bool | int | float | str | None | list[Any]
@@ -78,9 +79,22 @@ class Study:
         """From YAML.
 
         Raises:
-            UsageError: a value of the wrong type or out of range, by its key.
+            UsageError: an unknown key, a value of the wrong type or out of range, by its key; two claims of one name.
         """
-        study: Study = check_tree(cls, tree)
+        refuse_unknown(cls, tree, "")
+        claims = tree.get("claims") or []
+        if not isinstance(claims, list | tuple):
+            raise UsageError("claims", "must be a list", claims)
+        for index, claim in enumerate(claims):  # one by one: a claim is told by its place
+            if not isinstance(claim, Mapping):
+                raise UsageError(f"claims.{index}", "must have keys and values", claim)
+            refuse_unknown(Claim, claim, f"claims.{index}.")
+            check_tree(Claim, claim, f"claims.{index}.")
+        names = [claim["name"] for claim in claims]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError("claims", "two of one name", name, "Rename one of them.")
+        study: Study = check_tree(cls, {**tree, "claims": claims})
         return study
 
     def tree(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ gathers what the probes need, and one record goes to the journal and the board.
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from bnlab.probes.base import to_host
 from bnlab.recorder import Recorder
 from bnlab.seeds import stream
 from bnlab.setup import Setup
+from bnlab.spec import RunSpec
 
 DIVERGED_ABOVE = 1e3
 """A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
@@ -43,16 +45,18 @@ def train(
     folder: RunFolder,
     *,
     fresh: bool = False,
+    provenance: Mapping[str, Any] | None = None,
     listen: Callable[[Record], None] = lambda record: None,
     stopped: Callable[[], str | None] = lambda: None,
 ) -> Status:
     """Train one run to its end, or from where it stopped; the final status, as in status.json.
 
-    `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is saved and
-    the status is `interrupted`. A run that has ended already is not touched, unless `fresh`.
+    `provenance` is written beside where the run came from, and stays as it was when the run was begun, whoever goes on
+    with it. `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is
+    saved and the status is `interrupted`. A run that has ended already is not touched, unless `fresh`.
 
     Raises:
-        UsageError: another process is at work on this run.
+        BusyError: another process is at work on this run.
         RunFailedError: an error inside the run.
     """
     with folder.owned():
@@ -62,7 +66,7 @@ def train(
         if status.get("status") in ENDED:
             return status
         spec = setup.spec
-        folder.write_spec(spec.tree(), host.provenance(spec.device, spec.threads))
+        folder.write_spec(spec.tree(), _provenance(folder, spec, provenance or {}))
         try:
             with Run(setup, folder, listen) as run:
                 return run.train(stopped)
@@ -250,8 +254,16 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _provenance(folder: RunFolder, spec: RunSpec, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run comes from, by this process; what is not a fact of the process stays as it was first written."""
+    now = host.provenance(spec.device, spec.threads)
+    return now | dict(more) | {key: value for key, value in folder.provenance().items() if key not in now}
+
+
 def _clear(folder: RunFolder) -> None:
-    """Remove what an earlier run left, but for the lock."""
+    """Remove what an earlier run left, but for the lock. The log is emptied: it may be this process's output."""
     for file in folder.path.iterdir():
-        if file.is_file() and file.name not in ("lock", "owner.json"):
+        if file.name == "log.txt":
+            os.truncate(file, 0)
+        elif file.is_file() and file.name not in ("lock", "owner.json"):
             file.unlink()

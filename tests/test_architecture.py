@@ -51,6 +51,8 @@ TORCHLESS = (
     "bnlab.config",
     "bnlab.analysis.verdicts",
     "bnlab.analysis.summary",
+    "bnlab.sweep.run",
+    "bnlab.sweep.executors",
 )
 
 

@@ -63,7 +63,7 @@ TREE: dict[str, Any] = {
         "weight_decay": 0.0,
     },
     "probes": {"points": 200, "eval_points": 50, "gradients": {"noise": False}, "batch_moments": {}},
-    "launch": {"checkpoint_s": 30},
+    "launch": {"name": "local", "workers": "auto", "per_device": 1, "checkpoint_s": 30},
 }
 GOLDEN_ID = "50b1da69a3"
 """The id of TREE. If this changes, every run that anybody has kept gets another id: raise SCHEMA_VERSION knowingly."""
@@ -294,8 +294,8 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_a_key_that_no_run_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^momentum: "):
         RunSpec.from_tree(_with("momentum", 0.9))
-    with pytest.raises(UsageError, match=r"^launch\.workers: "):
-        RunSpec.from_tree(_with("launch.workers", 2))
+    with pytest.raises(UsageError, match=r"^launch\.worker: "):
+        RunSpec.from_tree(_with("launch.worker", 2))
 
 
 def test_an_error_reads_key_problem_value_remedy() -> None:

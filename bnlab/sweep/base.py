@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,6 +22,25 @@ class Executor(Protocol):
     """`run(function, items)` yields outcomes as they are completed, in whatever order. The function must be one that
     can be imported by name, and running it twice on an item must do no harm. One item's death costs that item alone."""
 
-    def run(self, function: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]:
-        """Closing the iterator early stops what is at work, gently."""
+    @property
+    def apart(self) -> bool:
+        """Whether every item runs in a process of its own."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many items run at once."""
+        ...
+
+    def run(
+        self,
+        function: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        begun: Callable[[Item], None] = lambda item: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Outcome[Item]]:
+        """`items` are taken one by one, as there is room for them; `begun` hears of each. `stopped` is asked several
+        times a second: once it is true nothing more is begun, and what is at work is asked to stop (stopping.py) and
+        has its outcome as ever. Closing the iterator early does the same, without outcomes."""
         ...

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
 
+from bnlab.terminal.frames import Frames, Line
 from bnlab.terminal.progress import Progress, Record
 from bnlab.terminal.signs import Signs, number, signs_for, sparkline, thinned
-
-INTERVAL_S = 0.25
-"""At most four frames a second."""
-
-SHARE = 0.01
-"""Of the time that may go into drawing: where a frame is slow, frames are rarer."""
 
 HISTORY = 60
 """Values of the drift that are kept for each layer."""
@@ -43,8 +34,6 @@ BAR = Style(color="magenta")
 ABOVE, AFTER = 6, 6
 """Lines of a frame above its layers, and those the summary takes below the last frame."""
 
-Line = list[Segment]
-
 
 class LiveTable(Progress):
     """Draws itself at most four times a second, from `tick` and `listen`: no thread takes time from the run."""
@@ -58,10 +47,7 @@ class LiveTable(Progress):
         self.bad_site: str | None = None
         self._stride, self._skipped = 1, 0
         self._below = 1  # the last line of the screen is the cursor's
-        # The output has been found to be a terminal, and FORCE_COLOR must not have a say in that.
-        self.console = Console(file=out, force_terminal=True, highlight=False, markup=False, legacy_windows=False)
-        self._live = Live(self, console=self.console, auto_refresh=False, vertical_overflow="crop")
-        self._due = math.inf
+        self.frames = Frames(self.lines, out)
 
     def listen(self, record: Record) -> None:
         super().listen(record)
@@ -71,38 +57,24 @@ class LiveTable(Progress):
             self.drifts.append(record["drift_mean.pre"])
 
     def advanced(self) -> None:
-        if time.monotonic() >= self._due:
-            self.draw()
+        self.frames.draw_if_due()
 
     def finish(self, status: Mapping[str, Any]) -> None:
         super().finish(status)
         self.bad_site = (status.get("diverged") or {}).get("site")
-        self._due, self._below = math.inf, AFTER
+        self.frames.hold()
+        self._below = AFTER
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._live.stop()
+        self.frames.close()
 
     def draw(self) -> None:
-        """One frame. A terminal that has gone away ends the display, not the run."""
-        start = time.monotonic()
-        try:
-            # Terminals that know this mode show a frame only when it is whole; the others ignore it.
-            self.out.write("\x1b[?2026h")
-            self._live.refresh()
-            self.out.write("\x1b[?2026l")
-            self.out.flush()
-        except OSError:
-            self._due = math.inf
-            return
-        end = time.monotonic()
-        self._due = end + max(INTERVAL_S, (end - start) / SHARE)
+        """One frame."""
+        self.frames.draw()
 
     def _begin(self) -> None:
         super()._begin()
-        with contextlib.suppress(OSError):
-            self._live.start()
-        self.draw()
+        self.frames.begin()
 
     def _remember(self, loss: float) -> None:
         self.best = min(self.best, loss) if math.isfinite(loss) else self.best
@@ -114,13 +86,6 @@ class LiveTable(Progress):
         if len(self.losses) >= 2 * LOSSES:
             self.losses = self.losses[1::2]
             self._stride *= 2
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width, height = console.size
-        for index, line in enumerate(self.lines(width, height)):
-            if index:
-                yield Segment.line()
-            yield from Segment.adjust_line_length(line, width, pad=False)
 
     def lines(self, width: int, height: int) -> Iterator[Line]:
         """The frame."""

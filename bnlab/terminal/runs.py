@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from bnlab.errors import UsageError
-from bnlab.folder import DEAD_AFTER_S, RunFolder, find_runs
+from bnlab.folder import RunFolder, find_runs
 from bnlab.terminal.signs import print_json
 
 TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
@@ -105,7 +104,7 @@ def status_of(folder: RunFolder) -> dict[str, Any]:
     if status["status"] == "running":
         last = last_record(folder.journal_file)
         known = {name: last[name] for name in ("step", "train_loss") if name in last}
-        status = status | known | {"status": "running" if alive(folder.path) else "stopped"}
+        status = status | known | {"status": "running" if folder.alive() else "stopped"}
     return status
 
 
@@ -115,36 +114,6 @@ def spec_of(folder: RunFolder) -> dict[str, Any]:
         return _mapping(folder.spec())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-
-
-def alive(path: Path) -> bool:
-    """Whether the owner of a run lives. On its own machine that is asked of the system: is there a process of that
-    number, and is the lock held (a number may have gone to another process)? Elsewhere the heartbeat tells."""
-    try:
-        owner = json.loads((path / "owner.json").read_text())
-        if owner["host"] != socket.gethostname():
-            return bool(time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S)
-        os.kill(int(owner["pid"]), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return _is_locked(path / "lock")
-
-
-def _is_locked(lock: Path) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # no such locks here: the process of that number is taken for the owner
-        return True
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def last_record(journal: Path) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TextIO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
-    """`spark` from low to high; `bad` stands for a value that is not finite."""
+    """`spark` from low to high; `bad` stands for a value that is not finite, and a run that diverged."""
 
     spark: str
     bad: str
@@ -22,10 +22,18 @@ class Signs:
     rest: str
     line: str
     cut: str
+    finished: str
+    running: str
+    waiting: str
+    failed: str = "!"
+
+    @property
+    def all(self) -> str:
+        return "".join(getattr(self, field.name) for field in fields(self))
 
 
-DRAWN = Signs(spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮")
-ASCII = Signs(spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":")
+DRAWN = Signs(spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮", finished="●", running="◐", waiting="·")
+ASCII = Signs(spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":", finished="o", running=">", waiting=".")
 
 
 def signs_for(encoding: str | None) -> Signs:
@@ -35,7 +43,7 @@ def signs_for(encoding: str | None) -> Signs:
     (True, True, True)
     """
     try:
-        "".join((DRAWN.spark, DRAWN.bad, DRAWN.done, DRAWN.rest, DRAWN.cut)).encode(encoding or "ascii")
+        DRAWN.all.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return DRAWN

@@ -13,7 +13,14 @@ from rich.text import Text
 
 from bnlab.terminal.signs import DRAWN, age, is_screen, number, say, signs_for
 
-STYLES = {"finished": "green", "running": "cyan", "diverged": "red", "failed": "bold red", "unreadable": "bold red"}
+STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "diverged": "red",
+    "failed": "bold red",
+    "unreadable": "bold red",
+    "interrupted": "yellow",
+}
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 WIDE = 10_000
 """Width of a table that no screen cuts."""
@@ -65,6 +72,30 @@ def show_names(items: Sequence[Mapping[str, str]], out: TextIO | None = None) ->
     for item in items:
         table.add_row(Text(item["name"]), Text(item["description"]))
     _put(target, table, out)
+
+
+def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+    """The cells of a grid: state, values of the axes, id."""
+    out = out or sys.stdout
+    table = _table(out)
+    keys = list(rows[0]["values"]) if rows else []
+    for head in ("state", *(key.rpartition(".")[2] for key in keys), "id"):
+        table.add_column(head, no_wrap=True)
+    for row in rows:
+        values = [Text(_plain(row["values"][key])) for key in keys]
+        table.add_row(Text(row["state"], style=STYLES.get(row["state"], "")), *values, Text(row["id"]))
+    _put(console(out), table, out)
+
+
+def show_failures(rows: Sequence[Mapping[str, str]], out: TextIO | None = None) -> None:
+    """Runs without a result: which, why, and where their log is."""
+    out = out or sys.stdout
+    table = _table(out)
+    for head in ("run", "error", "log"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(Text(row["run"], style="bold red"), Text(" ".join(row["error"].split())), Text(row["log"]))
+    _put(console(out), table, out)
 
 
 def show_card(card: Mapping[str, Any], out: TextIO | None = None) -> None:

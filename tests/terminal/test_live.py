@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.terminal import live
+from bnlab.terminal import frames, live
 from bnlab.terminal.live import LiveTable
 
 pyte = pytest.importorskip("pyte", reason="needs pyte, an emulated terminal")
@@ -73,7 +73,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(live.time, "monotonic", clock)
+    monkeypatch.setattr(frames.time, "monotonic", clock)
     return clock
 
 

@@ -168,9 +168,20 @@ def test_the_length_of_a_run_is_the_one_that_was_typed(
         ),
         (["~norm"], "~norm: nothing can be removed from a spec. Give norm another value."),
         (["~optim.lr"], "~optim.lr: nothing can be removed from a spec. Give optim.lr another value."),
-        (["optim.lr=1,2"], "optim.lr: several values, and `train` makes one run, got '1,2'. Give one of them."),
-        (["norm=none,batch"], "norm: several values, and `train` makes one run, got 'none,batch'. Give one of them."),
-        (["seed=range(0,3)"], "seed: several values, and `train` makes one run, got 'range(0,3)'. Give one of them."),
+        (
+            ["optim.lr=1,2"],
+            "optim.lr: several values, and `train` makes one run, got '1,2'. Give one of them, or use `bnlab sweep`.",
+        ),
+        (
+            ["norm=none,batch"],
+            "norm: several values, and `train` makes one run, got 'none,batch'. "
+            "Give one of them, or use `bnlab sweep`.",
+        ),
+        (
+            ["seed=range(0,3)"],
+            "seed: several values, and `train` makes one run, got 'range(0,3)'. "
+            "Give one of them, or use `bnlab sweep`.",
+        ),
         (["optim.lr=1", "optim.lr=2"], "optim.lr: given twice, got 'optim.lr=2'. Give it once."),
         (["norm=none", "norm=batch"], "norm: given twice, got 'norm=batch'. Give it once."),
         (["optim"], "optim: cannot be read as an override. Write key=value."),
@@ -336,7 +347,7 @@ def _experiment(mine: Path, body: str) -> None:
     [
         ("stepz: 10", "stepz"),
         ("optim: {momntum: 0.9}", r"optim\.momntum"),
-        ("launch: {workers: 2}", r"launch\.workers"),
+        ("launch: {worker: 2}", r"launch\.worker"),
         ("probes: {gradient: {noise: true}}", "probes"),
         ("optims: {lr: 0.9}", "optims"),
     ],

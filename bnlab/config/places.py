@@ -1,0 +1,54 @@
+"""Where configs are: the user's directory, then the packaged one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab.errors import UsageError
+
+
+def packaged_dir() -> Path:
+    """The configs that come with bnlab: in an installed wheel beside the code, in a checkout at its root."""
+    package = Path(__file__).parent.parent
+    for candidate in (package / "_configs", package.parent / "configs"):
+        if (candidate / "run.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"bnlab's own configs are missing from {package}: install bnlab again")
+
+
+def config_dirs(user_dir: Path | None) -> list[Path]:
+    """Where configs are looked for, in this order: the user's directory (`--config-dir`, else ./configs), the
+    packaged one.
+
+    Raises:
+        UsageError: a `--config-dir` that is not there.
+    """
+    if user_dir is not None and not user_dir.is_dir():
+        raise UsageError("--config-dir", "no such directory", str(user_dir))
+    mine = user_dir or Path("configs")
+    packaged = packaged_dir()
+    if not mine.is_dir() or mine.resolve() == packaged.resolve():
+        return [packaged]
+    return [mine.resolve(), packaged]
+
+
+def available(kind: str, dirs: Sequence[Path]) -> dict[str, Path]:
+    """Name -> file of every YAML in the folder `kind` of `dirs`; the first directory that has a name wins."""
+    found: dict[str, Path] = {}
+    for folder in dirs:
+        for file in sorted((folder / kind).glob("*.yaml")):
+            if not file.stem.startswith("_"):
+                found.setdefault(file.stem, file)
+    return dict(sorted(found.items()))
+
+
+def description(file: Path) -> str:
+    """The comment at the top of a YAML, in one line."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            lines.append(line.lstrip("# "))
+    return " ".join(lines)

@@ -1,0 +1,22 @@
+"""What every run needs, ready in the server that the processes of a sweep are forked from. Imports and facts only: no
+tensor is made, no thread started, no GPU touched before the fork."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch._dynamo  # torch's optimizers import it at their first step, which takes a second
+import torch.utils.serialization  # and torch.save this one  # noqa: F401
+
+import bnlab.train  # noqa: F401
+from bnlab import host
+from bnlab.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+from bnlab.setup import cadence
+from bnlab.typed import options_model
+
+for registry in (NORMS, MODELS, DATA, OPTIMIZERS, PROBES):
+    for name in registry.names():
+        options_model(registry.entry(name).constructor)
+options_model(cadence)
+importlib.metadata.entry_points(group="bnlab.plugins")
+host.provenance("cpu", 1)  # asks git for the commit, and remembers it

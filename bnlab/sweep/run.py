@@ -1,0 +1,173 @@
+"""A grid brought to its end: what is done is skipped, what was interrupted goes on, and no run is made twice.
+
+Several sweeps may work on one folder at once. The lock of each run (folder.py) decides who has it; the others leave it
+alone, and take its result when there is one, or take it over when its process is gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnlab.folder import RunFolder
+from bnlab.study import Cell
+from bnlab.sweep.base import Executor, Outcome
+from bnlab.sweep.ledger import DONE, State, Status, look
+from bnlab.sweep.task import BUSY, REFUSED, Task, train_apart, train_task
+
+POLL_S = 0.25
+"""How often runs that are at work elsewhere are looked at, once nothing else is left to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a cell stands. `error` tells in one line why it has no result, where that is known."""
+
+    cell: Cell
+    folder: RunFolder
+    state: State
+    status: Status
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.state not in DONE and self.error is not None
+
+    @property
+    def log(self) -> Path | None:
+        """Its log, if it has come so far."""
+        path = self.folder.path / "log.txt"
+        return path if path.is_file() else None
+
+
+class Sweep:
+    """The cells of a grid below `root`, and where each stands: `standings`, by key, in the order of the cells."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        root: Path,
+        *,
+        fresh: bool = False,
+        retry_failed: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+        tell: Callable[[Standing], None] = lambda standing: None,
+    ) -> None:
+        """`tell` hears whenever a cell's standing changes.
+
+        Raises:
+            UsageError: a status that cannot be read.
+        """
+        self.fresh, self.provenance, self.tell = fresh, provenance or {}, tell
+        self.standings: dict[str, Standing] = {}
+        self._has_failed, self._begun_s = False, time.time()
+        self._again = {cell.spec.id for cell in cells} if fresh else set()
+        """Cells that are run although they have ended, as long as nobody has run them since this sweep began."""
+        for cell in cells:
+            folder = RunFolder(root / cell.spec.folder)
+            state, status = self._now(cell.spec.id, folder)
+            error = str(status.get("error", "failed")) if state == "failed" else None
+            if error is not None and retry_failed:
+                self._again.add(cell.spec.id)
+                state, error = "missing", None
+            self.standings[cell.spec.id] = Standing(cell=cell, folder=folder, state=state, status=status, error=error)
+        self._left = [key for key, standing in self.standings.items() if standing.state not in (*DONE, "failed")]
+
+    @property
+    def failures(self) -> list[Standing]:
+        """Cells that have no result, and why."""
+        return [standing for standing in self.standings.values() if standing.failed]
+
+    @property
+    def left(self) -> list[Standing]:
+        """Cells that are still to run, or at work."""
+        return [self.standings[key] for key in self._left]
+
+    def run(
+        self,
+        executor: Executor,
+        *,
+        fail_fast: bool = False,
+        stopped: Callable[[], str | None] = lambda: None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run what is left, until nothing is, or `stopped` names a reason, or, with `fail_fast`, a run has failed.
+        `tick` is called several times a second."""
+
+        def stop() -> bool:
+            tick()
+            return stopped() is not None or (fail_fast and self._has_failed)
+
+        function = train_apart if executor.apart else functools.partial(train_task, stopped=stopped)
+        while self._left:
+            for outcome in executor.run(function, self._tasks(), begun=self._begun, stopped=stop):
+                self._take(outcome)
+            until = time.monotonic() + POLL_S
+            while self._left and not stop() and time.monotonic() < until:
+                time.sleep(POLL_S / 10)
+            if stop():
+                return
+
+    def _tasks(self) -> Iterator[Task]:
+        """What is left and not at work elsewhere, looked at anew just before it is begun."""
+        for key in list(self._left):
+            standing = self.standings[key]
+            state, status = self._now(key, standing.folder)
+            if state in (*DONE, "failed"):
+                self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
+            elif state == "running":
+                self._stand(key, state, status)
+            else:
+                yield Task(
+                    spec=standing.cell.spec,
+                    folder=standing.folder,
+                    fresh=self.fresh and key in self._again,
+                    provenance=self.provenance,
+                )
+
+    def _now(self, key: str, folder: RunFolder) -> tuple[State, Status]:
+        """The state, and for a cell to be run again that of a run since this sweep began."""
+        if key in self._again:
+            try:
+                run_since = folder.status_file.stat().st_mtime >= self._begun_s
+            except OSError:
+                run_since = False
+            if not run_since:
+                return ("running" if folder.alive() else "missing"), {}
+        return look(folder)
+
+    def _begun(self, task: Task) -> None:
+        self._stand(task.spec.id, "running", {})
+
+    def _take(self, outcome: Outcome[Task]) -> None:
+        key, folder = outcome.item.spec.id, outcome.item.folder
+        if outcome.error is not None:
+            state, status = look(folder)
+            self._settle(key, state, status, outcome.error)
+            return
+        ended = outcome.value["status"]
+        if ended == BUSY:
+            self._stand(key, "running", {})
+        elif ended == REFUSED:
+            self._settle(key, "missing", {}, outcome.value["error"])
+        elif ended == "interrupted":
+            self._again.discard(key)
+            self._stand(key, "interrupted", outcome.value)
+        else:
+            self._settle(key, ended, outcome.value, outcome.value.get("error"))
+
+    def _settle(self, key: str, state: State, status: Status, error: str | None) -> None:
+        """Nothing more is to be done about it in this sweep."""
+        self._left.remove(key)
+        self._again.discard(key)
+        self._has_failed |= error is not None
+        self._stand(key, state, status, error)
+
+    def _stand(self, key: str, state: State, status: Status, error: str | None = None) -> None:
+        before = self.standings[key]
+        self.standings[key] = Standing(cell=before.cell, folder=before.folder, state=state, status=status, error=error)
+        self.tell(self.standings[key])

@@ -1,0 +1,269 @@
+"""`bnlab sweep` as its users meet it: what is listed, skipped, run again and told. Run in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab import __version__, config
+from bnlab.registry import NORMS
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+Sweep = Callable[..., Any]
+
+FRAGILE = '''
+"""A norm that breaks as long as there is a file of that name."""
+from pathlib import Path
+
+from torch import nn
+
+from bnlab.registry import NORMS
+
+
+class Fragile(nn.Module):
+    def forward(self, x):
+        if Path("broken").exists():
+            raise RuntimeError("broken on\\npurpose")
+        return x
+
+
+@NORMS.register("fragile")
+def fragile(channels: int, dims: int):
+    return Fragile()
+'''
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """What brings a norm into a sweep that breaks while there is a file `broken`."""
+    (tmp_path / "mine" / "norm").mkdir(parents=True)
+    (tmp_path / "mine" / "norm" / "fragile.yaml").write_text("defaults: [_placement, _self_]\nname: fragile\n")
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "broken").touch()
+    entries = dict(NORMS._entries)
+    small = ("model.depth=2", "model.width=6", "steps=12", "data.batch_size=16", "probes=none", "optim.lr=0.1")
+    yield (
+        "--config", "mlp_digits", "--config-dir", "mine", "plugins=[fragile.py]", "norm=none,fragile", "seed=0,1",
+        *small,
+    )  # fmt: skip
+    NORMS._entries.clear()
+    NORMS._entries.update(entries)
+    for name in [name for name in sys.modules if name.startswith("bnlab_plugin_")]:
+        del sys.modules[name]
+
+
+def files_below(root: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_every_cell_with_its_line_and_writes_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    said = sweep("--dry-run", "--json", "--runs", "my runs")
+    assert (said.code, said.err) == (0, "")
+    cells = config.load_study("tiny", ["launch=inline"], CONFIGS)[1]
+    assert said.json["study"] == "tiny"
+    for row, cell in zip(said.json["cells"], cells, strict=True):
+        assert row == {
+            "id": cell.spec.id,
+            "run": f"my runs/{cell.spec.folder}",
+            "state": "missing",
+            "values": cell.values,
+            "line": cell.line("--runs", "my runs", "--config-dir", str(CONFIGS)),
+        }
+    text = sweep("--dry-run").out.splitlines()
+    assert text[0].split() == ["state", "norm", "lr", "seed", "id"]
+    assert text[2].split() == ["missing", "none", "0.05", "0", cells[0].spec.id]
+    assert text[-1] == "8 runs: 8 missing; 8 to run"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_imports_no_torch() -> None:
+    script = (
+        "import sys; from bnlab.cli import main\n"
+        f"try: main(['sweep', '--config', 'tiny', '--config-dir', {str(CONFIGS)!r}, '--dry-run'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["8 runs: 8 missing; 8 to run", "False"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--config", "quickstat"],
+         "--config: no such study or experiment, got 'quickstat'. Did you mean: quickstart?"),
+        (["norm=none,bach"], "norm: no such option, got 'bach'. Did you mean: batch?"),
+        (["launch.workers=3"], "launch.workers: launch=inline runs one after the other, got 3. Use launch=local."),
+        (["--expect-verdicts", "no.yaml"], "--expect-verdicts: no such file or directory, got 'no.yaml'."),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+    words: list[str], line: str, sweep: Sweep, tmp_path: Path
+) -> None:
+    said = sweep(*words)
+    assert (said.code, said.out, said.err) == (2, "", line + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_not_run_again_and_what_is_missing_is(sweep: Sweep, tmp_path: Path) -> None:
+    first = sweep("seed=0", "--json").json
+    assert [run["state"] for run in first["runs"]] == ["finished"] * 4
+    before = files_below(tmp_path / "runs")
+    more = sweep("--json").json
+    assert [run["state"] for run in more["runs"]] == ["finished"] * 8
+    assert {path for path in before if files_below(tmp_path / "runs")[path] != before[path]} == {
+        tmp_path / "runs" / "tiny" / "study.yaml"
+    }
+    now = files_below(tmp_path / "runs")
+    again = sweep("--plain")
+    assert again.code == 0
+    assert again.out.splitlines()[1:3] == [
+        "all 8 runs have ended, nothing to do (--fresh runs them again)",
+        "8 runs: 8 finished",
+    ]
+    assert files_below(tmp_path / "runs") == now
+
+
+def test_the_study_lies_beside_its_runs_and_its_claims_in_each(sweep: Sweep, tmp_path: Path) -> None:
+    run = sweep("seed=0", "norm=batch", "optim.lr=0.05", "--json").json["runs"][0]["run"]
+    study = config.load_study("tiny", ["seed=0", "norm=batch", "optim.lr=0.05", "launch=inline"], CONFIGS)[0]
+    written = yaml.safe_load((tmp_path / "runs" / "tiny" / "study.yaml").read_text())
+    digests = {"lower_loss": study.claims[0].digest}
+    line = f"bnlab sweep --config tiny launch=inline seed=0 norm=batch optim.lr=0.05 --config-dir {CONFIGS} --json"
+    assert written.pop("provenance") == {"bnlab": __version__, "line": line, "claims": digests}
+    assert type(study).from_tree(written) == study
+    spec = yaml.safe_load((tmp_path / run / "spec.yaml").read_text())
+    assert spec["provenance"]["claims"] == digests
+
+
+def test_a_run_keeps_the_claims_it_was_begun_with(sweep: Sweep, tmp_path: Path) -> None:
+    one = ("seed=0", "norm=batch", "optim.lr=0.05")
+    run = tmp_path / sweep(*one, "--json").json["runs"][0]["run"]
+    claims = yaml.safe_load((run / "spec.yaml").read_text())["provenance"]["claims"]
+    (run / "status.json").write_text('{"status": "interrupted", "step": 12}')
+    edited = tmp_path / "edited" / "studies"
+    edited.mkdir(parents=True)
+    text = (CONFIGS / "studies" / "tiny.yaml").read_text()
+    (edited / "tiny.yaml").write_text(text.replace("smallest_effect: 0.1", "smallest_effect: 0.2"))
+    assert sweep("--config", "tiny", "--config-dir", str(edited.parent), *one).code == 0
+    assert json.loads((run / "status.json").read_text())["status"] == "finished"
+    assert yaml.safe_load((run / "spec.yaml").read_text())["provenance"]["claims"] == claims
+    study = yaml.safe_load((tmp_path / "runs" / "tiny" / "study.yaml").read_text())
+    assert study["provenance"]["claims"].keys() == claims.keys()
+    assert study["provenance"]["claims"] != claims
+
+
+def test_fresh_runs_everything_again(sweep: Sweep, tmp_path: Path) -> None:
+    run = sweep("norm=batch", "optim.lr=0.05", "--json").json["runs"][0]
+    journal = tmp_path / run["run"] / "journal.jsonl"
+    size = journal.stat().st_size
+    journal.write_text("")
+    (journal.parent / "status.json").write_text("{")
+    broken = sweep("norm=batch", "optim.lr=0.05")
+    assert broken.code == 2
+    assert "status.json: cannot be read. Run it again with --fresh." in broken.err
+    again = sweep("norm=batch", "optim.lr=0.05", "--fresh", "--json").json["runs"][0]
+    assert again["metrics"] == run["metrics"]
+    assert abs(journal.stat().st_size - size) < 200  # but for the digits of the clock
+
+
+def test_plain_lines_tell_each_tenth(sweep: Sweep) -> None:
+    said = sweep("seed=range(6)", "optim.lr=0.05,1e30", "norm=none,batch")
+    lines = [line for line in said.out.splitlines() if line.startswith("run ")]
+    assert [line[:9] for line in lines] == [f"run {count:>2}/24" for count in (3, 5, 8, 10, 12, 15, 17, 20, 22, 24)]
+    assert re.fullmatch(r"run 24/24  12 diverged  0:\d\d  eta 0:00", lines[-1])
+    assert said.out.splitlines()[-1] == "24 runs: 12 finished, 12 diverged"
+    assert said.code == 0  # divergence is a result
+
+
+@pytest.mark.parametrize(
+    ("seeds", "line"),
+    [
+        ("seed=3", "with 1 seed a claim gets a direction only; 6 or more seeds decide"),
+        ("seed=range(2)", "with 2 seeds a claim gets a direction only; 6 or more seeds decide"),
+        ("seed=range(6)", None),
+    ],
+)
+def test_too_few_seeds_for_a_verdict_are_told_at_launch(seeds: str, line: str | None, sweep: Sweep) -> None:
+    first = sweep(seeds, "norm=none", "optim.lr=0.05", "steps=2").out.splitlines()[0]
+    assert (first == line) is (line is not None)
+    assert sweep("--config", "mlp_digits", "steps=2", "model.width=4").out.startswith("run 1/1")
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_failure_costs_that_run_alone_and_is_told_with_its_log(
+    sweep: Sweep, fragile: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = sweep(*fragile)
+    assert (said.code, said.err) == (3, "")
+    logs = sorted(file for file in (tmp_path / "runs").rglob("log.txt") if "fragile" in str(file))
+    lines = said.out.splitlines()
+    assert "4 runs: 2 finished, 2 failed" in lines
+    for seed, log in zip((0, 1), logs, strict=True):
+        assert "RuntimeError: broken on\npurpose" in log.read_text()
+        row = next(line for line in lines if line.startswith(f"fragile seed={seed}"))
+        assert row.split("  ")[1].strip() == "RuntimeError: broken on purpose"
+        assert row.endswith(str(log.relative_to(tmp_path)))
+    alone = next(line for line in lines if line.startswith("alone"))
+    assert alone.endswith("norm=fragile seed=0 name=mlp_digits --config-dir mine")
+    assert lines[-1].startswith("again   bnlab sweep --config mlp_digits")
+    assert lines[-1].endswith("--retry-failed")
+
+
+def test_what_failed_is_run_again_only_when_asked(sweep: Sweep, fragile: tuple[str, ...], tmp_path: Path) -> None:
+    assert sweep(*fragile).code == 3
+    (tmp_path / "broken").unlink()
+    before = files_below(tmp_path / "runs")
+    again = sweep(*fragile, "--json")
+    assert again.code == 3
+    assert [run["state"] for run in again.json["runs"]] == ["finished", "failed"] * 2
+    assert again.json["runs"][1]["error"] == "RuntimeError: broken on\npurpose"
+    assert files_below(tmp_path / "runs") == before
+    retried = sweep(*fragile, "--json", "--retry-failed")
+    assert retried.code == 0
+    assert [run["state"] for run in retried.json["runs"]] == ["finished"] * 4
+
+
+def test_fail_fast_begins_nothing_more(sweep: Sweep, fragile: tuple[str, ...]) -> None:
+    said = sweep(*fragile, "--fail-fast", "--json")
+    assert said.code == 3
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "failed", "missing", "missing"]
+
+
+def test_a_cell_that_cannot_be_set_up_is_told_and_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    said = sweep("norm=none,instance", "seed=0", "optim.lr=0.05", "--json")
+    assert said.code == 3
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "missing"]
+    assert said.json["runs"][1]["error"].startswith("norm: a dense layer has one value per channel and example")
+    assert len(list((tmp_path / "runs").rglob("spec.yaml"))) == 1
+
+
+def test_the_line_to_go_on_is_quoted_for_the_shell() -> None:
+    from bnlab.terminal.sweeping import SweepTyped
+
+    typed = SweepTyped(
+        config="a", overrides=("seed=range(0, 6)",), runs=Path("my runs"), config_dir=None, as_json=False, plain=True,
+        fresh=True, retry_failed=True, fail_fast=True, dry_run=False, expect=Path("e.yaml"),
+    )  # fmt: skip
+    line = typed.again()
+    assert line == (
+        "bnlab sweep --config a 'seed=range(0, 6)' --runs 'my runs' --fail-fast --plain --expect-verdicts e.yaml"
+    )
+    assert shlex.split(line)[4] == "seed=range(0, 6)"
