@@ -29,6 +29,8 @@ CONNECT_S, READ_S = 10.0, 30.0
 """How long to wait for a site to answer, and for its next bytes."""
 ATTEMPTS = 4
 """Times a broken download is gone on with, at one site."""
+CHUNK = 2**13
+"""Bytes at a time. What came of the last ones is lost when a connection breaks."""
 SLACK = 2**20
 """Bytes by which a packed file may be larger than its content."""
 
@@ -173,7 +175,7 @@ def _download(url: str, part: Path, room: int, report: Report) -> None:
             if file.size:
                 headers["Range"] = f"bytes={file.size}-"
             get = pooch.HTTPDownloader(
-                chunk_size=2**16, timeout=(CONNECT_S, READ_S), headers=headers, hooks={"response": file.begin}
+                chunk_size=CHUNK, timeout=(CONNECT_S, READ_S), headers=headers, hooks={"response": file.begin}
             )
             try:
                 get(url, file, None)
@@ -186,7 +188,7 @@ def _download(url: str, part: Path, room: int, report: Report) -> None:
                     return
                 if response is not None:
                     raise _SiteError(f"answers {response.status_code} {response.reason}") from None
-                if not file.received:
+                if not file.answered:
                     raise _SiteError(f"cannot be reached ({type(error).__name__})") from None
     raise _SiteError(f"broke off {ATTEMPTS} times")
 
@@ -197,7 +199,7 @@ class _Part:
     def __init__(self, path: Path, room: int, report: Report) -> None:
         self.path, self.room, self.report = path, room, report
         self.name = path.name[1:].rpartition(".")[0].rpartition(".")[0]
-        self.received = 0
+        self.answered = False
         self.total: int | None = None
 
     def __enter__(self) -> _Part:
@@ -221,6 +223,7 @@ class _Part:
                 raise _SiteError("answers with another part of the file than asked for")
         else:
             return
+        self.answered = True
         length = response.headers.get("Content-Length", "")
         self.total = self.size + int(length) if length.isdecimal() else None
         self._refuse_more_than_room(self.total or 0)
@@ -235,7 +238,6 @@ class _Part:
         except OSError as error:
             raise UsageError(str(self.path), (error.strerror or str(error)).lower()) from None
         self.size += len(chunk)
-        self.received += len(chunk)
         self.report(self.name, self.size, self.total)
 
     def flush(self) -> None:

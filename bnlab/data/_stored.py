@@ -50,7 +50,8 @@ def load(source: Source, decode: Callable[[Mapping[str, bytes]], Arrays], classe
     for home in homes:
         if (shared := _keep(home, table)) is not None:
             return _dataset(shared, classes)
-    return _dataset(table, classes)  # nowhere to write: a copy of its own
+    # Nowhere to write: a copy of its own, since torch takes no arrays that cannot be written to.
+    return _dataset({name: array.copy() for name, array in table.items()}, classes)
 
 
 def _table(arrays: Arrays, classes: int) -> Table:
