@@ -96,7 +96,7 @@ def missing(source: Source, among: Sequence[Path], why: str = "") -> DataError:
                 problem += f"; {root / name} is not read: pickles can run code when they are opened"
     remedy = (
         f"Download it with: bnlab data fetch {source.name}. Or take files that you have: bnlab data fetch "
-        f"{source.name} --from DIR (or set BNLAB_DATA to the folder above)."
+        f"{source.name} --from DIR (or set BNLAB_DATA=DIR, where DIR holds {source.folders[0]})."
     )
     return DataError(f"data={source.name}", problem + (f"; {why}" if why else ""), remedy)
 
