@@ -145,6 +145,23 @@ def test_a_run_on_stored_images_is_the_run_on_the_floats_they_stand_for(
     assert state_bits(stored.setup) == state_bits(plain.setup)
 
 
+@pytest.mark.parametrize("count", [10, 55, 200])
+def test_a_subset_of_stored_images_is_that_of_plain_floats_and_still_stored(
+    count: int, spec_of: Callable[..., RunSpec]
+) -> None:
+    spec = spec_of("data=cifar10", f"data.subset={count}", "data.batch_size=full", "probes=none").data
+    stored = DATA.build("cifar10", {})
+    plain = Dataset(
+        train=Split(stored.train.x[:], stored.train.y), test=Split(stored.test.x[:], stored.test.y), classes=10
+    )
+    found, wanted = prepared(stored, spec), prepared(plain, spec)
+    assert isinstance(found.train.x, Images)
+    assert torch.equal(found.train.y, wanted.train.y)
+    assert len(found.train) == count
+    torch.testing.assert_close(found.train.x[:], wanted.train.x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.test.x[:], wanted.test.x, rtol=1e-5, atol=1e-5)
+
+
 # -- augmentation ----------------------------------------------------------------------------------
 
 
