@@ -94,7 +94,7 @@ def _alone(path: Path, source: Source, report: Report) -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.whole")  # one name: this process is alone, and what a killed one left goes
     try:
         with open(part, "wb") as file:
             file.write(data)

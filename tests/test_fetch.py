@@ -425,6 +425,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_goes_on_with_its_part
     process.kill()
     process.communicate(timeout=60)
     assert [name for name in _left(folder) if not name.endswith(".part")] == []
+    (folder / f".{MNIST_FILES[0]}.whole").write_bytes(b"what one leaves that is killed while it writes")
     site.patience.set()
     assert fetch(source, _quiet).how == "downloaded"
     assert site.ranges(FIRST) == [None, f"bytes={half}-"]

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from bnlab.data._images import Images, Sums
 from bnlab.data.base import Dataset, Split
 from bnlab.sources import Source, decoded, read, roots
+
+STALE_S = 3600.0
+"""A half-written decoded set that is older than this has no living writer: writing one takes seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,9 @@ def _keep(home: Path, table: Table) -> Table | None:
     """Write the arrays into this folder, all or nothing, and map them; None where that cannot be done."""
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
+        for left in home.parent.glob(f".{home.name}.*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
     except OSError:
         return None

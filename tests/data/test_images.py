@@ -130,7 +130,7 @@ def test_a_run_on_stored_images_is_the_run_on_the_floats_they_stand_for(
     monkeypatch: pytest.MonkeyPatch,
     state_bits: Callable[[Any], Any],
 ) -> None:
-    spec = spec_of(f"data={name}", "steps=6", "probes=standard", model=model)
+    spec = spec_of(f"data={name}", "steps=6", "probes=full", "probes.activations.batch=128", model=model)
     stored = run(spec, where="stored")
 
     def as_floats(dataset: Dataset, data: Any) -> Dataset:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 from bnlab.data import _idx
 from bnlab.data._images import Images
-from bnlab.data._stored import Arrays, load
+from bnlab.data._stored import STALE_S, Arrays, load
 from bnlab.errors import DataError
 from bnlab.sources import SOURCES, decoded
 
@@ -93,6 +95,26 @@ def test_where_nothing_can_be_written_the_set_is_held_in_memory(home: Path, monk
             patch.setattr(way, refuse)
             assert _bytes_of(_load()) == expected
         assert [path.name for path in home.parent.iterdir()] == [home.name]
+
+
+def test_where_the_first_root_cannot_be_written_the_user_s_cache_is_used(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "decoded").write_text("in the way")
+    first = _bytes_of(_load())
+    assert (decoded(SOURCES["mnist"])[1] / "train_x.npy").is_file()
+    assert _bytes_of(_load()) == first
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(home: Path) -> None:
+    old, young = home.parent / f".{home.name}.old", home.parent / f".{home.name}.young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "train_x.npy").write_bytes(b"half")
+    os.utime(old, (0, time.time() - 2 * STALE_S))
+    _load()
+    assert sorted(path.name for path in home.parent.iterdir()) == sorted([young.name, home.name])
 
 
 def _load_in_a_process(queue: Any) -> None:
