@@ -28,7 +28,7 @@ DONE, INTERRUPTED = 0, 130
 
 
 class Lines:
-    """One line when a file begins, and one each tenth of it."""
+    """One line when a file begins, and one each tenth of a large one."""
 
     def __init__(self, out: TextIO) -> None:
         self.out, self._name, self._tenth = out, "", 0
@@ -43,8 +43,9 @@ class Lines:
         tenth = 10 * done // total if total else 0
         if name != self._name:
             self._name, self._tenth = name, tenth
-            say(f"{name}  {total / MEGABYTE:.1f} MB" if total else name, self.out)
-        elif total and tenth > self._tenth:
+            size = f"{total / MEGABYTE:.1f} MB" if total and total >= MEGABYTE else f"{total} bytes"
+            say(f"{name}  {size}" if total else name, self.out)
+        elif total and total >= MEGABYTE and tenth > self._tenth:
             self._tenth = tenth
             say(f"{name}  {done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB", self.out)
 

@@ -202,12 +202,15 @@ def test_lines_tell_each_tenth_once() -> None:
             report("a.gz", done, 10**7)
         report("b.gz", 9 * 10**6, 10**7)
         report("b.gz", 10**7, 10**7)
+        report("small.gz", 0, 4540)
+        report("small.gz", 4540, 4540)
     assert out.getvalue().splitlines() == [
         "waiting",
         "a.gz  10.0 MB",
         *(f"a.gz  {tenth}.0 of 10.0 MB" for tenth in range(1, 11)),
         "b.gz  10.0 MB",
         "b.gz  10.0 of 10.0 MB",
+        "small.gz  4540 bytes",
     ]
 
 
