@@ -50,7 +50,17 @@ TREE: dict[str, Any] = {
         "momentum": 0.1,
         "affine": True,
     },
-    "data": {"name": "digits", "batch_size": 60, "subset": None, "normalize": "channel", "test_fraction": 0.2},
+    "data": {
+        "name": "digits",
+        "batch_size": 60,
+        "subset": None,
+        "normalize": "channel",
+        "binarize": False,
+        "crop": 0,
+        "flip": False,
+        "label_noise": 0.25,
+        "test_fraction": 0.2,
+    },
     "optim": {
         "name": "sgd",
         "lr": 0.1,
@@ -65,7 +75,7 @@ TREE: dict[str, Any] = {
     "probes": {"points": 200, "eval_points": 50, "gradients": {"noise": False}, "batch_moments": {}},
     "launch": {"name": "local", "workers": "auto", "per_device": 1, "checkpoint_s": 30},
 }
-GOLDEN_ID = "50b1da69a3"
+GOLDEN_ID = "374d718c8e"
 """The id of TREE. If this changes, every run that anybody has kept gets another id: raise SCHEMA_VERSION knowingly."""
 
 
@@ -132,6 +142,10 @@ def test_where_it_runs_and_what_it_is_called_are_not_part_of_the_id() -> None:
         ("data.batch_size", "full"),
         ("data.subset", 500),
         ("data.normalize", "none"),
+        ("data.binarize", True),
+        ("data.crop", 4),
+        ("data.flip", True),
+        ("data.label_noise", 0.0),
         ("optim.lr", 0.1000001),
         ("optim.drop_at", [0.75, 0.5]),
         ("probes.gradients", {"noise": True}),
