@@ -1,4 +1,4 @@
-"""Claims -> verdicts: a pure function of run folders. docs/decisions/009 has the rules and their reasons."""
+"""Claims -> verdicts: a pure function of run folders. docs/decisions/010 has the rules and their reasons."""
 
 from __future__ import annotations
 

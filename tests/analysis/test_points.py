@@ -174,6 +174,8 @@ def test_seeds_may_be_contrasted_by_their_place(run_of: RunOf, collect: Collect,
     found = paired(collect(runs), claim_of(contrast={"seed": ([0, 1], [3, 2])}))
     assert found.seeds == (0, 1)
     assert found.values == pytest.approx(np.log([3, 2]))
+    turned = paired(collect(runs[::-1]), claim_of(contrast={"seed": ([0, 1], [3, 2])}))
+    assert turned.values == pytest.approx(found.values)
     assert (found.treated.label, found.control.label) == ("seeds 0 1", "seeds 3 2")
     many = [run_of(seed=seed) for seed in range(6)]
     labelled = paired(collect(many), claim_of(contrast={"seed": ([0, 1, 2], [3, 4, 5])}))
