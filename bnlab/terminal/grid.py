@@ -43,13 +43,7 @@ class Spot:
 
     def line(self, signs: Signs, full: bool) -> Line:
         """A sign for each seed, or in short the worst one's, and the loss."""
-        shown = {
-            "finished": signs.finished,
-            "running": signs.running,
-            "diverged": signs.bad,
-            "failed": signs.failed,
-            "waiting": signs.waiting,
-        }
+        shown = _signs_of(signs)
         states = self.states if full else tuple(state for state in WORST_FIRST if state in self.states)[:1]
         found = [Segment(shown[state], STYLES[state]) for state in states]
         if self.loss is not None:
@@ -85,12 +79,24 @@ class LiveGrid(Tally):
         yield []
         yield from table(self.standings.values(), self.signs, width, height - ABOVE - BELOW - self._left_below)
         yield []
-        yield legend(self.signs, width)
+        failed = any(standing.failed for standing in self.standings.values())
+        yield legend(_signs_of(self.signs), width, failed)
 
 
-def legend(signs: Signs, width: int) -> Line:
+def _signs_of(signs: Signs) -> dict[str, str]:
+    """The sign of each state."""
+    return {
+        "finished": signs.finished,
+        "running": signs.running,
+        "diverged": signs.bad,
+        "failed": signs.failed,
+        "waiting": signs.waiting,
+    }
+
+
+def legend(meanings: Mapping[str, str], width: int, failed: bool) -> Line:
     """What the signs mean, as many as there is room for."""
-    meanings = {"finished": signs.finished, "running": signs.running, "diverged": signs.bad, "waiting": signs.waiting}
+    meanings = {state: sign for state, sign in meanings.items() if failed or state != "failed"}
     line, used = [], 0
     for state, sign in meanings.items():
         used += len(sign) + len(state) + 3
