@@ -24,3 +24,4 @@ test:
 
 bench:
 	$(PYTHON) benchmarks/step.py
+	$(PYTHON) benchmarks/probes.py

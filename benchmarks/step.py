@@ -126,7 +126,8 @@ def bnlab_loop(net: str, probes: str, points: int, folder: Path, everything: boo
 
     steps, every = 10**7, STEPS // points
     tree: dict[str, Any] = config.load("quickstart", [f"model={net}", f"probes={probes}"]).tree()
-    tree |= {"steps": steps, "data": {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
+    data = {"name": "noise_images", "batch_size": BATCH, "subset": None, "normalize": "none"}
+    tree |= {"steps": steps, "data": data}
     tree["optim"]["lr"] = LR
     tree["model"] |= {"depth": 10} if net == "mlp" else {}
     tree["probes"] |= {"points": steps // every, "eval_points": 1}

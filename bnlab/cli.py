@@ -25,6 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data = typer.Typer(help="Data sets that do not come with bnlab.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
 ConfigDir = Annotated[
     Path | None, typer.Option(help="Your own configs, looked at before the packaged ones.  [default: ./configs]")
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="bnlab")
     except UsageError as error:
-        complain(str(error))
+        for line in error.lines:
+            complain(line)
         raise SystemExit(USAGE) from None
 
 
@@ -163,7 +167,9 @@ def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="configs, studies, norms, models, data, optim, probes or metrics.")],
+    kind: Annotated[
+        str, typer.Argument(help="configs, studies, norms, models, data, optim, probes, metrics or figures.")
+    ],
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
@@ -173,9 +179,34 @@ def list_command(
     names.show_names(kind, config_dir, as_json)
 
 
+@data.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="The data set; `bnlab list data` names them.")],
+    origin: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Take files that are there; download nothing.")
+    ] = None,
+    as_json: Json = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no bar.")] = False,
+) -> None:
+    """Download a data set and check it, or take it from a folder."""
+    from bnlab.terminal import fetching
+
+    raise typer.Exit(fetching.show_fetch(name, origin, as_json, plain))
+
+
 @app.command()
-def verify(as_json: Json = False) -> None:
+def verify(
+    plugin: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check instead what your own file registers.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
     """Check, on this machine, the identities that batch normalization must fulfil."""
+    if plugin is not None:
+        from bnlab.terminal import plugin as of_plugin
+
+        raise typer.Exit(of_plugin.show(plugin, config_dir, as_json))
     from bnlab.terminal import proof
 
     raise typer.Exit(proof.show(as_json))

@@ -19,6 +19,23 @@ class UsageError(ValueError):
         got = "" if value is _NOTHING else f", got {_shown(value)}"
         super().__init__(f"{key}: {problem}{got}." + (f" {remedy}" if remedy else ""))
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """As it is told on a terminal."""
+        return (str(self),)
+
+
+class DataError(UsageError):
+    """A data set that cannot be had: told in two lines, what is wrong and what to do, since both are long."""
+
+    def __init__(self, key: str, problem: str, remedy: str) -> None:
+        super().__init__(key, problem, remedy=remedy)
+        self._lines = (f"{key}: {problem}.", remedy)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self._lines
+
 
 def _shown(value: object) -> str:
     """`true` and `null` as a user types them; strings in quotes."""

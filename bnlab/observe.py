@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bnlab.data.base import Split
 from bnlab.models.base import Net
-from bnlab.probes.base import Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
+from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
 from bnlab.state import Objective, State, Unmoved, outputs_now
 from bnlab.tap import Sites, Tap, TrainingSites, TrainingTap
 
@@ -58,13 +58,15 @@ class Observer:
         objective: Objective,
         probes: Mapping[str, Probe],
         probe_batch: Split,
+        data: Split,
         schedule: Schedule,
         every: Mapping[str, int],
         seed: int,
     ) -> None:
-        """`every`: for each probe, at every how many of the schedule's steps it is due. `seed`: the run's."""
+        """`data`: the training split. `every`: for each probe, at every how many of the schedule's steps it is due.
+        `seed`: the run's."""
         self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
-        self.schedule, self.every, self.seed = schedule, dict(every), seed
+        self.data, self.schedule, self.every, self.seed = data, schedule, dict(every), seed
         self.carries: dict[str, Carry] = {name: {} for name in probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
         self.unmoved = Unmoved(net.module)
@@ -163,6 +165,7 @@ class Watch(AbstractContextManager["Watch"]):
             training=self._tap.training if self._tap is not None else TrainingSites(),
             before=observer.before(buffers="before" in self._needs),
             probe=self._probe_sites,
+            data=observer.data if "training_data" in self._needs else NO_DATA,
         )
         with untouched_random_state(self.batch.x.device):
             raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}

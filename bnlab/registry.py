@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import pkgutil
@@ -55,6 +56,10 @@ class Registry:
 
         return keep
 
+    def forget(self, name: str) -> None:
+        """As if it had not been registered."""
+        self._entries.pop(name, None)
+
     def names(self) -> list[str]:
         """All names, without importing what stands behind them."""
         return sorted(self._files() | set(self._entries))
@@ -90,31 +95,68 @@ OPTIMIZERS = Registry("optim", "bnlab.optim")
 PROBES = Registry("probes", "bnlab.probes")
 
 
-def load_plugins(files: Iterable[str]) -> None:
-    """Run the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register.
+REGISTRIES = (NORMS, MODELS, DATA, OPTIMIZERS, PROBES)
+
+Registered = list[tuple[Registry, str]]
+"""What a plugin brought: registries and names in them."""
+
+_BROUGHT: dict[str, Registered] = {}
+"""By plugin, since it runs once in a process."""
+
+
+def load_plugins(files: Iterable[str]) -> Registered:
+    """Run the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register; what
+    they registered, now or when they ran before.
 
     Raises:
         UsageError: a file that is not there, or that raises an error.
     """
+    brought: Registered = []
     for point in importlib.metadata.entry_points(group="bnlab.plugins"):
-        point.load()
+        brought += _brought_by(f"entry point {point.name}", point.load)
     for file in files:
-        path = Path(file).resolve()
-        if not path.is_file():
-            raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
-        module_name = f"bnlab_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-        if module_name in sys.modules:
-            continue
-        module_spec = importlib.util.spec_from_file_location(module_name, path)
-        assert module_spec is not None
-        assert module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[module_name] = module
-        try:
-            module_spec.loader.exec_module(module)
-        except UsageError:
-            del sys.modules[module_name]
+        brought += load_plugin(file)
+    return brought
+
+
+def load_plugin(file: str) -> Registered:
+    """Run one file, unless it ran before; what it registered.
+
+    Raises:
+        UsageError: it is not there, or it raises an error.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
+    module_name = f"bnlab_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return _BROUGHT[module_name]
+    loader = importlib.machinery.SourceFileLoader(module_name, str(path))  # whatever the file's name ends in
+    module_spec = importlib.util.spec_from_loader(module_name, loader)
+    assert module_spec is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        return _brought_by(module_name, lambda: loader.exec_module(module))
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        except Exception as error:
-            del sys.modules[module_name]
-            raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Mend it.") from error
+        raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Mend it.") from error
+
+
+def _brought_by(plugin: str, run: Callable[[], object]) -> Registered:
+    """Run a plugin and note what it registered; what it registered when it ran, if it ran before."""
+    before = {registry.group: registry.names() for registry in REGISTRIES}
+
+    def new() -> Registered:
+        return [(one, name) for one in REGISTRIES for name in one.names() if name not in before[one.group]]
+
+    try:
+        run()
+    except BaseException:
+        for registry, name in new():  # half a plugin is none
+            registry.forget(name)
+        raise
+    _BROUGHT[plugin] = new() or _BROUGHT.get(plugin, [])
+    return _BROUGHT[plugin]

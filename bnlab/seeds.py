@@ -4,8 +4,9 @@ Every random choice of a run is a function of the run's seed and of a name, neve
 batch norm cannot shift another layer's weights, two arms of one seed see the same batches, and a resumed run needs no
 saved random state.
 
-The streams of a run: `init` (and the parameter's name), `order` (and the epoch), `augment`, `noise`
-(by itself, and with a site's name and step), `probe`.
+The streams of a run: `init` (and the parameter's name), `order` (and the epoch), `augment` (and the step),
+`noise` (by itself, and with a site's name and step), `probe`. `data` belongs to no run: what it makes is the same for
+every seed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
-from bnlab.data.base import Batches, Dataset, normalized, probe_batch
+from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
 from bnlab.errors import UsageError
 from bnlab.losses import objective
 from bnlab.models.base import Net, refuse_single_values
@@ -45,10 +45,10 @@ def assemble(spec: RunSpec) -> Setup:
     """
     load_plugins(spec.plugins)
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
-    dataset = normalized(DATA.build(spec.data.name, spec.data.options), spec.data.normalize).to(device, dtype)
+    dataset = prepared(DATA.build(spec.data.name, spec.data.options), spec.data).to(device, dtype)
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
-    batches = Batches(dataset.train, spec.data.batch_size, spec.seed)
+    batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
     net: Net = MODELS.build(
         spec.model.name, spec.model.options, dataset.input_shape, dataset.outputs, spec.model, spec.norm, spec.seed
     )
@@ -71,7 +71,7 @@ def assemble(spec: RunSpec) -> Setup:
         net=net,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=Observer(net, loss, probes, seen, schedule, every, spec.seed),
+        observer=Observer(net, loss, probes, seen, dataset.train, schedule, every, spec.seed),
         schedule=schedule,
     )
 

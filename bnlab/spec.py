@@ -63,8 +63,18 @@ class DataSpec:
 
     name: str
     batch_size: Literal["full"] | AtLeastOne
+    subset: AtLeastOne | None
     normalize: Literal["channel", "feature", "none"]
+    binarize: bool
+    crop: Annotated[int, Ge(0)]
+    flip: bool
+    label_noise: Annotated[float, Ge(0), Le(1)]
     options: Options
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random."""
+        return self.crop > 0 or self.flip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Seeing what passes through a net's sites. Legend: B batch, C channels, H W space, L sites.
 
 During a forward pass inside the `with`, one module of each site has its `forward` wrapped: its norm if that stands
-between pre and act_in, else its activation. A wrapper costs a tenth of a module hook, and nothing at all outside the
-`with`.
+between pre and act_in, else its activation; or its affine map. A wrapper costs a tenth of a module hook, and nothing at
+all outside the `with`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,34 @@ class Tap(AbstractContextManager["Tap"]):
     def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
         self.sites.pre.append(pre)
         self.sites.act_in.append(pre if norm is None else out)
+
+
+class AffineTap(Tap):
+    """Records what every site's affine map is given and what it returns, `inputs` and `outputs`, during one forward
+    pass; `sites` stays empty."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(net)
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self._wrapped = [site.affine for site in net.sites]
+
+    def _see(self, norm: torch.nn.Module | None, x: Tensor, out: Tensor) -> None:
+        self.inputs.append(x)
+        self.outputs.append(out)
+
+
+class NormTap(Tap):
+    """Records what the norm of every site sees during one forward pass; None at a site without one."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(net)
+        self.seen: list[Tensor | None] = []
+        self._has_norm = [site.norm is not None for site in net.sites]
+
+    def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
+        has_norm = self._has_norm[len(self.seen)]
+        self.seen.append(None if not has_norm else out if norm is None else pre)  # after the nonlinearity, or before
 
 
 class TrainingTap(Tap):

@@ -35,7 +35,8 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
     """`options` against the keyword-only parameters of `constructor`.
 
     Raises:
-        UsageError: an option that the constructor does not know, one it lacks, or one of the wrong type.
+        UsageError: an option that the constructor does not know, one it lacks, one of the wrong type, or one that its
+            author gave none.
     """
     known = option_names(constructor)
     for name in options:
@@ -44,11 +45,23 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
     for name in known:
         if name not in options:
             raise UsageError(f"{prefix}.{name}", "missing", remedy="Its YAML must give it a value.")
+    untyped = [name for name in known if name not in _hints(constructor, prefix)]
+    if untyped:
+        raise UsageError(
+            f"{prefix}.{untyped[0]}", "has no type", remedy="Annotate it in the constructor: `eps: float`."
+        )
     try:
         checked = options_model(constructor).model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
         raise _told(error, options, prefix=f"{prefix}.") from None
     return {name: getattr(checked, name) for name in known}
+
+
+def option_defaults(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Those options that the constructor itself gives a value, as a user's own may; bnlab's defaults are in YAML."""
+    parameters = inspect.signature(constructor).parameters.values()
+    options = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return {option.name: option.default for option in options if option.default is not option.empty}
 
 
 def option_names(constructor: Callable[..., Any]) -> list[str]:
@@ -62,11 +75,23 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def _hints(constructor: Callable[..., Any], prefix: str) -> dict[str, Any]:
+    """The types of its parameters.
+
+    Raises:
+        UsageError: an annotation that is no name in its module.
+    """
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise UsageError(prefix, f"a type of its constructor is unknown: {error}") from None
+
+
 @cache
 def options_model(constructor: Callable[..., Any]) -> Any:
     """What `check_options` checks against. It takes 5 ms to make, once a process."""
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor
-    hints = get_type_hints(function, include_extras=True)
+    hints = _hints(constructor, "")
     fields: dict[str, Any] = {name: (hints[name], ...) for name in option_names(constructor)}
     config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
     return create_model("Options", __config__=config, **fields)

@@ -1,13 +1,17 @@
-"""What the tests share: small specs, runs, and comparisons bit by bit."""
+"""What the tests share: small specs, runs, comparisons bit by bit, and small files in the formats of real data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import gzip
+import hashlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -16,8 +20,10 @@ from bnlab import config
 from bnlab.folder import RunFolder
 from bnlab.journal import Record, read, without_clock
 from bnlab.setup import Setup, assemble
+from bnlab.sources import SOURCES, Source
 from bnlab.spec import RunSpec
 from bnlab.train import Status, train
+from bnlab.verify.findings import bits
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -73,6 +79,12 @@ def small_spec(*overrides: str, model: str = "mlp") -> RunSpec:
     return _loaded(experiment, tuple(f"{key}={value}" for key, value in merged.items()))
 
 
+@pytest.fixture(scope="session")
+def small() -> Callable[..., RunSpec]:
+    """As `spec_of`, for fixtures of a wider scope."""
+    return small_spec
+
+
 @pytest.fixture
 def spec_of() -> Callable[..., RunSpec]:
     """`spec_of("norm=none", model="cnn")`: see `small_spec`."""
@@ -92,20 +104,9 @@ def run(tmp_path: Path) -> Callable[..., Ended]:
     return run_it
 
 
-def bits(value: Any) -> Any:
-    """Anything made of tensors as plain values, a tensor as its dtype, shape and bytes: NaN is NaN, -0.0 is not 0.0."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
-    if isinstance(value, Mapping):
-        return {key: bits(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [bits(item) for item in value]
-    return value
-
-
 @pytest.fixture
 def bits_of() -> Callable[[Any], Any]:
-    """See `bits`."""
+    """See `bnlab.verify.findings.bits`."""
     return bits
 
 
@@ -119,3 +120,69 @@ def state_bits() -> Callable[[Setup], dict[str, Any]]:
         return found
 
     return state
+
+
+# -- small files in the formats of real data sets ---------------------------------------------------
+
+REAL = ("mnist", "fashion_mnist", "cifar10")
+
+
+def tiny_contents(name: str, seed: int = 0) -> dict[str, bytes]:
+    """Content by file name: 200 training and 50 test images, the classes in turn; 40 and 40 a file for CIFAR-10."""
+    random = np.random.default_rng([seed, *name.encode()])
+    if name == "cifar10":
+        table = random.integers(0, 256, (6, 40, 3073), dtype=np.uint8)
+        table[:, :, 0] = np.arange(40) % 10
+        names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+        return {file: records.tobytes() for file, records in zip(names, table, strict=True)}
+    found = {}
+    for split, count in (("train", 200), ("t10k", 50)):
+        x = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        dimensions = np.array(x.shape, ">u4").tobytes()
+        found[f"{split}-images-idx3-ubyte"] = b"\0\0\x08\x03" + dimensions + x.tobytes()
+        found[f"{split}-labels-idx1-ubyte"] = b"\0\0\x08\x01" + dimensions[:4] + bytes(i % 10 for i in range(count))
+    return found
+
+
+def tiny_source(name: str, seed: int = 0) -> Source:
+    """The source of that data set as it would be if its files were `tiny_contents`, and on no site."""
+    contents = tiny_contents(name, seed)
+    files = [
+        replace(file, size=len(contents[file.name]), sha256=hashlib.sha256(contents[file.name]).hexdigest())
+        for file in PUBLISHED[name].files
+    ]
+    return replace(PUBLISHED[name], files=tuple(files), urls=())
+
+
+for _name in REAL:
+    importlib.import_module(f"bnlab.data.{_name}")
+PUBLISHED = dict(SOURCES)
+"""The sources as bnlab has them."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_data_sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every data set that must be downloaded is small and there; nothing of the user's is looked at."""
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BNLAB_DATA", str(root))
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        for name in REAL:
+            patch.setitem(SOURCES, name, tiny_source(name))
+            folder = root / SOURCES[name].folders[0]
+            folder.mkdir(parents=True)
+            for file, content in tiny_contents(name).items():
+                (folder / f"{file}.gz").write_bytes(gzip.compress(content, 1))
+        yield
+
+
+@pytest.fixture
+def tiny() -> Callable[..., dict[str, bytes]]:
+    """See `tiny_contents`."""
+    return tiny_contents
+
+
+@pytest.fixture
+def published() -> dict[str, Source]:
+    """The sources as bnlab has them; everywhere else in the tests they are small."""
+    return PUBLISHED

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from bnlab.checkpoint import restore
 from bnlab.folder import RunFolder
 from bnlab.journal import Journal, read, without_clock
+from bnlab.registry import PROBES
 from bnlab.setup import assemble
 from bnlab.spec import RunSpec
 from bnlab.train import train
@@ -221,6 +222,34 @@ def test_what_a_journal_holds_behind_the_checkpoint_is_written_anew(
     with open(folder.journal_file, "ab") as file:
         file.write(rest[: int(share * len(rest))])
     _equal(spec, folder, whole, state_bits)
+
+
+def test_every_probe_that_there_is_measures_the_same_after_a_kill_before_any_step(
+    spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
+) -> None:
+    """Each of them at every step, those too that are costly and therefore rarely due."""
+    every_step = tuple(f"probes.{probe}.every=1" for probe in PROBES.names())
+    spec = spec_of("norm=batch", *PROBED, *every_step, "probes.sharpness.top=2", "steps=4")
+    whole = run(spec, "whole")
+    for record in whole.records[1:4]:
+        names = {key.partition(".")[0] for key in record}
+        for probe in PROBES.names():
+            metrics = {name.partition(".")[0] for name in PROBES.entry(probe).constructor.metrics}
+            assert metrics & names, f"{probe} was not measured"
+        assert {"lambda_2", "ics_cos", "drift50", "abs_over_sum", "thm41_error", "loss_range"} <= names
+    for at in range(4):
+        folder = RunFolder(tmp_path / f"killed-{at}")
+        steps = iter(range(4))
+
+        def killed(steps: Iterator[int] = steps, at: int = at) -> str | None:
+            if next(steps) == at:
+                raise _PowerCut
+            return None
+
+        with pytest.raises(_PowerCut, match=r"^$"):
+            train(assemble(spec), folder, stopped=killed)
+        assert folder.status().get("status") in (None, "running")
+        _equal(spec, folder, whole, state_bits)
 
 
 # -- asked to stop ---------------------------------------------------------------------------------

@@ -464,6 +464,13 @@ def test_list_metrics_names_all_that_a_journal_has(bnlab: Callable[..., Said], t
             assert name in listed or f"{name.partition('.')[0]}.*" in listed, name
 
 
+def test_list_figures_names_what_claims_are_about(bnlab: Callable[..., Said]) -> None:
+    listed = {item["name"]: item for item in bnlab("list", "figures", "--json").json["figures"]}
+    assert listed["max_stable_lr"]["of"] == "curve"
+    assert listed["steps_to"]["options"] == "of, target, smooth"
+    assert all(item["description"] and item["source"] for item in listed.values())
+
+
 def test_list_says_when_there_is_nothing(bnlab: Callable[..., Said], tmp_path: Path) -> None:
     assert bnlab("list", "studies").code == 0
     (tmp_path / "configs" / "studies").mkdir(parents=True)

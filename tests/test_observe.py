@@ -18,60 +18,27 @@ from bnlab.errors import UsageError
 from bnlab.folder import RunFolder
 from bnlab.models.base import Net
 from bnlab.observe import Schedule, first_non_finite_site
+from bnlab.probes.base import NO_DATA
 from bnlab.registry import NORMS, PROBES, Entry
 from bnlab.setup import assemble
 from bnlab.spec import RunSpec
 from bnlab.train import RunFailedError, train
+from bnlab.verify.findings import BrokenError, unlike
+from bnlab.verify.run_contract import Trace, hooks, refuse_differences, trace
 
 OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
-FULL = ("probes=full", "probes.activations.batch=24", "probes.activations.histogram_every=1", "probes.points=100")
+FULL = (
+    "probes=full",
+    "probes.activations.batch=24",
+    "probes.activations.histogram_every=1",
+    "probes.bn_statistics.examples=80",
+    "probes.points=100",
+)
 EVERYWHERE = ("probes.points=100", "probes.eval_points=100")
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
 DENSE = ("mlp", "deep_linear")
 NORM_NAMES = list(config.available("norm", [config.packaged_dir()]))
-
-
-def _hooks(module: nn.Module) -> int:
-    """How many hooks there are on the net's parts, and how many parts have a `forward` put over their own."""
-    kinds = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-        "_state_dict_hooks",
-        "_load_state_dict_pre_hooks",
-    )
-    wrapped = sum("forward" in vars(part) for part in module.modules())
-    return wrapped + sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
-
-
-class _Trace:
-    """Trains a spec and keeps all that measuring could have changed."""
-
-    def __init__(
-        self, spec: RunSpec, folder: Path, state_bits: Callable[..., Any], bits_of: Callable[..., Any]
-    ) -> None:
-        torch.manual_seed(7)
-        setup = assemble(spec)
-        self.losses: list[float] = []
-        objective = setup.objective
-
-        def kept(outputs: Tensor, targets: Tensor) -> Tensor:
-            loss = objective(outputs, targets)
-            self.losses.append(loss.item())
-            return loss
-
-        self.start = bits_of(setup.net.module.state_dict())
-        train(replace(setup, objective=kept), RunFolder(folder))  # for the loop: probes and evaluation have theirs
-        self.state = state_bits(setup)
-        self.random = torch.get_rng_state()
-        self.hooks = _hooks(setup.net.module)
-        self.param_hooks = sum(len(param._backward_hooks or {}) for param in setup.net.module.parameters())
-        self.training = {name: part.training for name, part in setup.net.module.named_modules()}
-        self.tracked = {
-            name: int(value) for name, value in setup.net.module.named_buffers() if "num_batches_tracked" in name
-        }
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
@@ -85,8 +52,6 @@ def test_a_run_with_every_probe_is_bit_for_bit_the_run_with_none(
     optimizer: str,
     tmp_path: Path,
     spec_of: Callable[..., RunSpec],
-    state_bits: Callable[..., Any],
-    bits_of: Callable[..., Any],
 ) -> None:
     shared = (f"norm={norm}", f"norm.position={position}", *OPTIMIZERS[optimizer], "steps=8", "probes.eval_points=4")
     spec = spec_of(*shared, *FULL, model=model)
@@ -94,21 +59,51 @@ def test_a_run_with_every_probe_is_bit_for_bit_the_run_with_none(
         with pytest.raises(UsageError, match="a dense layer has one value per channel and example"):
             assemble(spec)
         return
-    measured = _Trace(spec, tmp_path / "full", state_bits, bits_of)
-    bare = _Trace(
-        spec_of(*shared, "probes=none", "probes.points=1", model=model), tmp_path / "none", state_bits, bits_of
-    )
-    assert measured.start == bare.start
-    assert measured.state == bare.state
-    assert measured.state["module"] != measured.start, "nothing was trained"
-    assert torch.equal(measured.random, bare.random)
-    assert len(bare.losses) == 8
-    assert measured.losses == bare.losses
-    assert measured.training == bare.training
+    measured = trace(spec, tmp_path / "full")
+    bare = trace(spec_of(*shared, "probes=none", "probes.points=1", model=model), tmp_path / "none")
+    refuse_differences(measured, bare)
+    assert unlike(measured.kept, bare.kept) == []
+    assert len(bare.kept["loss"]) == 8
     assert measured.hooks == bare.hooks == 0
-    assert measured.param_hooks == bare.param_hooks == 0
     if norm != "ghost_batch":  # which counts the parts of a batch
-        assert set(measured.tracked.values()) <= {8}, "a batch norm counted a batch that was not trained on"
+        assert {int(value) for value in _buffers(measured, "num_batches_tracked")} <= {8}, "counted a measured batch"
+
+
+def _buffers(traced: Trace, ending: str) -> list[Tensor]:
+    return [value for name, value in traced.setup.net.module.named_buffers() if name.endswith(ending)]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("start", r"its start \(L00_fc_affine\.weight\) differs after the run$"),
+        ("weight", r"its weight \(L00_fc_affine\.weight\) differs after the run$"),
+        ("buffer", r"its buffer \(L00_fc_norm\.running_mean\) differs after the run$"),
+        ("optimizer", r"its optimizer \(param_groups\) differs after the run$"),
+        ("loss", r"its loss differs from step 2 on$"),
+        ("torch's global random state", r"its torch's global random state differs after the run$"),
+        ("train mode", r"its train mode \(\) differs after the run$"),
+    ],
+)
+def test_a_difference_between_two_runs_is_seen_and_named(
+    what: str, message: str, tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    traced = trace(spec_of("steps=3", "probes=none"), tmp_path)
+    refuse_differences(traced, traced)
+    other = dict(traced.kept)
+    value = other[what]
+    if isinstance(value, dict):
+        name = "param_groups" if what == "optimizer" else next(iter(value))
+        other[what] = {**value, name: "changed"}
+    else:
+        other[what] = [*value[:-1], "changed"]
+    with pytest.raises(BrokenError, match=f"^a run that is measured is another one: {message}"):
+        refuse_differences(traced, replace(traced, kept=other))
+    with pytest.raises(BrokenError, match=r"^2 hooks are left on the net after the run$"):
+        refuse_differences(replace(traced, hooks=2), traced)
+    untrained = traced.kept | {"start": traced.kept["weight"] | traced.kept["buffer"]}
+    with pytest.raises(BrokenError, match=r"^nothing was trained"):
+        refuse_differences(replace(traced, kept=untrained), traced)
 
 
 class _Jitter(nn.Module):
@@ -127,23 +122,19 @@ def test_a_norm_that_draws_from_the_global_random_state_draws_the_same_when_meas
     in_use: bool,
     tmp_path: Path,
     spec_of: Callable[..., RunSpec],
-    state_bits: Callable[..., Any],
-    bits_of: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entry = Entry(name="jitter", constructor=_Jitter, traits=frozenset())
     monkeypatch.setitem(NORMS._entries, "jitter", entry)
 
-    def traced(where: str, *overrides: str) -> _Trace:
+    def traced(where: str, *overrides: str) -> Trace:
         spec = spec_of("norm=none", *overrides)
         spec = replace(spec, norm=replace(spec.norm, name="jitter", options={"in_use": in_use}))
-        return _Trace(spec, tmp_path / where, state_bits, bits_of)
+        return trace(spec, tmp_path / where)
 
     measured = traced("full", *FULL, *EVERYWHERE)
     bare = traced("none", "probes=none", "probes.points=1", "probes.eval_points=1")
-    assert measured.losses == bare.losses
-    assert measured.state == bare.state
-    assert torch.equal(measured.random, bare.random)
+    refuse_differences(measured, bare)
 
 
 class _Renewing(nn.Module):
@@ -167,24 +158,20 @@ class _Renewing(nn.Module):
 def test_a_norm_that_renews_its_buffers_is_left_alone_too(
     tmp_path: Path,
     spec_of: Callable[..., RunSpec],
-    state_bits: Callable[..., Any],
-    bits_of: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entry = Entry(name="renewing", constructor=_Renewing, traits=frozenset())
     monkeypatch.setitem(NORMS._entries, "renewing", entry)
 
-    def traced(where: str, *overrides: str) -> _Trace:
+    def traced(where: str, *overrides: str) -> Trace:
         spec = spec_of("norm=none", *overrides)
         spec = replace(spec, norm=replace(spec.norm, name="renewing", options={}))
-        return _Trace(spec, tmp_path / where, state_bits, bits_of)
+        return trace(spec, tmp_path / where)
 
     measured = traced("full", *FULL, *EVERYWHERE)
     bare = traced("none", "probes=none", "probes.points=1", "probes.eval_points=1")
-    assert measured.losses == bare.losses
-    assert measured.state == bare.state
-    counts = [value for name, value in measured.state["module"].items() if name.endswith("count")]
-    assert counts == [bits_of(torch.tensor(12))] * 2
+    refuse_differences(measured, bare)
+    assert [int(value) for value in _buffers(measured, "count")] == [12, 12]
 
 
 def test_a_forward_that_somebody_put_over_a_part_s_own_is_still_there_afterwards(
@@ -223,6 +210,39 @@ class _Raises:
         return {}, carry
 
 
+class _Sees:
+    """A probe that keeps the training split it is handed."""
+
+    metrics: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.needs: frozenset[str] = frozenset()
+        self.seen: list[Any] = []
+
+    def measure(self, snapshot: Any) -> Any:
+        self.seen.append(snapshot.data)
+        return {}
+
+    def summarize(self, raw: Any, carry: Any) -> Any:
+        return {}, carry
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_training_split_is_handed_to_probes_that_ask_for_it(
+    asks: bool, tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    setup = assemble(spec_of("probes=none", "steps=2"))
+    probe = _Sees()
+    probe.needs = frozenset({"training_data"} if asks else ())
+    observer = setup.observer
+    observer.probes, observer.every, observer.carries = {"sees": probe}, {"sees": 1}, {"sees": {}}
+    train(setup, RunFolder(tmp_path))
+    expected = setup.dataset.train if asks else NO_DATA
+    assert len(NO_DATA) == 0
+    assert len(probe.seen) == 2
+    assert all(data is expected for data in probe.seen)
+
+
 def test_no_hook_is_left_when_a_probe_fails(
     tmp_path: Path, spec_of: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +251,7 @@ def test_no_hook_is_left_when_a_probe_fails(
     setup = assemble(replace(spec, probes=replace(spec.probes, options={**spec.probes.options, "raises": {}})))
     with pytest.raises(RunFailedError, match="ArithmeticError: the probe failed"):
         train(setup, RunFolder(tmp_path))
-    assert _hooks(setup.net.module) == 0
+    assert hooks(setup.net.module) == 0
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
@@ -256,7 +276,7 @@ def test_no_hook_is_left_when_a_forward_fails(
         train(setup, RunFolder(tmp_path))
     assert calls == call
     monkeypatch.undo()
-    assert _hooks(setup.net.module) == 0
+    assert hooks(setup.net.module) == 0
 
 
 def test_the_first_non_finite_site_is_named_and_the_net_left_alone(
@@ -273,7 +293,7 @@ def test_the_first_non_finite_site_is_named_and_the_net_left_alone(
     net.module.eval()
     assert first_non_finite_site(net, x) == "L02_fc"
     assert bits_of(net.module.state_dict()) == before
-    assert _hooks(net.module) == 0
+    assert hooks(net.module) == 0
     assert not any(part.training for part in net.module.modules())
 
 

@@ -52,6 +52,22 @@ def test_the_probe_batch_is_of_the_training_split_and_of_the_size_asked_for(spec
     assert all(tuple(image) in train for image in batch.x.flatten(1).tolist())
 
 
+def test_a_subset_is_all_that_a_run_trains_on_and_the_test_split_stays(
+    spec_of: SpecOf, bits_of: Callable[[Any], Any]
+) -> None:
+    """Inputs are normalized, and batches and the probe batch taken, from the subset alone."""
+    whole, part = (assemble(spec_of("data.normalize=none", f"data.subset={n}")) for n in ("null", "200"))
+    assert bits_of(part.dataset.test.x) == bits_of(whole.dataset.test.x)
+    assert torch.bincount(part.dataset.train.y).tolist() == [20] * 10
+    assert part.batches.per_epoch == 200 // 16
+    kept = {tuple(image) for image in part.dataset.train.x.flatten(1).tolist()}
+    for seen in (part.batches.at(0), part.observer.probe_batch):
+        assert {tuple(image) for image in seen.x.flatten(1).tolist()} <= kept
+    shifted = assemble(spec_of("data.subset=200")).dataset.train.x.double()
+    assert float(shifted.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(shifted.var(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_everything_has_the_dtype_of_the_spec(dtype: str, spec_of: SpecOf) -> None:
     setup = assemble(spec_of(f"dtype={dtype}"))
@@ -79,6 +95,12 @@ def test_epochs_are_counted_in_whole_batches_and_rounded_up(epochs: str, expecte
             ["data.batch_size=1439"],
             r"data\.batch_size: larger than the 1438 training examples, got 1439\. Use a smaller",
         ),
+        (
+            ["data.subset=1439"],
+            r"data\.subset: larger than the 1438 training examples, got 1439\. Use a smaller one\.$",
+        ),
+        (["data.subset=9"], r"data\.subset: fewer than the 10 classes, got 9\. Use a larger one\.$"),
+        (["data.subset=12"], r"data\.batch_size: larger than the 12 training examples, got 16\. Use a smaller"),
         (["norm.layers=[2]"], r"norm\.layers: layer 2 does not exist, got \[2\]\. This net has: 0 to 1\.$"),
         (["norm.every=3"], r"norm\.every: no layer is the 3th of 2, got 3\. Use a smaller one\.$"),
         (["norm.eps=0"], r"norm\.eps: must be a number above 0, got 0\.$"),

@@ -1,15 +1,22 @@
-"""What the analysis hands on: a run as it lies on the disk, and a verdict on a claim."""
+"""What the analysis is made of: runs as they lie on the disk, metrics of them, verdicts on claims. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
+
+from bnlab.errors import UsageError, nearest
 from bnlab.study import Claim
+from bnlab.typed import check_options, option_names
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Steps = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,151 @@ class RunFacts:
     provenance: Mapping[str, Any]
     status: Mapping[str, Any]
 
+    @property
+    def finished(self) -> bool:
+        return self.status.get("status") == "finished"
+
+    @property
+    def diverged(self) -> bool:
+        return self.status.get("status") == "diverged"
+
+    @property
+    def trains(self) -> bool:
+        """It came to its end, and knows more than chance."""
+        return self.finished and not self.status.get("dead", False)
+
+    @property
+    def steps(self) -> int:
+        """How many it had to its disposal."""
+        return int(self.status["steps"])
+
+    def final(self, name: str) -> float:
+        """A final metric of status.json; NaN where there is none."""
+        value = (self.status.get("metrics") or {}).get(name)
+        return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One name of a journal: `steps` [T], `values` [T] or, of a site, [T, L]. What was not finite is NaN."""
+
+    steps: Steps
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+NOTHING = Series(np.zeros(0, np.int64), np.zeros(0))
+"""Of a name that was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRun:
+    """A run with those series of its journal that metrics read."""
+
+    facts: RunFacts
+    journal: Mapping[str, Series]
+
+    def series(self, name: str) -> Series:
+        return self.journal.get(name, NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric's value; with a `bound`, all that is known is that it is at least or at most this, as where a target
+    was not reached within the run. NaN: not measured."""
+
+    value: float
+    bound: Literal["at least", "at most"] | None = None
+
+
+Curve = Mapping[float, MeasuredRun]
+"""The runs of one arm and seed by a factor, nearly always the learning rate, in its order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What a claim can be about.
+
+    `of` a run, `figure(run, **options)`; of a curve, `figure(curve, **options)`; of an arm, `figure(values, **options)`
+    with one value a seed, of the run metric that the option `of` names, gives one a seed. `course`, where there is
+    one, gives the value at every measured step, which is what can be compared at equal training loss.
+    """
+
+    name: str
+    of: Literal["run", "curve", "arm"]
+    meaning: str
+    source: str
+    unit: str
+    better: Literal["lower", "higher"] | None
+    reads: tuple[str, ...]
+    figure: Callable[..., Any]
+    course: Callable[..., Series] | None = None
+    shown_with: Mapping[str, Any] | None = field(default_factory=dict)
+    """Options in tables of runs; None where only a claim can give them."""
+
+    @property
+    def options(self) -> list[str]:
+        return option_names(self.figure)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Metrics:
+    """Name -> metric. The keyword-only parameters of a metric's function are its options, all to be given."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Metric] = {}
+
+    def add(self, metric: Metric) -> None:
+        taken = self._metrics.get(metric.name)
+        if taken is not None and taken.figure.__module__ != metric.figure.__module__:
+            raise UsageError(
+                f"metric={metric.name}", "registered twice", metric.figure.__module__, "Rename one of them."
+            )
+        self._metrics[metric.name] = metric
+
+    def register(self, name: str, **facts: Any) -> Callable[[Function], Function]:
+        """Decorator: put a function under `name`; `facts` are the other fields of `Metric`."""
+
+        def keep(function: Function) -> Function:
+            self.add(Metric(name=name, figure=function, **facts))
+            return function
+
+        return keep
+
+    def names(self) -> list[str]:
+        return sorted(self._metrics)
+
+    def reads(self) -> frozenset[str]:
+        """Names of the journal that some metric reads."""
+        return frozenset(name for metric in self._metrics.values() for name in metric.reads)
+
+    def __getitem__(self, name: str) -> Metric:
+        """The metric of that name.
+
+        Raises:
+            UsageError: there is none; the nearest is proposed.
+        """
+        if name not in self._metrics:
+            raise UsageError("metric", "no such metric", name, nearest(name, self._metrics))
+        return self._metrics[name]
+
+    def checked(self, name: str, options: Mapping[str, Any], prefix: str) -> tuple[Metric, dict[str, Any]]:
+        """The metric, and its options as it takes them.
+
+        Raises:
+            UsageError: no such metric, or an option that it does not know, lacks, or that has the wrong type.
+        """
+        metric = self[name]
+        return metric, check_options(metric.figure, options, prefix)
+
+
+METRICS = Metrics()
+"""Every metric; `bnlab.analysis.metrics` fills it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -32,19 +184,21 @@ class Arm:
     point: str
     """Where it was taken, in words: `lr 0.1`, `9 learning rates`."""
     runs: tuple[str, ...] = ()
-    """Paths of the runs behind it, below the reports's root."""
+    """Paths of the runs behind it, below the report's root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the runs say of a claim. `effect` and `interval` are those of `Claim`; None where there is none."""
+    """What the runs say of a claim. `effect` and `interval` are those of `Claim`; None where there is none,
+    as an interval of fewer than 3 seeds."""
 
     claim: Claim
     decision: Decision
     effect: float | None
     interval: tuple[float, float] | None
     p: float | None
-    """One-sided, in the direction of the decision, adjusted by Holm over the report's claims."""
+    """One-sided, of the direction that is nearer to a decision, adjusted by Holm over the report's claims; None where
+    nothing was tested."""
     n: int
     """Paired seeds."""
     seeds: tuple[int, ...]

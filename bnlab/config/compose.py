@@ -13,6 +13,7 @@ import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -111,8 +112,14 @@ def hydra_over(dirs: Sequence[Path]) -> Iterator[None]:
     _MorePaths.dirs = [str(folder) for folder in dirs[1:]]
     Plugins.instance().register(_MorePaths)
     base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
-        yield
+    store = ConfigStore.instance()
+    kept = store.repo
+    store.repo = copy.deepcopy(kept)  # what plugins offer to one call is not there for the next
+    try:
+        with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
+            yield
+    finally:
+        store.repo = kept
 
 
 class _MorePaths(SearchPathPlugin):

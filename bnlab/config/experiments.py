@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnlab.config.compose import Composer, hydra_over
+from bnlab.config.offers import offer_plugins
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import config_dirs
 from bnlab.spec import RunSpec
@@ -19,4 +20,7 @@ def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> R
     """
     dirs = config_dirs(user_dir)
     with hydra_over(dirs):
-        return Composer(name, dirs, Overrides(dirs)).spec(overrides)
+        reader = Overrides(dirs)
+        composer = Composer(name, dirs, reader)
+        offer_plugins(name, overrides, reader)
+        return composer.spec(overrides)

@@ -12,6 +12,7 @@ import yaml
 
 from bnlab.config.compose import Composer, hydra_over, rounded
 from bnlab.config.grammar import texts
+from bnlab.config.offers import offer_plugins
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs
 from bnlab.errors import UsageError, nearest
@@ -36,8 +37,9 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         reader = Overrides(dirs)
         study = _typed_over(_found(name, dirs), overrides, reader)
         composer = Composer(study.base, dirs, reader)
-        axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
         fixed = [f"{key}={_text(value)}" for key, value in study.overrides.items()]
+        offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
+        axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
         cells: dict[str, Cell] = {}
         for chosen in _product(axes):
             given = [f"{key}={text}" for key, text in chosen.items()]

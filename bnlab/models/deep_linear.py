@@ -31,6 +31,8 @@ def deep_linear(
             "model.activation", "a deep linear net has none", model.activation, "Use linear, or model=mlp."
         )
     builder = Builder(model, norm, normalizable=depth - 1)
+    if len(input_shape) > 1:
+        builder.plain("flatten", nn.Flatten())
     features = math.prod(input_shape)
     for _ in range(depth - 1):
         builder.hidden("fc", nn.Linear(features, width, bias=builder.needs_bias()), width, dims=0)

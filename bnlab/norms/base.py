@@ -128,6 +128,21 @@ class LpNorm(ChannelNorm, ABC):
         return self.affine((x - self.wide(mean)) / (self.wide(norm) + self.eps))
 
 
+def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Mean and variance per channel, each [C], with which a norm normalizes in use, as they stand in its buffers: what
+    its method `statistics_in_use()` returns, if it has one; else `running_mean` and, where there is one, `running_var`.
+    None of a norm that keeps no mean.
+
+    >>> [x.tolist() for x in statistics_in_use(nn.BatchNorm1d(1))], statistics_in_use(nn.LayerNorm(2))
+    ([[0.0], [1.0]], None)
+    """
+    if (own := getattr(norm, "statistics_in_use", None)) is not None:
+        found: tuple[Tensor, Tensor | None] = own()
+        return found
+    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    return (mean, var) if isinstance(mean, Tensor) else None
+
+
 class Noise(nn.Module):
     """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in use.
 

@@ -13,7 +13,7 @@ from bnlab.norms.base import ChannelNorm, Eps
 from bnlab.registry import NORMS
 
 
-@NORMS.register("batch_renorm", traits={"batch_statistics"})
+@NORMS.register("batch_renorm", traits={"batch_statistics", "stops_gradient"})
 class BatchRenorm(ChannelNorm):
     """Batch norm corrected to the running mean mu and the running standard deviation sigma:
 
@@ -55,6 +55,10 @@ class BatchRenorm(ChannelNorm):
         d = ((mean - self.running_mean) / self.running_sd).clamp(-d_max, d_max).detach()
         self.track(mean=mean, sd=sd)
         return self.affine((x - self.wide(mean)) / self.wide(sd) * self.wide(r) + self.wide(d))
+
+    def statistics_in_use(self) -> tuple[Tensor, Tensor]:
+        """See `base.statistics_in_use`. The running standard deviation has eps in it."""
+        return self.running_mean, (self.running_sd.square() - self.eps).clamp(min=0)
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max at this step, scalars that stay on the device."""

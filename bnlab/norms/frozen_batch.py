@@ -38,6 +38,10 @@ class FrozenBatch(ChannelNorm):
             mean, var = self._used(x)
         return self.affine((x - self.wide(mean)) / torch.sqrt(self.wide(var) + self.eps))
 
+    def statistics_in_use(self) -> tuple[Tensor, Tensor]:
+        """See `base.statistics_in_use`."""
+        return self.frozen_mean, self.frozen_var
+
     @torch.no_grad()
     def _used(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What this step is normalized with; keeps what the next is. With `where`, since to ask a counter on a GPU

@@ -23,7 +23,7 @@ from bnlab.models.base import Net
 from bnlab.state import Objective, State
 from bnlab.tap import Sites, TrainingSites
 
-Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites"]
+Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data"]
 """What can be asked for:
 
 - `training_sites`: `Snapshot.training`, pre of the training forward itself
@@ -31,6 +31,7 @@ Need = Literal["training_sites", "delta_norms", "weights_before", "before", "pro
 - `weights_before`: `Snapshot.before`, of which only the affine weights are valid
 - `before`: `Snapshot.before`, the whole state before the update
 - `probe_sites`: `Snapshot.probe`, pre and act_in on the fixed probe batch, before the update
+- `training_data`: `Snapshot.data`, the whole training split
 """
 
 Raw = dict[str, Tensor]
@@ -45,12 +46,15 @@ Carry = dict[str, HostArray]
 Metrics = dict[str, HostArray]
 """By journal name: a scalar (), one value a site [L], or a vector."""
 
+NO_DATA = Split(torch.empty(0), torch.empty(0))
+"""What a probe sees that did not ask for the training split."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Both ends of one optimizer step: the net holds the weights after it, its `.grad`s the gradient of it.
 
-    `training`, `before` and `probe` are there if a probe needs them, and until the next measurement only.
+    `training`, `before`, `probe` and `data` are there if a probe needs them, and until the next measurement only.
     """
 
     step: int
@@ -65,6 +69,7 @@ class Snapshot:
     training: TrainingSites = field(default_factory=TrainingSites)
     before: State = field(default_factory=lambda: State({}, {}))
     probe: Sites = field(default_factory=Sites)
+    data: Split = NO_DATA
 
 
 class Probe(Protocol):

@@ -1,6 +1,11 @@
-"""Gradients of the training loss: their norms by layer, the size of the update, growth with depth, noise.
+"""Gradients of the training loss: their norms by layer, the size of the update, growth with depth, noise, cancellation.
 
 Legend: B batch, C channels, L sites. Norms are Euclidean, over all entries of a tensor.
+
+An entry of an affine weight's gradient is a sum of terms, delta times x, x what the map is given and delta = dL/dpre:
+over the examples, in a convolution over the positions too. Bjorck et al. 2018, table 1, compare a, the sum of the
+terms' absolute values, with b, the absolute value of their sum: a / b is 1 where all terms have one sign, and large
+where they cancel. How they bring the entries of a kernel together is not clear to us; here it is the median.
 """
 
 from __future__ import annotations
@@ -15,7 +20,12 @@ from torch import Tensor
 from bnlab.data.base import Split
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 from bnlab.registry import PROBES
-from bnlab.state import gradient_at
+from bnlab.state import State, gradient_at, loss_at
+from bnlab.tap import AffineTap
+
+ROUNDING = 64
+"""A sum below so many units in the last place of the sum of absolute values is rounding: a true 0, such as that of
+delta over the batch below a batch norm, where an input is the same for all examples."""
 
 
 @PROBES.register("gradients")
@@ -30,14 +40,23 @@ class Gradients:
         "delta_norm": "||dL/dpre||: gradient at the pre-activations (Yang et al. 2019 follow its growth with depth)",
         "grad_noise": "||g_A - g_B|| / ||g_A + g_B|| for the gradients of the two halves of the batch, each half with "
         "its own batch statistics: an estimate of the relative standard error of the batch gradient",
+        "abs_over_sum": "median over the entries of dL/dW of the sum of |terms| over |sum of terms|: a / b of Bjorck "
+        "et al. 2018, table 1; entries whose sum is 0, but for rounding, are left out",
+        "grad_kurtosis": "excess kurtosis of the entries of dL/dW of the site's affine weight: 0 of a normal "
+        "distribution, above 0 with heavier tails",
     }
 
-    def __init__(self, *, updates: bool, deltas: bool, noise: bool) -> None:
+    def __init__(self, *, updates: bool, deltas: bool, noise: bool, cancellation: bool) -> None:
         """Beside the gradient norms: `updates` measures update_ratio, at the price of a copy of the weights; `deltas`
         delta_norm, of a copy of every gradient at pre; `noise` grad_noise, of two forward and backward passes over half
-        a batch."""
-        self.updates, self.deltas, self.noise = updates, deltas, noise
-        wanted: dict[Need, bool] = {"delta_norms": deltas, "weights_before": updates, "before": noise}
+        a batch; `cancellation` abs_over_sum and grad_kurtosis, of some three training steps, and needs affine maps that
+        are linear in their input and their weight."""
+        self.updates, self.deltas, self.noise, self.cancellation = updates, deltas, noise, cancellation
+        wanted: dict[Need, bool] = {
+            "delta_norms": deltas,
+            "weights_before": updates,
+            "before": noise or cancellation,
+        }
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
         self._sites = 0
@@ -56,7 +75,11 @@ class Gradients:
             norms = list(torch._foreach_norm(tensors))  # one call for many, as in torch's own gradient clipping
             deltas = [norm for _, norm in sorted(snapshot.training.delta_norms.items())] if self.deltas else []
             raw = {"norms": torch.stack([*deltas, *norms])}
-        return raw | ({"grad_noise": self._noise(snapshot)} if self.noise else {})
+        if self.noise:
+            raw["grad_noise"] = self._noise(snapshot)
+        if self.cancellation:
+            raw["cancellation"] = self._cancellation(snapshot)
+        return raw
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         # A row of one norm a site for each figure, in the order of `measure`, then the norms of all other gradients.
@@ -75,6 +98,8 @@ class Gradients:
             metrics["delta_norm"] = delta_norm
         if self.noise:
             metrics["grad_noise"] = raw["grad_noise"]
+        if self.cancellation:
+            metrics["abs_over_sum"], metrics["grad_kurtosis"] = raw["cancellation"]
         return metrics, carry
 
     def _noise(self, snapshot: Snapshot) -> Tensor:
@@ -87,3 +112,48 @@ class Gradients:
     def _flat_gradient(self, snapshot: Snapshot, part: Split) -> Tensor:
         _, grads = gradient_at(snapshot.net.module, snapshot.before, part.x, part.y, snapshot.objective)
         return torch.cat([grad.flatten() for grad in grads.values()])
+
+    def _cancellation(self, snapshot: Snapshot) -> Tensor:
+        """abs_over_sum and grad_kurtosis of every site, [2, L], at the state before the update."""
+        net, batch, before = snapshot.net, snapshot.batch, snapshot.before
+        names = [site.params[0] for site in net.sites]
+        params = before.params | {name: before.params[name].detach().requires_grad_() for name in names}
+        tap, rows = AffineTap(net), []
+        with torch.enable_grad():
+            with tap:
+                loss = loss_at(net.module, State(params, before.buffers), batch.x, batch.y, snapshot.objective)
+            found = torch.autograd.grad(loss, [*(params[name] for name in names), *tap.outputs])
+            grads, deltas = found[: len(names)], found[len(names) :]
+            for site, x, delta, grad in zip(net.sites, tap.inputs, deltas, grads, strict=True):
+                # |delta x| = |delta| |x|, so the sum of all |terms| is the weight's gradient for these two. It does
+                # not depend on the weight, which is the updated one here.
+                out = site.affine(x.detach().abs())
+                (absolute,) = torch.autograd.grad(out, net.params[site.params[0]], delta.abs())
+                rows.append(torch.stack([median_ratio(absolute, grad.abs()), excess_kurtosis(grad)]))
+        return torch.stack(rows, dim=1)
+
+
+def median_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """The median of above / below, a scalar, both of one shape and not below 0; entries with below = 0, but for
+    rounding, are left out, and with no other it is NaN.
+
+    >>> median_ratio(torch.tensor([2.0, 9.0, 4.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.0])).item()
+    4.0
+    """
+    left_out = below <= ROUNDING * torch.finfo(below.dtype).eps * above
+    ratio = above / below
+    kept = torch.where(left_out, torch.nan, ratio)
+    # Of an even number torch's median is the lower of the two in the middle. A sort takes several times as long.
+    median = (kept.nanmedian() - (-kept).nanmedian()) / 2
+    return torch.where((ratio.isnan() & ~left_out).any(), torch.nan, median)
+
+
+def excess_kurtosis(x: Tensor) -> Tensor:
+    """Fourth central moment over the squared second of all entries, less 3, a scalar; NaN where all are equal.
+
+    >>> excess_kurtosis(torch.tensor([-1.0, 1.0, -1.0, 1.0])).item()
+    -2.0
+    """
+    centred = x - x.mean()
+    square = (centred / centred.abs().max()).square()  # powers of tiny numbers would be 0
+    return square.square().mean() / square.mean().square() - 3

@@ -21,8 +21,10 @@ KINDS = {
     "optim": "optim",
     "probes": "probes",
     "metrics": "",
+    "figures": "",
 }
-"""What `bnlab list` takes, and the folder of configs it stands for."""
+"""What `bnlab list` takes, and the folder of configs it stands for. Metrics are what a journal has; figures are what is
+made of it, of a run or of a curve, and what claims are about."""
 
 LOOP_METRICS = {
     "train_loss": "loss of the training batch, before the update",
@@ -71,6 +73,10 @@ def names(kind: str, config_dir: Path | None) -> list[dict[str, str]]:
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, KINDS))
     if kind == "metrics":
         return _metrics()
+    if kind == "figures":
+        from bnlab.analysis.metrics import table
+
+        return table()
     from bnlab.config import available, config_dirs, description
 
     dirs = config_dirs(config_dir)

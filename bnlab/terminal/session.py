@@ -105,11 +105,12 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
     from bnlab.setup import assemble
     from bnlab.train import train as train_run
 
+    out, plain = sys.stderr if typed.as_json else sys.stdout, typed.plain or typed.as_json
+    if not _has_data(spec, out, plain, stop):
+        return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
     setup = assemble(spec)
-    progress = _progress(
-        setup, folder, plain=typed.plain or typed.as_json, out=sys.stderr if typed.as_json else sys.stdout
-    )
+    progress = _progress(setup, folder, plain=plain, out=out)
 
     def stopped() -> str | None:
         progress.tick()
@@ -121,6 +122,21 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
     finally:
         progress.close()
     return status
+
+
+def _has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
+    """Whether the data set is there; one that is nowhere is downloaded first, unless the user stops that."""
+    from bnlab.registry import DATA, load_plugins
+    from bnlab.sources import SOURCES, present
+
+    load_plugins(spec.plugins)
+    DATA.entry(spec.data.name)  # which enters its source
+    source = SOURCES.get(spec.data.name)
+    if source is None or present(source):
+        return True
+    from bnlab.terminal.fetching import download
+
+    return download(source, out, plain, lambda: stop.reason)
 
 
 def _progress(setup: Setup, folder: RunFolder, *, plain: bool, out: TextIO) -> Progress:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from bnlab import config
-from bnlab.data.base import Batches, Dataset, Split, normalized, probe_batch
+from bnlab.data.base import Batches, Dataset, Split, first, normalized, probe_batch
+from bnlab.errors import UsageError
 from bnlab.registry import DATA
 from bnlab.setup import assemble
 from bnlab.spec import RunSpec
@@ -213,6 +214,68 @@ def test_a_linear_teacher_and_its_inputs_have_standard_normal_entries() -> None:
     teacher = torch.linalg.lstsq(x, dataset.train.y.double()).solution
     assert abs(float(teacher.mean())) < 5 / math.sqrt(teacher.numel())
     assert float(teacher.var()) == pytest.approx(1, rel=5 * math.sqrt(2 / teacher.numel()))
+
+
+# -- subsets ---------------------------------------------------------------------------------------
+
+
+def _labelled(labels: list[int], classes: int | None) -> Dataset:
+    """Training example i has x = i; as many targets as labels. The test split has one example."""
+    y = torch.tensor(labels)
+    split = Split(torch.arange(len(labels), dtype=torch.float32)[:, None], y if classes else y[:, None].float())
+    return Dataset(train=split, test=Split(split.x[:1], split.y[:1]), classes=classes)
+
+
+def _by_hand(labels: list[int], count: int) -> list[int]:
+    """One example after the other: always the next of the class that has given fewest, of two such the one whose next
+    example comes first."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        left = [i for i in range(len(labels)) if i not in chosen]
+        given_by = [sum(labels[i] == labels[j] for j in chosen) for i in left]
+        chosen.append(left[given_by.index(min(given_by))])
+    return sorted(chosen)
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=4, max_size=25), count=st.integers(4, 25))
+def test_a_subset_takes_of_each_class_alike_in_the_order_of_the_data(labels: list[int], count: int) -> None:
+    if count > len(labels):
+        return
+    dataset = _labelled(labels, classes=4)
+    found = first(dataset, count)
+    assert found.train.x[:, 0].long().tolist() == _by_hand(labels, count)
+    assert found.train.y.tolist() == [labels[i] for i in _by_hand(labels, count)]
+    assert found.test is dataset.test
+    assert found.classes == 4
+
+
+def test_a_subset_of_a_regression_is_its_first_examples() -> None:
+    assert first(_labelled([5] * 9, classes=None), 3).train.x[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "per_class"), [(500, {50}), (505, {50, 51}), (10, {1})])
+def test_a_subset_of_digits_is_balanced(count: int, per_class: set[int]) -> None:
+    found = torch.bincount(first(_digits(), count).train.y, minlength=10)
+    assert set(found.tolist()) == per_class
+    assert int(found.sum()) == count
+
+
+def test_a_subset_of_all_or_of_null_is_the_whole() -> None:
+    dataset = _labelled([0, 1, 1, 0, 1], classes=2)
+    assert first(dataset, None) is dataset
+    assert first(dataset, 5).train.x[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (6, r"^data\.subset: larger than the 5 training examples, got 6\. Use a smaller one\.$"),
+        (1, r"^data\.subset: fewer than the 2 classes, got 1\. Use a larger one\.$"),
+    ],
+)
+def test_a_subset_larger_than_the_data_or_with_fewer_examples_than_classes_is_refused(count: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        first(_labelled([0, 1, 1, 0, 1], classes=2), count)
 
 
 # -- normalization ---------------------------------------------------------------------------------

@@ -503,3 +503,11 @@ def test_a_net_that_cannot_be_is_refused(name: str, options: Any, model: dict[st
 def test_a_cnn_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         _cnn(**options)
+
+
+def test_a_deep_linear_net_takes_images_as_they_come() -> None:
+    options = {"depth": 3, "width": 5}
+    shared = replace(MODEL, activation="linear", bias=False)
+    image, flat = (MODELS.build("deep_linear", options, shape, 3, shared, NONE, 0) for shape in ((2, 3, 4), (24,)))
+    x = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(image.module(x), flat.module(x.flatten(1)), rtol=0, atol=0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from twins import Moment
 
 from bnlab.folder import RunFolder
 from bnlab.journal import Record, read
@@ -29,21 +28,9 @@ class Trained:
     records: list[Record]
     states: list[dict[str, Tensor]]
 
-    def net_at(self, step: int) -> nn.Module:
-        """A net of its own, in train mode, with the weights before the step; to be changed at will."""
-        net = copy.deepcopy(self.setup.net.module)
-        net.load_state_dict(self.states[step])
-        return net.train()
-
-    def loss_of(self, net: nn.Module, step: int) -> Tensor:
-        """Its loss on the step's training batch."""
-        batch = self.setup.batches.at(step)
-        return self.setup.objective(net(batch.x), batch.y)
-
-    def gradient_of(self, net: nn.Module, step: int) -> dict[str, Tensor]:
-        """Of that loss, by plain autograd."""
-        params = dict(net.named_parameters())
-        return dict(zip(params, torch.autograd.grad(self.loss_of(net, step), list(params.values())), strict=True))
+    def moment(self, step: int) -> Moment:
+        """What was there before and after the step."""
+        return Moment(setup=self.setup, step=step, before=self.states[step], after=self.states[step + 1])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from twins import norm_of, walk
 
 from bnlab.data.base import Split
 from bnlab.errors import UsageError
@@ -24,34 +24,6 @@ SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.landscape.random=true", "dtype=float64", "steps=5")
 
 
-def _norm(grads: dict[str, Tensor]) -> float:
-    return math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
-
-
-def _walk(run: Any, step: int, direction: dict[str, Tensor], factors: list[float]) -> dict[str, float]:
-    """Every figure, from the definitions."""
-    lr = run.setup.spec.optim.lr
-    start = run.gradient_of(run.net_at(step), step)
-    losses, changes, smoothness = [], [], []
-    for factor in factors:
-        net, a = run.net_at(step), factor * lr
-        with torch.no_grad():
-            for name, param in net.named_parameters():
-                param.sub_(a * direction[name])
-        losses.append(run.loss_of(net, step).item())
-        there = run.gradient_of(net, step)
-        changes.append(_norm({name: start[name] - there[name] for name in start}))
-        smoothness.append(changes[-1] / (a * _norm(direction)))
-    return {
-        "loss_lo": min(losses),
-        "loss_hi": max(losses),
-        "loss_range": (max(losses) - min(losses)) / run.loss_of(run.net_at(step), step).item(),
-        "grad_change": max(changes),
-        "grad_change_rel": max(changes) / _norm(start),
-        "eta_beta_half": lr * max(smoothness) / 2,
-    }
-
-
 @pytest.mark.parametrize("norm", ["none", "batch", "batch_reference"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_figures_are_those_of_a_net_that_walks_along_its_gradient(
@@ -59,13 +31,14 @@ def test_figures_are_those_of_a_net_that_walks_along_its_gradient(
 ) -> None:
     run = trained(spec_of(*PROBED, f"norm={norm}", "optim.lr=0.2", "optim.momentum=0.5", model=model))
     for step, record in enumerate(run.records):
-        gradient = run.gradient_of(run.net_at(step), step)
+        moment = run.moment(step)
+        gradient = moment.gradient(moment.net())
         factors = [0.5 * 8 ** (k / 7) for k in range(8)]  # 0.5, ..., 4
-        for name, value in _walk(run, step, gradient, factors).items():
+        for name, value in walk(moment, gradient, factors).items():
             assert record[name] == pytest.approx(value, rel=1e-8), (step, name)
-        length = torch.tensor(_norm(gradient), dtype=torch.float64)
+        length = torch.tensor(norm_of(*gradient.values()), dtype=torch.float64)
         direction = random_direction(gradient, length, run.setup.spec.seed, step)
-        for name, value in _walk(run, step, direction, factors).items():
+        for name, value in walk(moment, direction, factors).items():
             assert record[f"random_{name}"] == pytest.approx(value, rel=1e-8), (step, name)
 
 
@@ -73,7 +46,8 @@ def test_the_range_and_the_number_of_points_are_options(spec_of: SpecOf, trained
     options = ("probes.landscape.low=0.01", "probes.landscape.high=30.0", "probes.landscape.points=3")
     run = trained(spec_of(*PROBED, *options, "norm=batch"))
     for step, record in enumerate(run.records):
-        walked = _walk(run, step, run.gradient_of(run.net_at(step), step), [0.01, math.sqrt(0.3), 30.0])
+        moment = run.moment(step)
+        walked = walk(moment, moment.gradient(moment.net()), [0.01, math.sqrt(0.3), 30.0])
         for name, value in walked.items():
             assert record[name] == pytest.approx(value, rel=1e-8), (step, name)
 
@@ -125,7 +99,7 @@ def test_random_directions_are_as_long_as_asked_and_differ_by_seed_and_step() ->
     norm = torch.tensor(2.5)
     one = random_direction(like, norm, 0, 1)
     assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in like.items()}
-    assert _norm(one) == pytest.approx(2.5, rel=1e-6)
+    assert norm_of(*one.values()) == pytest.approx(2.5, rel=1e-6)
     assert torch.equal(one["a"], random_direction(like, norm, 0, 1)["a"])
     for seed, step in ((0, 2), (1, 1)):
         assert not torch.allclose(one["a"], random_direction(like, norm, seed, step)["a"])

@@ -1,13 +1,12 @@
 """Every probe against a slow, obvious twin in float64, written from the definitions, over several steps of a real run.
 
-The twin knows the weights before every step, the batch and the probe batch, and computes everything anew: its own
-forward, its own statistics channel by channel, its own gradients.
+The twin (twins.py) knows the weights before every step, the batch and the probe batch, and computes everything anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import twins
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
+from twins import Moment, counts_of, drift_mean, moments_of
 
 from bnlab.folder import RunFolder
 from bnlab.journal import Record, read
-from bnlab.models.base import Site
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges, spread
 from bnlab.registry import PROBES
 from bnlab.setup import Setup, assemble
@@ -53,107 +52,6 @@ PROBED = (
 )
 
 
-# -- the twin --------------------------------------------------------------------------------------
-
-
-def _batch_norm(x: Tensor, state: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
-    """With the batch's own statistics; gamma and beta."""
-    over = [0, *range(2, x.ndim)]
-    shape = [1, -1, *([1] * (x.ndim - 2))]
-    mean = x.mean(dim=over, keepdim=True)
-    var = ((x - mean) ** 2).mean(dim=over, keepdim=True)
-    x_hat = (x - mean) / (var + eps).sqrt()
-    return state[f"{name}_norm.weight"].view(shape) * x_hat + state[f"{name}_norm.bias"].view(shape)
-
-
-def _affine(site: Site, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    weight, bias = state[f"{site.name}_affine.weight"], state.get(f"{site.name}_affine.bias")
-    if weight.ndim == 2:
-        return F.linear(x.flatten(1), weight, bias)
-    assert isinstance(site.affine, nn.Conv2d)
-    return F.conv2d(x, weight, bias, stride=site.affine.stride, padding=weight.shape[2] // 2)
-
-
-def _forward(setup: Setup, state: Mapping[str, Tensor], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """pre and act_in of every site, in batch mode; the last pre is the output."""
-    spec = setup.spec
-    act = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "linear": lambda x: x}[
-        spec.model.activation
-    ]
-    pres, act_ins = [], []
-    for site in setup.net.sites:
-        if site.name.endswith("_out") and x.ndim == 4:
-            x = x.mean(dim=(2, 3))
-        pre = _affine(site, state, x)
-        normed = f"{site.name}_norm.weight" in state
-        act_in = _batch_norm(pre, state, site.name, spec.norm.options["eps"]) if normed and _before(spec) else pre
-        x = pre if site.name.endswith("_out") else act(act_in)
-        if normed and not _before(spec):
-            x = _batch_norm(x, state, site.name, spec.norm.options["eps"])
-        pres.append(pre)
-        act_ins.append(act_in)
-    return pres, act_ins
-
-
-def _before(spec: RunSpec) -> bool:
-    return spec.norm.position == "before"
-
-
-def _objective(spec: RunSpec, outputs: Tensor, y: Tensor) -> Tensor:
-    if spec.loss == "mse":
-        loss = (outputs - y).pow(2)
-        return loss.sum() if spec.reduction == "sum" else loss.mean()
-    losses = outputs.logsumexp(dim=1) - outputs[torch.arange(len(y)), y]
-    return losses.sum() if spec.reduction == "sum" else losses.mean()
-
-
-def _gradients(
-    setup: Setup, state: Mapping[str, Tensor], names: list[str], x: Tensor, y: Tensor
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """dL/dparams by name, and dL/dpre of every site."""
-    with torch.enable_grad():
-        params = {name: state[name].clone().requires_grad_() for name in names}
-        pres, _ = _forward(setup, params, x)
-        loss = _objective(setup.spec, pres[-1], y)
-        grads = torch.autograd.grad(loss, [*params.values(), *pres])
-    return dict(zip(names, grads[: len(names)], strict=True)), list(grads[len(names) :])
-
-
-def _norm(*tensors: Tensor) -> float:
-    return math.sqrt(sum(float(value) ** 2 for tensor in tensors for value in tensor.flatten().tolist()))
-
-
-Moments = list[tuple[float, float]]
-
-
-def _moments(x: np.ndarray) -> Moments:
-    """Mean and biased variance, channel by channel."""
-    found = []
-    for c in range(x.shape[1]):
-        values = [float(value) for value in x[:, c].ravel()]
-        mean = math.fsum(values) / len(values)
-        found.append((mean, math.fsum((value - mean) ** 2 for value in values) / len(values)))
-    return found
-
-
-def _drift_mean(now: Moments, then: Moments) -> float:
-    return float(np.median([abs(m - m0) / math.sqrt((v + v0) / 2) for (m, v), (m0, v0) in zip(now, then, strict=True)]))
-
-
-def _drift_logvar(now: Moments, then: Moments) -> float:
-    return float(np.median([abs(math.log(v) - math.log(v0)) for (_, v), (_, v0) in zip(now, then, strict=True)]))
-
-
-def _counts(x: np.ndarray) -> list[float]:
-    """By the definition of the bins: uniform in asinh, with tails below and above."""
-    counts = [0.0] * (HISTOGRAM_BINS + 2)
-    limit = math.asinh(HISTOGRAM_LIMIT)
-    for value in x.ravel().tolist():
-        place = (math.asinh(value) + limit) / (2 * limit) * HISTOGRAM_BINS
-        counts[0 if place < 0 else HISTOGRAM_BINS + 1 if place > HISTOGRAM_BINS else 1 + int(place)] += 1
-    return counts
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """A run of several steps: its journal, and the state before each of its steps (and after the last)."""
@@ -161,7 +59,9 @@ class Measured:
     setup: Setup
     records: list[Record]
     states: list[dict[str, Tensor]]
-    params: list[str]
+
+    def moment(self, step: int) -> Moment:
+        return Moment(setup=self.setup, step=step, before=self.states[step], after=self.states[step + 1])
 
     def with_metric(self, name: str) -> list[Record]:
         return [record for record in self.records if name in record]
@@ -183,8 +83,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured
             folder = RunFolder(tmp_path_factory.mktemp("run"))
             assert train(setup, folder, stopped=keep)["status"] == "finished"
             keep()
-            params = [name for name, _ in setup.net.module.named_parameters()]
-            done[spec.id] = Measured(setup=setup, records=list(read(folder.journal_file)), states=states, params=params)
+            done[spec.id] = Measured(setup=setup, records=list(read(folder.journal_file)), states=states)
         return done[spec.id]
 
     return run
@@ -203,112 +102,51 @@ def test_batch_moments_are_those_of_the_training_batch(arm: Measured) -> None:
     records = arm.with_metric("batch_mean")
     assert [record["step"] for record in records] == list(range(7))
     for record in records:
-        pres, _ = _forward(arm.setup, arm.states[record["step"]], arm.setup.batches.at(record["step"]).x)
-        moments = [_moments(pre.numpy()) for pre in pres]
-        np.testing.assert_allclose(record["batch_mean"], [np.mean([m for m, _ in of]) for of in moments], **CLOSE)
-        np.testing.assert_allclose(record["batch_var"], [np.mean([v for _, v in of]) for of in moments], **CLOSE)
+        for name, values in twins.batch_moments(arm.moment(record["step"])).items():
+            np.testing.assert_allclose(record[name], values, err_msg=name, **CLOSE)
 
 
 def test_activations_are_those_of_the_probe_batch_before_the_update(arm: Measured) -> None:
-    probe = arm.setup.observer.probe_batch.x
+    assert len(arm.setup.observer.probe_batch) == 22
     records = arm.with_metric("act_mean.pre")
     assert [record["step"] for record in records] == list(range(7))
-    assert len(probe) == 22
-    last: dict[str, list[Moments]] = {}
-    first: dict[str, list[Moments]] = {}
+    last = first = None
     for record in records:
-        pres, act_ins = _forward(arm.setup, arm.states[record["step"]], probe)
-        for point, tensors in (("pre", pres), ("act_in", act_ins)):
-            arrays = [x.numpy() for x in tensors]
-            now = [_moments(x) for x in arrays]
-            expected = {
-                "act_mean": [np.mean([m for m, _ in of]) for of in now],
-                "act_var": [np.mean([v for _, v in of]) for of in now],
-                "sampling_floor": [_floor(x, of) for x, of in zip(arrays, now, strict=True)],
-            }
-            for share in (15, 50, 85):
-                expected[f"act_p{share}"] = [np.percentile(_unit(x, 4), share) for x in arrays]
-            if point in last:
-                for suffix, then in (("", last[point]), ("_total", first[point])):
-                    expected[f"drift_mean{suffix}"] = [_drift_mean(a, b) for a, b in zip(now, then, strict=True)]
-                    expected[f"drift_logvar{suffix}"] = [_drift_logvar(a, b) for a, b in zip(now, then, strict=True)]
-            for name, values in expected.items():
-                # Differences of moments lose digits: what is left of 16 at a drift of 1e-6.
-                np.testing.assert_allclose(record[f"{name}.{point}"], values, rtol=1e-7, atol=1e-11, err_msg=name)
-            if point not in last:
-                assert not [key for key in record if key.startswith("drift_") and key.endswith(point)]
-            last[point] = now
-            first.setdefault(point, now)
-
-
-def _floor(x: np.ndarray, moments: Moments) -> float:
-    """The two halves' means, in units of the whole probe batch's standard deviation."""
-    half = len(x) // 2
-    ends = [[m for m, _ in _moments(part)] for part in (x[:half], x[half:])]
-    return float(np.median([abs(a - b) / math.sqrt(v) for a, b, (_, v) in zip(*ends, moments, strict=True)]))
-
-
-def _unit(x: np.ndarray, unit: int) -> np.ndarray:
-    of_unit = x[:, unit % x.shape[1]]
-    return of_unit if x.ndim == 2 else of_unit[:, x.shape[2] // 2, x.shape[3] // 2]
+        moment = arm.moment(record["step"])
+        expected = twins.activations(moment, last, first)
+        assert len(expected) == 2 * (6 if last is None else 10)
+        for name, values in expected.items():
+            # Differences of moments lose digits: what is left of 16 at a drift of 1e-6.
+            np.testing.assert_allclose(record[name], values, rtol=1e-7, atol=1e-11, err_msg=name)
+        if last is None:
+            assert not [key for key in record if key.startswith("drift_")]
+        last, first = moment, first or moment
 
 
 def test_dead_channels_are_rectified_ones_that_are_off_on_the_whole_probe_batch(arm: Measured) -> None:
     if arm.setup.spec.model.activation != "relu":
         assert arm.with_metric("dead_fraction") == []
         return
-    probe = arm.setup.observer.probe_batch.x
     for record in arm.with_metric("act_mean.pre"):
-        _, act_ins = _forward(arm.setup, arm.states[record["step"]], probe)
-        expected: list[float | None] = []
-        for x in act_ins[:-1]:
-            expected.append(sum(bool((x[:, c] <= 0).all()) for c in range(x.shape[1])) / x.shape[1])
-        assert record["dead_fraction"] == pytest.approx([*expected, None])
+        assert record["dead_fraction"] == pytest.approx(twins.dead_fraction(arm.moment(record["step"])))
 
 
 def test_histograms_count_every_value_of_the_chosen_sites(arm: Measured) -> None:
-    spec = arm.setup.spec
-    options: Mapping[str, Any] = spec.probes.options["activations"]
-    sites = arm.setup.net.sites
-    chosen = spread(len(sites), options["histogram_sites"])
-    probe = arm.setup.observer.probe_batch.x
     records = arm.with_metric("act_mean.pre")
     for measurement, record in enumerate(records):
-        found = {key for key in record if key.startswith("histogram.")}
-        if measurement % options["histogram_every"]:
-            assert found == set()
+        found = {key: value for key, value in record.items() if key.startswith("histogram.")}
+        if measurement % arm.setup.spec.probes.options["activations"]["histogram_every"]:
+            assert found == {}
             continue
-        assert found == {f"histogram.{point}.{sites[i].name}" for point in ("pre", "act_in") for i in chosen}
-        pres, act_ins = _forward(arm.setup, arm.states[record["step"]], probe)
-        for point, tensors in (("pre", pres), ("act_in", act_ins)):
-            for i in chosen:
-                assert record[f"histogram.{point}.{sites[i].name}"] == _counts(tensors[i].numpy())
+        assert found == twins.histograms(arm.moment(record["step"]))
+        assert len(found) == 2 * min(5, len(arm.setup.net.sites))
 
 
 def test_gradients_are_those_of_the_training_loss(arm: Measured) -> None:
-    sites = arm.setup.net.sites
-    weights = [f"{site.name}_affine.weight" for site in sites]
     records = arm.with_metric("grad_norm")
     assert [record["step"] for record in records] == list(range(7))
     for record in records:
-        step = record["step"]
-        before, after = arm.states[step], arm.states[step + 1]
-        batch = arm.setup.batches.at(step)
-        grads, deltas = _gradients(arm.setup, before, arm.params, batch.x, batch.y)
-        by_site = [_norm(grads[name]) for name in weights]
-        expected: dict[str, Any] = {
-            "grad_norm": by_site,
-            "grad_norm_total": _norm(*grads.values()),
-            "first_over_last": by_site[0] / by_site[-1],
-            "update_ratio": [_norm(after[name] - before[name]) / _norm(before[name]) for name in weights],
-            "delta_norm": [_norm(delta) for delta in deltas],
-        }
-        half = len(batch) // 2
-        parts = [(batch.x[:half], batch.y[:half]), (batch.x[half:], batch.y[half:])]
-        a, b = (_gradients(arm.setup, before, arm.params, x, y)[0] for x, y in parts)
-        difference, total = (_norm(*(a[name] + sign * b[name] for name in arm.params)) for sign in (-1, 1))
-        expected["grad_noise"] = difference / total
-        for name, values in expected.items():
+        for name, values in twins.gradients(arm.moment(record["step"])).items():
             np.testing.assert_allclose(record[name], values, rtol=1e-8, atol=1e-12, err_msg=name)
 
 
@@ -332,10 +170,10 @@ def test_between_distant_measurements_drift_is_since_the_last_measurement(
     steps = [record["step"] for record in records]
     assert steps[-4:] == [10, 20, 30, 39]
     probe = arm.setup.observer.probe_batch.x
-    moments = [[_moments(x.numpy()) for x in _forward(arm.setup, arm.states[step], probe)[0]] for step in steps]
+    moments = [[moments_of(x) for x in twins.forward(arm.setup, arm.states[step], probe)[0]] for step in steps]
     for record, now, then in zip(records[1:], moments[1:], moments[:-1], strict=True):
         for name, other in (("drift_mean.pre", then), ("drift_mean_total.pre", moments[0])):
-            expected = [_drift_mean(a, b) for a, b in zip(now, other, strict=True)]
+            expected = [drift_mean(a, b) for a, b in zip(now, other, strict=True)]
             np.testing.assert_allclose(record[name], expected, rtol=1e-7, err_msg=name)
 
 
@@ -351,9 +189,9 @@ def test_a_probe_with_a_cadence_of_its_own_leaves_the_others_theirs(
     steps = [record["step"] for record in records]
     assert steps == [0, 1, 2, 3, 12, 24, 36, 39]
     probe = arm.setup.observer.probe_batch.x
-    moments = [[_moments(x.numpy()) for x in _forward(arm.setup, arm.states[step], probe)[0]] for step in steps]
+    moments = [[moments_of(x) for x in twins.forward(arm.setup, arm.states[step], probe)[0]] for step in steps]
     for record, now, then in zip(records[1:], moments[1:], moments[:-1], strict=True):
-        expected = [_drift_mean(a, b) for a, b in zip(now, then, strict=True)]
+        expected = [drift_mean(a, b) for a, b in zip(now, then, strict=True)]
         np.testing.assert_allclose(record["drift_mean.pre"], expected, rtol=1e-7)
 
 
@@ -512,7 +350,7 @@ def test_a_histogram_counts_every_number_once_and_nan_nowhere(values: list[float
     assert counts[-1].item() == sum(value > edges[-1] * (1 + 1e-12) for value in values)
     clear = [v for v in values if not math.isnan(v) and min(abs(v - edge) for edge in edges) > 1e-6 * max(1, abs(v))]
     if len(clear) == len(values):
-        assert counts.tolist() == _counts(np.array(values))
+        assert counts.tolist() == counts_of(np.array(values))
 
 
 def test_histogram_edges_are_uniform_in_asinh_and_symmetric() -> None:

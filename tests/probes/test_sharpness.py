@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence
 from torch import Tensor
+from twins import hessian
 
 from bnlab.data.base import Split
 from bnlab.models.base import Net
@@ -24,18 +25,6 @@ SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.sharpness.every=1", "steps=5", "model.activation=tanh")
 
 
-def _hessian(run: Any, step: int) -> np.ndarray:
-    """Row by row, from the loss of a net of its own."""
-    net = run.net_at(step)
-    params = list(net.parameters())
-    grads = torch.autograd.grad(run.loss_of(net, step), params, create_graph=True)
-    rows = []
-    for entry in torch.cat([grad.flatten() for grad in grads]):
-        row = torch.autograd.grad(entry, params, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([part.flatten() for part in row]))
-    return torch.stack(rows).numpy()
-
-
 @pytest.mark.parametrize("norm", ["none", "batch", "batch_reference"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_the_eigenvalues_are_those_of_the_whole_hessian(
@@ -44,9 +33,9 @@ def test_the_eigenvalues_are_those_of_the_whole_hessian(
     options = ("probes.sharpness.top=3", "probes.sharpness.tolerance=1e-10", "dtype=float64", "optim.momentum=0.5")
     run = trained(spec_of(*PROBED, *options, f"norm={norm}", model=model))
     for step, record in list(enumerate(run.records))[::4]:
-        hessian = _hessian(run, step)
-        np.testing.assert_allclose(hessian, hessian.T, atol=1e-10)
-        expected = np.linalg.eigvalsh(hessian)[::-1][:3]
+        whole = hessian(run.moment(step))
+        np.testing.assert_allclose(whole, whole.T, atol=1e-10)
+        expected = np.linalg.eigvalsh(whole)[::-1][:3]
         found = [record[name] for name in ("lambda_max", "lambda_2", "lambda_3")]
         np.testing.assert_allclose(found, expected, rtol=1e-8)
         assert record["eta_lambda_half"] == pytest.approx(run.setup.spec.optim.lr / 2 * expected[0], rel=1e-8)
@@ -59,7 +48,7 @@ def test_in_single_precision_at_the_default_tolerance_it_is_right_to_a_thousandt
 ) -> None:
     run = trained(spec_of(*PROBED, f"norm={norm}"))
     for step, record in list(enumerate(run.records))[::4]:
-        assert record["lambda_max"] == pytest.approx(np.linalg.eigvalsh(_hessian(run, step))[-1], rel=1e-3)
+        assert record["lambda_max"] == pytest.approx(np.linalg.eigvalsh(hessian(run.moment(step)))[-1], rel=1e-3)
 
 
 def _linear(weight: float) -> Snapshot:

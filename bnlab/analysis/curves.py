@@ -1,0 +1,200 @@
+"""Metrics of an arm's curve over the learning rates, at one seed; and of an arm's seeds. Legend: K rates, N seeds.
+
+A grid has ends: where a figure would lie beyond one, it is a bound. And it has a spacing, which is the resolution of
+every rate found on it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import MinLen
+
+from bnlab.analysis.base import METRICS, Curve, Figure, Floats, MeasuredRun
+from bnlab.analysis.ends import first_loss
+
+Final = Literal["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+
+
+def stable(run: MeasuredRun) -> bool:
+    """It did not diverge, is better than chance at the end, and has a lower training loss there than the first batch
+    had."""
+    return run.facts.trains and run.facts.final("train_loss") < first_loss(run)
+
+
+def usable(run: MeasuredRun, of: Final, target: float) -> bool:
+    """It did not diverge, and `of` is at `target` or better at the end."""
+    value = run.facts.final(of)
+    return run.facts.finished and (value <= target if of.endswith("loss") else value >= target)
+
+
+def largest_of(rates: Floats, good: list[bool]) -> Figure:
+    """The last rate, going up from the lowest good one, before the first that is not good. [K], [K]
+
+    A good rate above a bad one does not count: it owes its luck to the seed. With none good, the figure is at most one
+    spacing below the grid; with the uppermost good, at least that.
+
+    >>> largest_of(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, False, True])
+    Figure(value=1.0, bound=None)
+    """
+    if not any(good):
+        below = rates[0] ** 2 / rates[1] if len(rates) > 1 else rates[0]
+        return Figure(float(below), "at most")
+    last = good.index(True)
+    while last + 1 < len(rates) and good[last + 1]:
+        last += 1
+    return Figure(float(rates[last]), "at least" if last + 1 == len(rates) else None)
+
+
+def decades(rates: Floats, good: list[bool]) -> Figure:
+    """log10 of the width of the good rates, each with half of the way to its neighbours; the outermost have the
+    same way outwards as inwards. At least that, if the uppermost is good. [K], [K]
+
+    >>> decades(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, True, False])
+    Figure(value=2.0, bound=None)
+    """
+    if len(rates) < 2:
+        return Figure(math.nan)
+    logs = np.log10(rates)
+    edges = np.concatenate([[2 * logs[0] - logs[1]], logs, [2 * logs[-1] - logs[-2]]])
+    width = float(((edges[2:] - edges[:-2]) / 2)[np.array(good)].sum())
+    return Figure(round(width, 12), "at least" if good[-1] else None)
+
+
+def _rates(curve: Curve) -> Floats:
+    return np.array(list(curve), dtype=np.float64)
+
+
+@METRICS.register(
+    "max_stable_lr",
+    of="curve",
+    meaning="largest learning rate of the grid, going up without a gap, at which the net trains: no divergence, better "
+    "than chance, a lower training loss at the end than at the start",
+    source="Bjorck et al. 2018, section 3; Ioffe & Szegedy 2015, section 3.3",
+    unit="learning rate",
+    better="higher",
+    reads=("train_loss",),
+)
+def max_stable_lr(curve: Curve) -> Figure:
+    return largest_of(_rates(curve), [stable(run) for run in curve.values()])
+
+
+@METRICS.register(
+    "max_usable_lr",
+    of="curve",
+    meaning="largest learning rate of the grid, going up without a gap, at which `of` ends at `target` or better",
+    source="Bjorck et al. 2018, section 3",
+    unit="learning rate",
+    better="higher",
+    reads=(),
+    shown_with=None,
+)
+def max_usable_lr(curve: Curve, *, of: Final, target: float) -> Figure:
+    return largest_of(_rates(curve), [usable(run, of, target) for run in curve.values()])
+
+
+@METRICS.register(
+    "stable_decades",
+    of="curve",
+    meaning="decades of learning rates at which the net trains, as for max_stable_lr, gaps left out",
+    source="Bjorck et al. 2018, section 3",
+    unit="decades",
+    better="higher",
+    reads=("train_loss",),
+)
+def stable_decades(curve: Curve) -> Figure:
+    return decades(_rates(curve), [stable(run) for run in curve.values()])
+
+
+@METRICS.register(
+    "usable_decades",
+    of="curve",
+    meaning="decades of learning rates at which `of` ends at `target` or better, gaps left out",
+    source="Bjorck et al. 2018, section 3",
+    unit="decades",
+    better="higher",
+    reads=(),
+    shown_with=None,
+)
+def usable_decades(curve: Curve, *, of: Final, target: float) -> Figure:
+    return decades(_rates(curve), [usable(run, of, target) for run in curve.values()])
+
+
+def deviation(curve: Curve) -> Figure:
+    """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
+    ends = [run.facts.final("train_loss") for run in curve.values()]
+    starts = np.array([first_loss(run) for run in curve.values()])
+    if not np.isfinite(starts).any():
+        return Figure(math.nan)
+    capped = np.fmin(ends, np.where(np.isnan(starts), np.nanmax(starts), starts))  # what diverged has no final loss
+    return Figure(float(np.mean(capped - np.min(capped))))
+
+
+@METRICS.register(
+    "lr_sensitivity",
+    of="curve",
+    meaning="mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
+    source="Wortsman et al. 2023, section 2.2",
+    unit="nats or squared units",
+    better="lower",
+    reads=("train_loss",),
+)
+def lr_sensitivity(curve: Curve) -> Figure:
+    return deviation(curve)
+
+
+@METRICS.register(
+    "sensitivity",
+    of="curve",
+    meaning="over the values of `factor`, such as model.init_scale, each at its best learning rate, mean of "
+    "min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
+    source="Wortsman et al. 2023, section 2.2",
+    unit="nats or squared units",
+    better="lower",
+    reads=("train_loss",),
+    shown_with=None,
+)
+def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Figure:
+    """The caller makes the curve over `factor`."""
+    return deviation(curve)
+
+
+@METRICS.register(
+    "lr_envelope",
+    of="curve",
+    meaning="median over measured steps of (max - min) / min of the training loss over the nets that were trained at "
+    "the stable learning rates: not a landscape of one net",
+    source="what public reproductions of Santurkar et al. 2018, figure 4 show",
+    unit="1",
+    better=None,
+    reads=("train_loss",),
+)
+def lr_envelope(curve: Curve) -> Figure:
+    raws = [run.series("train_loss") for run in curve.values() if stable(run)]
+    if len(raws) < 2 or any(not np.array_equal(raw.steps, raws[0].steps) for raw in raws):
+        return Figure(math.nan)
+    losses = np.stack([raw.values for raw in raws])  # [K, T]
+    low = losses.min(axis=0)
+    return Figure(float(np.median((losses.max(axis=0) - low) / low))) if (low > 0).all() else Figure(math.nan)
+
+
+@METRICS.register(
+    "seed_spread",
+    of="arm",
+    meaning="distance of the run metric `of`, or of its log, from its median over the arm's seeds at the same "
+    "learning rate, for each seed; it may be 0, so it stands in differences only",
+    source="Brown & Forsythe 1974",
+    unit="that of the metric",
+    better="lower",
+    reads=(),
+    shown_with=None,
+)
+def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> Floats:
+    """[N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
+    they are independent only nearly, as in Brown & Forsythe's test."""
+    if log and not (values > 0).all():
+        return np.full(len(values), math.nan)
+    seen = np.log(values) if log else values
+    return np.abs(seen - np.median(seen))

@@ -1,0 +1,133 @@
+"""Exact tests and intervals for paired differences. Legend: ... tables side by side, N pairs.
+
+A difference is above 0 when it speaks for the claim. The test is the exact sign-flip test: were the differences, less
+the smallest effect, symmetric about 0, all 2^N choices of their signs would be equally likely, and p is the share of
+the choices with a mean at least as large as the one seen. Fisher 1935; Good 2005, chapter 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from bnlab.analysis.base import Decision, Floats
+
+LEVEL = 0.05
+"""Of a false `supported` or `refuted`, over all claims of a report together."""
+CONFIDENCE = 0.95
+FEWEST_SEEDS = 6
+"""The smallest number of pairs whose two-sided p can be below 0.05: 2^-5 = 0.031."""
+FEWEST_FOR_INTERVAL = 3
+"""Pairs, below which there is nothing to resample."""
+EXACT_UP_TO = 14
+"""Pairs; above it signs are drawn, 2^14 times."""
+RESAMPLES = 9999
+ROUNDED = 9
+"""Decimals of a difference that count."""
+
+
+def sign_flip(differences: Floats, alternative: Literal["greater", "less"]) -> Floats:
+    """One-sided p of `mean difference is 0`. [..., N] -> [...]
+
+    >>> sign_flip(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), "greater").item() == 2**-6
+    True
+    """
+    if differences.shape[-1] == 1:
+        toward = differences[..., 0] > 0 if alternative == "greater" else differences[..., 0] < 0
+        return np.where(toward, 0.5, 1.0)
+    exact = differences.shape[-1] <= EXACT_UP_TO
+    found = stats.permutation_test(
+        (differences,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        axis=-1,
+        n_resamples=2 ** (EXACT_UP_TO + 1) if exact else 2**EXACT_UP_TO - 1,
+        alternative=alternative,
+        rng=np.random.default_rng(0),
+    )
+    return np.asarray(found.pvalue, dtype=np.float64)
+
+
+def interval(differences: Floats, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
+    """95 % BCa bootstrap interval of the mean (Efron 1987). [..., N] -> [...], [...]
+
+    Of one pair, and of equal differences, it is that difference: then there is nothing to resample, and the interval
+    says nothing about its certainty.
+    """
+    n = differences.shape[-1]
+    mean = differences.mean(axis=-1)
+    low, high = np.array(mean, dtype=np.float64, ndmin=1), np.array(mean, dtype=np.float64, ndmin=1)
+    spread = np.ptp(differences, axis=-1)
+    varied = np.atleast_1d(spread > 1e-12 * np.maximum(1e-300, np.abs(mean)))
+    rows = np.atleast_2d(differences)[varied]
+    if n > 1 and len(rows):
+        found = stats.bootstrap(
+            (rows,),
+            np.mean,
+            axis=-1,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=CONFIDENCE,
+            method="BCa" if n > 2 else "percentile",
+            batch=max(1, 4_000_000 // max(1, rows.size)),
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        low[varied], high[varied] = found.low, found.high
+    return low.reshape(np.shape(mean)), high.reshape(np.shape(mean))
+
+
+def holm(ps: Floats) -> Floats:
+    """p-values adjusted so that rejecting at the level keeps the chance of any false rejection below it, whatever
+    their dependence (Holm 1979). [..., M] -> [..., M]
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(12).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(ps, axis=-1, kind="stable")
+    sorted_ps = np.take_along_axis(ps, order, axis=-1)
+    factors = np.arange(ps.shape[-1], 0, -1)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(sorted_ps * factors, axis=-1))
+    result = np.empty_like(adjusted)
+    np.put_along_axis(result, order, adjusted, axis=-1)
+    return result
+
+
+def claims_decidable(seeds: int) -> int:
+    """How many claims one report can decide with so many seeds: the smallest p is 2^-seeds, and Holm multiplies the
+    smallest of M by M. Below 6 seeds none, by rule.
+
+    >>> [claims_decidable(seeds) for seeds in (5, 6, 7, 8, 10)]
+    [0, 3, 6, 12, 51]
+    """
+    return 0 if seeds < FEWEST_SEEDS else math.floor(LEVEL * 2 ** min(seeds, EXACT_UP_TO))
+
+
+def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
+    """p of 'effect <= smallest' and of 'effect >= smallest'. [..., N] -> [...], [...]
+
+    A sign-flip p never grows when a difference does, so that p at the lowest differences is an upper bound of p at the
+    true ones; and with one of them minus infinity, half of all choices of signs are at least as good as the one seen.
+    """
+    bounded_low = np.asarray(np.isfinite(low).all(axis=-1))
+    bounded_high = np.asarray(np.isfinite(high).all(axis=-1))
+    support = sign_flip(_beyond(np.where(bounded_low[..., None], low, 0.0), smallest), "greater")
+    refute = sign_flip(_beyond(np.where(bounded_high[..., None], high, 0.0), smallest), "less")
+    return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
+
+
+def _beyond(differences: Floats, smallest: float) -> Floats:
+    """Less the smallest effect; rounded, since a ratio of two rates of a grid may be the smallest effect itself."""
+    return np.round(differences - smallest, ROUNDED)
+
+
+def decide(p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float) -> Decision:
+    """From both raw p, the adjusted p of the smaller, and the interval."""
+    if p <= LEVEL and p_support < p_refute and round(interval[0] - smallest, ROUNDED) > 0:
+        return "supported"
+    if p <= LEVEL and p_refute < p_support and round(interval[1] - smallest, ROUNDED) < 0:
+        return "refuted"
+    return "inconclusive"

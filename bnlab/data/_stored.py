@@ -1,0 +1,112 @@
+"""Decoded data sets, kept on disk as they are used: one array a file, mapped into memory, so that a second load takes
+no time and all runs on a machine share one copy. Legend: N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnlab.data._images import Images, Sums
+from bnlab.data.base import Dataset, Split
+from bnlab.sources import Source, decoded, read, roots
+
+STALE_S = 3600.0
+"""A half-written decoded set that is older than this has no living writer: writing one takes seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrays:
+    """Images [N, C, H, W] and labels [N] of both splits."""
+
+    train_x: NDArray[np.uint8]
+    train_y: NDArray[np.uint8]
+    test_x: NDArray[np.uint8]
+    test_y: NDArray[np.uint8]
+
+
+Table = Mapping[str, NDArray[Any]]
+"""The fields of `Arrays`, and `sums` of the training images: what is kept."""
+
+
+def load(source: Source, decode: Callable[[Mapping[str, bytes]], Arrays], classes: int) -> Dataset:
+    """The data set: in its decoded form where that is kept, else from its files.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
+    homes = decoded(source)
+    for home in homes:
+        if (table := _kept(home)) is not None:
+            return _dataset(table, classes)
+    table = _table(decode(read(source, roots())), classes)
+    for home in homes:
+        if (shared := _keep(home, table)) is not None:
+            return _dataset(shared, classes)
+    # Nowhere to write: a copy of its own, since torch takes no arrays that cannot be written to.
+    return _dataset({name: array.copy() for name, array in table.items()}, classes)
+
+
+def _table(arrays: Arrays, classes: int) -> Table:
+    for x, y in ((arrays.train_x, arrays.train_y), (arrays.test_x, arrays.test_y)):
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} images with {len(y)} labels")
+        if len(y) and y.max() >= classes:
+            raise ValueError(f"label {y.max()} among {classes} classes")
+    table: dict[str, NDArray[Any]] = {field.name: getattr(arrays, field.name) for field in fields(arrays)}
+    return table | {"sums": Sums.of(arrays.train_x).table}
+
+
+def _kept(home: Path) -> Table | None:
+    """The arrays in this folder, mapped into memory: pages are read when they are used and shared between processes.
+    Copy-on-write, so that nobody can change the file."""
+    names = [field.name for field in fields(Arrays)] + ["sums"]
+    try:
+        return {name: np.load(home / f"{name}.npy", mmap_mode="c") for name in names}
+    except (OSError, ValueError):  # not there; or cut off by a full disk
+        return None
+
+
+def _keep(home: Path, table: Table) -> Table | None:
+    """Write the arrays into this folder, all or nothing, and map them; None where that cannot be done."""
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        for left in home.parent.glob(f".{home.name}.*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+    except OSError:
+        return None
+    try:
+        for name, array in table.items():
+            np.save(part / f"{name}.npy", array)
+        part.chmod(0o755)  # others on the machine may share it
+        if _kept(home) is None:
+            shutil.rmtree(home, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(part, home)
+    except OSError:
+        pass
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return _kept(home)
+
+
+def _dataset(table: Table, classes: int) -> Dataset:
+    def split(name: str, sums: Sums | None) -> Split:
+        x, y = (torch.from_numpy(table[f"{name}_{part}"]) for part in "xy")
+        return Split(Images.over(x, sums), y.long())
+
+    train = split("train", Sums(count=len(table["train_x"]), table=np.asarray(table["sums"])))
+    return Dataset(train=train, test=split("test", None), classes=classes)

@@ -1,0 +1,177 @@
+"""What a batch norm normalizes with: its running statistics, the noise of a batch's, its gamma and beta.
+
+Legend: B batch, C channels, H W space, L sites, K batches; m = B (dense) or B H W (convolution) values of a channel
+in a batch; F figures.
+
+The *population* are the norm's inputs over K batches of the training set: disjoint, of the training batch's size, each
+normalized by its own statistics as in training, through one fixed net (PreciseBN, Wu & Johnson 2021). With the mean
+mu_B and the biased variance sigma_B^2 of each batch, and n = K m,
+
+    mu_pop = E[mu_B]        sigma_pop^2 = n / (n - 1) (E[mu_B^2 + sigma_B^2] - E[mu_B]^2)
+
+so sigma_pop^2 is the unbiased variance of all n values, as torch's running variance is that of a batch's m values. For
+independent values both estimate the same number. A running variance averages what varies *within* a batch, and is below
+sigma_pop^2 where the values of a batch resemble each other, as neighbouring positions in an image do.
+
+By the law of Luo et al. 2019, over batches of m independent values,
+
+    sd(mu_B) = sigma_pop / sqrt(m)        sd(sigma_B) = sigma_pop sqrt((rho + 2) / (4 m))
+
+with rho the excess kurtosis of the population. For disjoint batches of one permutation the first holds on average
+exactly (squared), as in an analysis of variance: no correction for a finite population. Values need not be independent:
+
+- Positions of one image hang together. In a convolution the first ratio is, with S = H W, about
+  sqrt(S var(image mean) / sigma_pop^2): up to sqrt(S) where images are bright or dark as a whole, far below 1 where all
+  show one pattern.
+- Above a batch norm the batch has lost part of its own noise: the ratio is below 1, and 0 in a linear net, where the
+  mean is W beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from bnlab.norms.base import statistics_in_use
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.registry import PROBES
+from bnlab.seeds import stream
+from bnlab.state import Unmoved, outputs_now
+from bnlab.tap import NormTap
+
+ROUNDING = 64
+"""A standard deviation below so many units in the last place of the mean is rounding: a true 0."""
+
+
+@PROBES.register("bn_statistics")
+class BNStatistics:
+    """At the state *after* the update: the weights and the running statistics with which one would evaluate now. At
+    sites whose norm keeps a mean for use, at the norm's input, by K forward passes in batch mode; null at others."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
+    metrics: ClassVar[Mapping[str, str]] = {
+        "bn_mean_gap": "mean over channels of |mean in use - mu_pop| / sigma_pop: running mean against the "
+        "population's (Wu & Johnson 2021); constant channels are left out, here and below",
+        "bn_var_gap": "mean over channels of |log(variance in use / sigma_pop^2)|; null where the norm keeps none",
+        "bn_mean_noise": "median over channels of sd(mu_B) / (sigma_pop / sqrt(m)), over batches: 1 for independent "
+        "values (Luo et al. 2019); null where the training set is one batch",
+        "bn_sd_noise": "median over channels of sd(sigma_B) / (sigma_pop sqrt((rho + 2) / (4 m))), rho the excess "
+        "kurtosis; likewise",
+        "bn_gamma_mean": "mean over channels of the norm's gamma; of any norm that has one",
+        "bn_gamma_sd": "standard deviation over channels of gamma",
+        "bn_beta_mean": "mean over channels of the norm's beta; of any norm that has one",
+        "bn_beta_sd": "standard deviation over channels of beta",
+    }
+
+    def __init__(self, *, examples: Annotated[int, Ge(1)]) -> None:
+        """`examples`: at most so many of the training set make the population, in whole batches, at least one: the same
+        ones at every measurement, from the `probe` stream of the run's seed."""
+        self.examples = examples
+        self._sites = 0
+        self._channels: dict[str, dict[int, int]] = {}  # for each raw tensor, the channels of each site that is in it
+
+    def measure(self, snapshot: Snapshot) -> Raw:
+        norms = {index: site.norm for index, site in enumerate(snapshot.net.sites) if site.norm is not None}
+        self._sites = len(snapshot.net.sites)
+        in_use = {index: kept for index, norm in norms.items() if (kept := statistics_in_use(norm)) is not None}
+        parts = {"statistics": self._statistics(snapshot, in_use) if in_use else {}}
+        for name, attribute in (("gamma", "weight"), ("beta", "bias")):
+            found = {index: getattr(norm, attribute, None) for index, norm in norms.items()}
+            parts[name] = {index: x.detach()[None] for index, x in found.items() if isinstance(x, Tensor)}
+        self._channels = {name: {index: x.shape[1] for index, x in part.items()} for name, part in parts.items()}
+        return {name: torch.cat(list(part.values()), dim=1) for name, part in parts.items() if part}  # [F, C of all]
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        metrics: Metrics = {}
+        for name, values in raw.items():
+            channels = self._channels[name]
+            names = list(self.metrics)[:4] if name == "statistics" else [f"bn_{name}_mean", f"bn_{name}_sd"]
+            over_channels = _of_statistics if name == "statistics" else _mean_and_sd
+            found = np.full((len(names), self._sites), np.nan, dtype=values.dtype)
+            ends = np.cumsum(list(channels.values()))[:-1]
+            for index, part in zip(channels, np.split(values, ends, axis=1), strict=True):
+                found[:, index] = over_channels(part)
+            metrics |= dict(zip(names, found, strict=True))
+        return metrics, carry
+
+    def _statistics(self, snapshot: Snapshot, in_use: Mapping[int, tuple[Tensor, Tensor | None]]) -> dict[int, Tensor]:
+        """For each of these sites `figures_of` its population [5, C]."""
+        net, data, size = snapshot.net, snapshot.data, len(snapshot.batch)
+        batches = max(1, min(self.examples, len(data)) // size)
+        order = torch.randperm(len(data), generator=stream(snapshot.seed, "probe", "bn_statistics"))
+        unmoved = Unmoved(net.module)
+        found: dict[int, list[Tensor]] = {index: [] for index in in_use}
+        values: dict[int, int] = {}
+        for chosen in order[: batches * size].to(data.x.device).view(batches, size):
+            tap = NormTap(net)
+            with tap:
+                outputs_now(net.module, data.x.index_select(0, chosen), "batch", unmoved)
+            for index in in_use:
+                x = tap.seen[index]
+                assert x is not None
+                found[index].append(central_moments(x))
+                values[index] = x.numel() // x.shape[1]
+        return {
+            index: figures_of(torch.stack(found[index]), values[index], mean, var)
+            for index, (mean, var) in in_use.items()
+        }
+
+
+def central_moments(x: Tensor) -> Tensor:
+    """Mean, and mean of (x - mean)^p for p = 2, 3, 4 per channel, [4, C], of x [B, C] or [B, C, H, W].
+
+    >>> central_moments(torch.tensor([[0.0], [0.0], [0.0], [4.0]])).flatten().tolist()
+    [1.0, 3.0, 6.0, 21.0]
+    """
+    over = [axis for axis in range(x.ndim) if axis != 1]
+    mean = x.mean(dim=over, keepdim=True)
+    centred = x - mean
+    square = centred.square()
+    powers = [part.mean(dim=over) for part in (square, square * centred, square.square())]
+    return torch.stack([mean.flatten(), *powers])
+
+
+def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor | None) -> Tensor:
+    """Per channel [5, C], from the central moments [K, 4, C] of K batches of m values, and mean and variance in use
+    [C]: whether the channel is constant (1 or 0), then the two gaps and the two noises, NaN where there are none.
+
+    >>> moments = torch.stack([central_moments(x) for x in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])])
+    >>> [round(x, 4) for x in figures_of(moments, 2, torch.tensor([5.0]), torch.tensor([20 / 3])).flatten().tolist()]
+    [0.0, 0.3873, 0.0, 1.5492, 0.0]
+    """
+    wide = moments.dtype if moments.device.type == "mps" else torch.float64
+    batch_mean, batch_var, third, fourth = moments.to(wide).unbind(dim=1)  # [K, C] each
+    mean = batch_mean.mean(dim=0)  # [C], like all below
+    d = batch_mean - mean
+    biased = (batch_var + d**2).mean(dim=0)  # E[mu_B^2 + sigma_B^2] - E[mu_B]^2, without its cancellation
+    kurtosis = (fourth + 4 * d * third + 6 * d**2 * batch_var + d**4).mean(dim=0) / biased**2  # rho + 3
+    n = len(moments) * m
+    var = biased * n / (n - 1)
+    sd = var.sqrt()
+    constant = biased.sqrt() <= ROUNDING * torch.finfo(moments.dtype).eps * mean.abs()  # False for NaN: to be seen
+    none = torch.full_like(mean, torch.nan)
+    figures = [
+        (mean_in_use.to(wide) - mean).abs() / sd,
+        none if var_in_use is None else (var_in_use.to(wide) / var).log().abs(),
+        none if len(moments) < 2 else batch_mean.std(dim=0) / sd * m**0.5,
+        none if len(moments) < 2 else batch_var.sqrt().std(dim=0) / sd / ((kurtosis - 1) / (4 * m)).sqrt(),
+    ]
+    return torch.stack([constant.to(wide), *figures]).to(moments.dtype)
+
+
+def _of_statistics(values: HostArray) -> HostArray:
+    """The two gaps and the two noises of a site, [4], from those of its channels [5, C]."""
+    kept = values[1:, values[0] == 0]  # [4, C that vary]
+    if kept.shape[1] == 0:
+        return np.full(4, np.nan)
+    return np.concatenate([kept[:2].mean(axis=1), np.median(kept[2:], axis=1)])
+
+
+def _mean_and_sd(values: HostArray) -> HostArray:
+    """Over channels: [1, C] -> [2]."""
+    return np.array([values.mean(), values.std()])

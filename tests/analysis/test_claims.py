@@ -1,0 +1,78 @@
+"""Claims that could never be judged are refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab.analysis.claims import check
+from bnlab.errors import UsageError
+from bnlab.study import Claim, Study
+
+
+def study(*claims: Claim) -> Study:
+    return Study(name="s", base="b", claims=claims)
+
+
+STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"metric": "final_los"}, r"metric: no such metric, got 'final_los'"),
+        ({"options": {"target": 1}}, r"claims.lower_loss.options.target: no such option, got 1"),
+        ({"metric": "steps_to", "options": {"target": 0.2}}, r"claims.lower_loss.options.of: missing"),
+        ({"metric": "steps_to", "options": STEPS_TO | {"smooth": 0}}, r"options.smooth: must be at least 1, got 0"),
+        ({"metric": "max_stable_lr"}, r"at: max_stable_lr is a metric of a curve, got 'best_lr'. Write at: curve."),
+        ({"at": "curve"}, r"at: final_train_loss is a metric of a run, got 'curve'. Write at: matched_lr or best_lr."),
+        (
+            {"at": "matched_loss"},
+            r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: .*loss_range",
+        ),
+        ({"smallest_effect": 0.5}, r"smallest_effect: a ratio must be at least 1, got 0.5"),
+        ({"metric": "trains", "at": "matched_lr"}, r"at: compares only runs that train, got 'matched_lr'"),
+        ({"contrast": {"norm.name": ("batch", "none")}}, r"contrast: no such axis, got 'norm.name'. Write norm."),
+        ({"contrast": {"seed": ([0, 1], [2])}}, r"contrast.seed: two lists of unequal length"),
+        (
+            {"metric": "seed_spread", "options": {"of": "final_train_loss", "log": True}},
+            r"compare: seed_spread may be 0, got 'ratio'. Write compare: difference.",
+        ),
+        (
+            {"metric": "seed_spread", "compare": "difference", "options": {"of": "max_stable_lr", "log": True}},
+            r"options.of: must be a metric of a run without options, got 'max_stable_lr'",
+        ),
+    ],
+)
+def test_refused(changes: Mapping[str, Any], match: str, claim_of: Callable[..., Claim]) -> None:
+    with pytest.raises(UsageError, match=match):
+        check(study(claim_of(**changes)))
+
+
+def test_two_claims_of_one_name_are_refused(claim_of: Callable[..., Claim]) -> None:
+    with pytest.raises(UsageError, match=r"claims\.lower_loss: two claims of this name"):
+        check(study(claim_of(), claim_of()))
+
+
+def test_what_can_be_judged_passes(claim_of: Callable[..., Claim]) -> None:
+    check(
+        study(
+            claim_of(),
+            claim_of(name="b", metric="max_stable_lr", at="curve"),
+            claim_of(name="c", metric="steps_to", options=STEPS_TO),
+            claim_of(name="d", metric="loss_range", at="matched_loss"),
+            claim_of(name="e", contrast={"seed": ([0, 1], [2, 3])}, compare="difference", smallest_effect=0),
+        )
+    )
+
+
+def test_the_claims_of_the_documentation_can_be_judged() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    documented = Study.from_tree({"name": "s", "base": "b", **tree})
+    assert [claim.at for claim in documented.claims] == ["curve", "best_lr", "best_lr"]
+    check(documented)

@@ -1,0 +1,191 @@
+"""Run folders as they lie on the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from bnlab.analysis.base import NOTHING
+from bnlab.analysis.load import columns, facts, find_studies, flat, load, read_study
+from bnlab.analysis.summary import summary, write
+from bnlab.errors import UsageError
+from bnlab.folder import RunFolder
+from bnlab.journal import Journal, read
+from bnlab.study import Claim, Study
+
+RECORDS: list[dict[str, Any]] = [
+    {"step": 0, "lr": 0.1, "train_loss": 2.5, "delta_norm": [1.0, 2.0], "wall_s": 9.5},
+    {"step": 3, "lr": 0.1, "train_loss": None, "delta_norm": [None, 2e-8], "batch_mean": [-1, 0]},
+    {"step": 10, "test_loss": -0.25},
+]
+CLAIM = Claim(
+    name="c", text="t", source="s", metric="steps_to", contrast={"norm": ("batch", "none")}, at="best_lr",
+    expect="smaller", compare="ratio", smallest_effect=2.0, options={"of": "train_loss", "target": 0.5, "smooth": 1},
+)  # fmt: skip
+
+
+def folder(path: Path, *, seed: int = 0, status: str | None = "finished", run_s: float = 1.0, **spec: Any) -> RunFolder:
+    """A run folder with these files."""
+    path.mkdir(parents=True)
+    run = RunFolder(path)
+    tree = {"name": "study", "seed": seed, "norm": {"name": "batch", "eps": 1e-5}, "optim": {"name": "sgd", "lr": 0.1}}
+    run.write_spec(tree | spec | {"launch": {"checkpoint_s": 30.0}}, {"bnlab": "0", "claims": {"c": "0123456789"}})
+    if status is not None:
+        ended = {"status": status, "step": 10, "steps": 10, "metrics": {"train_loss": 0.5}, "timing": {"run_s": run_s}}
+        run.write_status(ended)
+    journal = Journal(run.journal_file)
+    for record in RECORDS:
+        journal.append(record)
+    journal.close()
+    return run
+
+
+def test_a_spec_is_flat_and_a_group_stands_for_its_choice(tmp_path: Path) -> None:
+    found = facts(folder(tmp_path / "a"))
+    assert found.spec == {"seed": 0, "norm": "batch", "norm.eps": 1e-5, "optim": "sgd", "optim.lr": 0.1}
+    assert found.provenance["claims"] == {"c": "0123456789"}
+    assert flat({"model": {"name": "mlp", "name_of": 1}, "probes": {"landscape": {"low": 0.5}}}) == {
+        "model": "mlp", "model.name_of": 1, "probes.landscape.low": 0.5,
+    }  # fmt: skip
+
+
+def test_series_are_those_of_the_records(tmp_path: Path) -> None:
+    """The slow twin parses every record."""
+    run = folder(tmp_path / "a")
+    names = ["train_loss", "delta_norm", "test_loss", "batch_mean", "nothing"]
+    found = columns(run.journal_file, names)
+    records = list(read(run.journal_file))
+    assert sorted(found) == sorted(names[:-1])
+    for name, series in found.items():
+        having = [record for record in records if name in record]
+        assert series.steps.tolist() == [record["step"] for record in having]
+        slow = np.array([record[name] for record in having], dtype=np.float64)
+        np.testing.assert_array_equal(series.values, slow)
+
+
+def test_a_record_cut_off_by_a_kill_is_none(tmp_path: Path) -> None:
+    run = folder(tmp_path / "a")
+    with open(run.journal_file, "ab") as file:
+        file.write(b'{"step":11,"train_loss":7.0')
+    assert columns(run.journal_file, ["train_loss"])["train_loss"].steps.tolist() == [0, 3]
+    assert columns(tmp_path / "none.jsonl", ["train_loss"]) == {}
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    assert columns(tmp_path / "empty.jsonl", ["train_loss"]) == {}
+
+
+def test_blanks_between_names_and_values_do_not_matter(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    assert columns(file, ["delta_norm"])["delta_norm"].values[0].tolist() == [1.0, 2.0]
+
+
+def test_runs_that_ended_count_and_others_are_listed(tmp_path: Path) -> None:
+    for index, status in enumerate(["finished", "diverged", "running", "failed", "interrupted", None]):
+        folder(tmp_path / f"run{index}", seed=index, status=status)
+    (tmp_path / "run6").mkdir()
+    (tmp_path / "run6" / "spec.yaml").write_text("norm: [")
+    (tmp_path / "run7").mkdir()
+    (tmp_path / "run7" / "spec.yaml").write_text("seed: 1\n")
+    (tmp_path / "run7" / "status.json").write_text("{")
+    found = load(tmp_path)
+    assert [run.path.name for run in found.runs] == ["run0", "run1"]
+    assert [run.path.name for run in found.unfinished] == [f"run{index}" for index in range(2, 8)]
+    assert found.study is None
+
+
+def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
+    folder(tmp_path / "a" / "seed=0-0123456789")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    folder(tmp_path / "c", name="another")
+    folder(tmp_path / "d", name="a third")  # of the same spec, but for its name
+    found = load(tmp_path)
+    assert [run.path.relative_to(tmp_path).as_posix() for run in found.runs] == ["a/seed=0-0123456789", "c"]
+    assert [run.path.relative_to(tmp_path).as_posix() for run in found.copies] == ["b/seed=0-0123456789", "d"]
+
+
+def test_a_journal_is_read_once_and_further_names_can_be_asked_for(tmp_path: Path) -> None:
+    run = folder(tmp_path / "a")
+    found = load(tmp_path, keep=["batch_mean"])
+    assert found.series(found.runs[0], "batch_mean").values.tolist() == [[-1, 0]]
+    assert found.series(found.runs[0], "lr").steps.tolist() == [0, 3]
+    run.journal_file.unlink()
+    assert found.series(found.runs[0], "train_loss").steps.tolist() == [0, 3]
+    assert found.series(found.runs[0], "nothing") is NOTHING
+
+
+def test_what_varies(tmp_path: Path) -> None:
+    folder(tmp_path / "a", seed=0)
+    folder(tmp_path / "b", seed=1, optim={"name": "sgd", "lr": 0.3})
+    assert load(tmp_path).varying() == {"seed": [0, 1], "optim.lr": [0.1, 0.3]}
+
+
+def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
+    study = Study(name="s", base="b", axes={"seed": "0,1"}, claims=(CLAIM,))
+    tree = json.loads(json.dumps(study.tree())) | {"provenance": {"argv": ["bnlab"]}}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.yaml").write_text(yaml.safe_dump(tree))
+    folder(tmp_path / "s" / "run")
+    found = load(tmp_path / "s")
+    assert found.study == Study.from_tree({key: value for key, value in tree.items() if key != "provenance"})
+    assert found.study is not None
+    assert found.study.claims[0].digest == CLAIM.digest
+    assert found.study_provenance == {"argv": ["bnlab"]}
+    assert find_studies(tmp_path) == [tmp_path / "s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("claims: [", "not YAML"), ("- 1", "not a study"), ("name: s\nbase: b\nclaims: 3\n", "claims: must be a list")],
+)
+def test_a_broken_study_is_said_to_be(text: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UsageError, match=match):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="RUNS: no such directory"):
+        load(tmp_path / "none")
+
+
+def test_the_summary_has_a_row_a_run(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(Study(name="s", base="b", claims=(CLAIM,)).tree())))
+    )
+    folder(tmp_path / "b", seed=1, data={"name": "digits", "axis": [1, 2]})
+    folder(tmp_path / "a", seed=0, status="diverged")
+    frame = summary(load(tmp_path))
+    assert frame["run"].to_list() == ["a", "b"]
+    assert frame["seed"].to_list() == [0, 1]
+    assert frame["data.axis"].to_list() == [None, "[1,2]"]
+    assert frame["status"].to_list() == ["diverged", "finished"]
+    assert frame["final_train_loss"].to_list() == [2500.0, 0.5]
+    assert frame["final_train_loss.bound"].to_list() == ["at least", None]
+    assert frame["loss_range"].to_list() == [None, None]
+    assert "loss_range.bound" not in frame.columns
+    assert frame["steps_to(of=train_loss,smooth=1,target=0.5)"].to_list() == [10.0, 10.0]
+    assert frame["run_s"].to_list() == [1.0, 1.0]
+
+
+def test_equal_runs_give_equal_summaries_but_for_the_clock(tmp_path: Path) -> None:
+    for which, run_s in (("one", 1.0), ("other", 2.0)):
+        for seed in (1, 0):
+            folder(tmp_path / which / f"run{seed}", seed=seed, run_s=run_s)
+        write(load(tmp_path / which), tmp_path / which / "summary.parquet")
+    one, other = (pl.read_parquet(tmp_path / which / "summary.parquet") for which in ("one", "other"))
+    assert one.columns == other.columns
+    clock = [name for name in one.columns if name.endswith("_s")]
+    assert clock == ["run_s"]
+    assert one.drop(clock).equals(other.drop(clock))
+    assert not one.equals(other)
+
+
+def test_a_folder_without_runs_has_an_empty_summary(tmp_path: Path) -> None:
+    assert summary(load(tmp_path)).shape[0] == 0
