@@ -123,7 +123,9 @@ def without_clock(journal: Path) -> list[dict[str, Any]]:
 # -- help and version ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["runs", "-h"], ["view", "-h"], ["list", "-h"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["sweep", "-h"], ["runs", "-h"], ["view", "-h"], ["list", "-h"], []]
+)
 def test_help_imports_nothing_that_is_slow(words: list[str]) -> None:
     script = (
         "import sys\nfrom bnlab.cli import main\n"
@@ -139,8 +141,9 @@ def test_help_imports_nothing_that_is_slow(words: list[str]) -> None:
 def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
     said = bnlab("--help")
     assert said.code == 0
-    assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()][:5] == [
+    assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()][:6] == [
         "train",
+        "sweep",
         "runs",
         "list",
         "verify",

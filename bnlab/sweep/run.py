@@ -94,9 +94,11 @@ class Sweep:
         fail_fast: bool = False,
         stopped: Callable[[], str | None] = lambda: None,
         tick: Callable[[], None] = lambda: None,
+        elsewhere: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Run what is left, until nothing is, or `stopped` names a reason, or, with `fail_fast`, a run has failed.
-        `tick` is called several times a second."""
+        `tick` is called several times a second; `elsewhere` hears how many runs are waited for that another process is
+        at work on."""
 
         def stop() -> bool:
             tick()
@@ -106,6 +108,8 @@ class Sweep:
         while self._left:
             for outcome in executor.run(function, self._tasks(), begun=self._begun, stopped=stop):
                 self._take(outcome)
+            if self._left and not stop():
+                elsewhere(len(self._left))
             until = time.monotonic() + POLL_S
             while self._left and not stop() and time.monotonic() < until:
                 time.sleep(POLL_S / 10)

@@ -16,7 +16,7 @@ from bnlab.sweep.ledger import DONE
 from bnlab.sweep.run import Standing
 from bnlab.terminal.frames import Frames, Line
 from bnlab.terminal.signs import Signs, age, number, signs_for
-from bnlab.terminal.tally import Tally
+from bnlab.terminal.tally import Tally, at_work_elsewhere
 
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 STYLES = {
@@ -43,13 +43,7 @@ class Spot:
 
     def line(self, signs: Signs, full: bool) -> Line:
         """A sign for each seed, or in short the worst one's, and the loss."""
-        shown = {
-            "finished": signs.finished,
-            "running": signs.running,
-            "diverged": signs.bad,
-            "failed": signs.failed,
-            "waiting": signs.waiting,
-        }
+        shown = _signs_of(signs)
         states = self.states if full else tuple(state for state in WORST_FIRST if state in self.states)[:1]
         found = [Segment(shown[state], STYLES[state]) for state in states]
         if self.loss is not None:
@@ -65,7 +59,7 @@ class LiveGrid(Tally):
         super().__init__(standings, workers, out)
         self.signs = signs_for(out.encoding)
         self.frames = Frames(self.lines, out)
-        self._left_below = 1  # the last line of the screen is the cursor's
+        self._closed = False
         self.frames.begin()
 
     def tick(self) -> None:
@@ -73,24 +67,37 @@ class LiveGrid(Tally):
 
     def close(self) -> None:
         self.frames.hold()
-        self._left_below = AFTER
+        self._closed = True
         self.frames.close()
 
     def lines(self, width: int, height: int) -> Iterator[Line]:
         """The frame."""
+        below = AFTER if self._closed else 1  # the last line of the screen is the cursor's
         counted = f"{self.ended}/{len(self.standings)} runs"
         eta = self.eta_s()
         facts = [counted, *self.counts(), age(self.elapsed_s()), f"eta {'-' if eta is None else age(math.ceil(eta))}"]
         yield [Segment("sweep", BOLD), Segment("  " + ", ".join(facts), PLAIN)]
+        yield [Segment(at_work_elsewhere(self.elsewhere), DIM)] if self.elsewhere and not self._closed else []
+        yield from table(self.standings.values(), self.signs, width, height - ABOVE - BELOW - below)
         yield []
-        yield from table(self.standings.values(), self.signs, width, height - ABOVE - BELOW - self._left_below)
-        yield []
-        yield legend(self.signs, width)
+        failed = any(standing.failed for standing in self.standings.values())
+        yield legend(_signs_of(self.signs), width, failed)
 
 
-def legend(signs: Signs, width: int) -> Line:
+def _signs_of(signs: Signs) -> dict[str, str]:
+    """The sign of each state."""
+    return {
+        "finished": signs.finished,
+        "running": signs.running,
+        "diverged": signs.bad,
+        "failed": signs.failed,
+        "waiting": signs.waiting,
+    }
+
+
+def legend(meanings: Mapping[str, str], width: int, failed: bool) -> Line:
     """What the signs mean, as many as there is room for."""
-    meanings = {"finished": signs.finished, "running": signs.running, "diverged": signs.bad, "waiting": signs.waiting}
+    meanings = {state: sign for state, sign in meanings.items() if failed or state != "failed"}
     line, used = [], 0
     for state, sign in meanings.items():
         used += len(sign) + len(state) + 3

@@ -120,7 +120,13 @@ def _run(grid: Sweep, at_work: Any, typed: SweepTyped, stop: Stop, out: TextIO) 
         display = LiveGrid(grid.standings.values(), at_work.workers, out)
     grid.tell = display.tell
     try:
-        grid.run(at_work, fail_fast=typed.fail_fast, stopped=lambda: stop.reason, tick=display.tick)
+        grid.run(
+            at_work,
+            fail_fast=typed.fail_fast,
+            stopped=lambda: stop.reason,
+            tick=display.tick,
+            elsewhere=display.wait,
+        )
     except OSError as error:
         raise UsageError("--runs", (error.strerror or str(error)).lower(), str(error.filename)) from None
     finally:

@@ -20,6 +20,7 @@ class Tally:
     def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
         self.standings = {standing.cell.spec.id: standing for standing in standings}
         self.workers, self.out = workers, out
+        self.elsewhere = 0
         self._start = time.monotonic()
         self._begun: dict[str, float] = {}
 
@@ -31,6 +32,10 @@ class Tally:
             self._begun.setdefault(key, time.monotonic())
         else:
             self._begun.pop(key, None)
+
+    def wait(self, count: int) -> None:
+        """Nothing is left but `count` runs that another process is at work on."""
+        self.elsewhere = count
 
     def tick(self) -> None:
         """Time has passed."""
@@ -80,6 +85,11 @@ def _kinds(standing: Standing) -> list[tuple[str, ...]]:
     return [(*arm, f"{spec.optim.lr:.12g}"), arm, ()]
 
 
+def at_work_elsewhere(count: int) -> str:
+    """`3 runs are at work in another process`."""
+    return f"{count} run{'s are' if count > 1 else ' is'} at work in another process"
+
+
 class TallyLines(Tally):
     """One line each tenth of the cells."""
 
@@ -88,6 +98,11 @@ class TallyLines(Tally):
         if self.ended:
             say(f"{self.ended} of {len(self.standings)} runs have ended already", out)
         self._mark = next_mark(self.ended, len(self.standings))
+
+    def wait(self, count: int) -> None:
+        if count != self.elsewhere:
+            say(f"{at_work_elsewhere(count)}; waiting", self.out)
+        super().wait(count)
 
     def tell(self, standing: Standing) -> None:
         super().tell(standing)

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,13 @@ import pytest
 import yaml
 
 from bnlab import __version__, config
+from bnlab.analysis.base import Verdict
+from bnlab.folder import RunFolder
 from bnlab.registry import NORMS
+from bnlab.sweep.inline import Inline
+from bnlab.sweep.ledger import look
+from bnlab.sweep.run import Sweep as Sweeping
+from bnlab.terminal import sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
@@ -267,3 +275,105 @@ def test_the_line_to_go_on_is_quoted_for_the_shell() -> None:
         "bnlab sweep --config a 'seed=range(0, 6)' --runs 'my runs' --fail-fast --plain --expect-verdicts e.yaml"
     )
     assert shlex.split(line)[4] == "seed=range(0, 6)"
+
+
+# -- others at work ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_at_work_elsewhere_is_left_alone_and_taken_over_when_its_process_is_gone(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    cells = config.load_study("tiny", ["launch=inline"], CONFIGS)[1]
+    folder = RunFolder(tmp_path / "runs" / cells[2].spec.folder)
+    held = threading.Event()
+
+    def other() -> None:
+        with folder.owned():
+            held.set()
+            limit = time.monotonic() + 60
+            while len(list(tmp_path.rglob("status.json"))) < 7 and time.monotonic() < limit:
+                time.sleep(0.01)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    said = sweep()
+    thread.join()
+    lines = said.out.splitlines()
+    assert (said.code, lines[-1]) == (0, "8 runs: 8 finished")
+    waiting = lines.index("1 run is at work in another process; waiting")
+    assert [line[:7] for line in lines[waiting - 1 :: 2][:2]] == ["run 7/8", "run 8/8"]
+
+
+def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: Path) -> None:
+    """Two `--fresh` at once: what the other one ends first is taken as it is."""
+    cells = config.load_study("tiny", ["launch=inline", "seed=0", "norm=batch"], CONFIGS)[1]
+    Sweeping(cells, tmp_path).run(Inline())
+    ours = Sweeping(cells, tmp_path, fresh=True)
+    assert len(ours.left) == 2
+    time.sleep(0.02)
+    Sweeping(cells, tmp_path, fresh=True).run(Inline())
+    before = files_below(tmp_path)
+    ours.run(Inline())
+    assert (ours.left, ours.failures) == ([], [])
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        (None, "missing"),
+        ({"status": "running", "step": 3}, "interrupted"),
+        ({"status": "interrupted", "step": 3}, "interrupted"),
+        ({"status": "failed", "error": "E: x"}, "failed"),
+        ({"status": "finished", "step": 3}, "finished"),
+        ({"status": "diverged", "step": 3}, "diverged"),
+    ],
+)
+def test_the_state_of_a_cell_is_that_of_its_folder(status: dict[str, Any] | None, state: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert look(folder) == ("missing", {})
+    folder.path.mkdir()
+    if status is not None:
+        folder.write_status(status)
+    assert look(folder) == (state, status or {})
+    with folder.owned():
+        assert look(folder)[0] == (state if state in ("finished", "diverged") else "running")
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts_are_told_and_held_against_what_was_expected(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = config.load_study("tiny", [], CONFIGS)[0].claims[0]
+    verdict = Verdict(
+        claim=claim, decision="refuted", effect=-0.5, interval=(-0.75, -0.25), p=0.03125, n=6, seeds=(0, 1),
+        treated=None, control=None, why="because",
+    )  # fmt: skip
+    reported: list[Path] = []
+
+    def report(root: Path) -> tuple[Path, list[Verdict]]:
+        reported.append(root)
+        return root / "report.html", [verdict]
+
+    monkeypatch.setattr(sweeping, "_reported", report)
+    (tmp_path / "right.yaml").write_text("lower_loss: refuted")
+    (tmp_path / "wrong.yaml").write_text("lower_loss: supported")
+    right = sweep("seed=0", "--expect-verdicts", "right.yaml")
+    assert right.code == 0
+    assert right.out.splitlines()[-3:] == [
+        "- refuted         Batch norm ends at a lower loss than no norm",
+        "                  difference -0.5 [-0.75, -0.25] (matters from 0.1), n 6, p 0.031",
+        "report  runs/tiny/report.html",
+    ]
+    wrong = sweep("seed=0", "--expect-verdicts", "wrong.yaml", "--json")
+    assert wrong.code == 4
+    assert wrong.err.splitlines()[-1] == "lower_loss: expected supported, found refuted"
+    assert wrong.json["report"] == "runs/tiny/report.html"
+    assert [(one["name"], one["verdict"], one["interval"]) for one in wrong.json["claims"]] == [
+        ("lower_loss", "refuted", [-0.75, -0.25])
+    ]
+    assert reported == [Path("runs/tiny")] * 2

@@ -2,95 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import re
-import select
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bnlab.terminal import frames, live
+from bnlab.terminal import live
 from bnlab.terminal.live import LiveTable
-
-pyte = pytest.importorskip("pyte", reason="needs pyte, an emulated terminal")
 
 SIZES = [(100, 30), (60, 16), (44, 16)]
 SITES = [f"L{index:02d}_fc" for index in range(20)] + ["L20_out"]
 
 
-class Screen(io.StringIO):
-    """A terminal of a fixed size: what is written to it stands on `screen`."""
-
-    def __init__(self, columns: int, rows: int, encoding: str = "utf-8") -> None:
-        super().__init__()
-        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
-        self._stream = pyte.Stream(self.screen)
-        self._name = encoding
-        self.written = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._name
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        self.written += text
-        self._stream.feed(text.replace("\n", "\r\n"))
-        return len(text)
-
-    @property
-    def lines(self) -> list[str]:
-        """What stands there, less blanks at the ends of lines and empty lines at the end."""
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
-
-    def style(self, row: int) -> set[tuple[str, bool]]:
-        """Colour and boldness of what stands in a row."""
-        cells = [self.screen.buffer[row][column] for column in range(self.screen.columns)]
-        return {(cell.fg, cell.bold) for cell in cells if cell.data != " "}
-
-
-class Clock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(frames.time, "monotonic", clock)
-    return clock
-
-
+Screen, Clock, InTerminal = Any, Any, Callable[..., Any]
 Shown = Callable[..., tuple[LiveTable, Screen]]
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Shown]:
+def shown(screen_of: Callable[..., Screen], clock: Clock) -> Iterator[Shown]:
     """`shown(columns, rows)`: a display that has begun at step 0 of 1000, and its screen."""
     displays: list[LiveTable] = []
 
     def begin(columns: int, rows: int, sites: list[str] = SITES, encoding: str = "utf-8") -> tuple[LiveTable, Screen]:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setenv("LINES", str(rows))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        out = Screen(columns, rows, encoding)
+        out = screen_of(columns, rows, encoding)
         display = LiveTable("quickstart  batch  lr=0.3  seed=0", 1000, lambda: 0, out, sites)
         displays.append(display)
         display.tick()
@@ -315,73 +253,17 @@ def test_a_terminal_that_has_gone_away_does_not_stop_the_run(shown: Shown, clock
 # -- the command in a pseudo-terminal --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Terminal:
-    """What a command left: its exit code, the screen, and all that it wrote."""
-
-    code: int
-    screen: Any
-    raw: bytes
-
-
-def in_terminal(
-    folder: Path, words: list[str], size: tuple[int, int], *, press: bytes = b"", when: bytes = b"", **environment: str
-) -> Terminal:
-    """`bnlab train` with `words` on a terminal; `press` is typed once `when` was written."""
-    pty = pytest.importorskip("pty", reason="pseudo-terminals are a thing of Unix")
-    import fcntl
-    import struct
-    import termios
-
-    columns, rows = size
-    settings = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
-    settings |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment}
-    # To open it makes it the terminal that Ctrl-C is typed at.
-    script = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); from bnlab.cli import main; main(sys.argv[1:])"
-    terminal, inside = pty.openpty()
-    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "train", *words],
-        cwd=folder,
-        env=settings,
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
-        start_new_session=True,
-    )
-    os.close(inside)
-    screen = pyte.HistoryScreen(columns, rows, history=1000)
-    stream, raw, limit = pyte.ByteStream(screen), b"", time.monotonic() + 120
-    while time.monotonic() < limit:
-        if press and when in raw:
-            os.write(terminal, press)
-            press = b""
-        if select.select([terminal], [], [], 0.1)[0]:
-            try:
-                read = os.read(terminal, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not read:
-                break
-            raw += read
-            stream.feed(read)
-    os.close(terminal)
-    with process:
-        process.terminate()  # nothing but at the time limit
-    return Terminal(process.returncode, screen, raw)
-
-
-def labels(terminal: Terminal) -> list[str]:
+def labels(terminal: Any) -> list[str]:
     """The first words of the last lines."""
     lines = [line.split("  ")[0].rstrip() for line in terminal.screen.display]
     return [line for line in lines if line]
 
 
-TINY = ["--config", "quickstart", "steps=40", "model.width=8"]
+TINY = ["train", "--config", "quickstart", "steps=40", "model.width=8"]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal: InTerminal) -> None:
     found = in_terminal(tmp_path, [*TINY, "model.depth=20"], size, FORCE_COLOR="1")
     assert found.code == 0
     assert not found.screen.cursor.hidden
@@ -396,18 +278,18 @@ def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path) -> None:
     assert all(b"\x1b[?2026l" in frame for frame in frames)
 
 
-def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path) -> None:
-    words = ["--config", "quickstart", "steps=200000", "model.depth=3", "model.width=8"]
+def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InTerminal) -> None:
+    words = ["train", "--config", "quickstart", "steps=200000", "model.depth=3", "model.width=8"]
     found = in_terminal(tmp_path, words, (100, 30), press=b"\x03\x03", when=b"L03_out")
     assert found.code == 130
     assert not found.screen.cursor.hidden
     text = "".join(line.rstrip() + "\n" for line in found.screen.display)
     assert re.search(r"^interrupted  loss \S+; step \d+/200000$", text, re.M)
-    assert re.search(rf"^go on        bnlab train {' '.join(words)}$", text, re.M)
+    assert re.search(rf"^go on        bnlab {' '.join(words)}$", text, re.M)
     assert "Traceback" not in text
 
 
-def test_no_color_is_respected(tmp_path: Path) -> None:
+def test_no_color_is_respected(tmp_path: Path, in_terminal: InTerminal) -> None:
     found = in_terminal(tmp_path, TINY, (60, 16), NO_COLOR="1")
     assert found.code == 0
     assert b"\x1b[?25l" in found.raw
@@ -415,14 +297,16 @@ def test_no_color_is_respected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "term"), [(["--plain"], "xterm-256color"), ([], "dumb")])
-def test_plain_lines_on_a_terminal_that_cannot_or_shall_not_draw(words: list[str], term: str, tmp_path: Path) -> None:
+def test_plain_lines_on_a_terminal_that_cannot_or_shall_not_draw(
+    words: list[str], term: str, tmp_path: Path, in_terminal: InTerminal
+) -> None:
     found = in_terminal(tmp_path, [*TINY, *words], (100, 30), TERM=term)
     assert found.code == 0
     assert b"\x1b" not in found.raw
     assert len(re.findall(rb"^step ", found.raw, re.M)) == 10
 
 
-def test_an_ascii_terminal_gets_ascii(tmp_path: Path) -> None:
+def test_an_ascii_terminal_gets_ascii(tmp_path: Path, in_terminal: InTerminal) -> None:
     found = in_terminal(tmp_path, TINY, (60, 16), PYTHONIOENCODING="ascii")
     assert found.code == 0
     assert found.raw.isascii()
