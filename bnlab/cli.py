@@ -165,6 +165,14 @@ def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     below.show_runs(runs, as_json)
 
 
+@app.command()
+def report(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Rebuild verdicts, figures and report.html from the run folders alone."""
+    from bnlab.terminal import reporting
+
+    reporting.report(runs, as_json)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[

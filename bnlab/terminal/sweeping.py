@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from collections import Counter
@@ -88,12 +87,12 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
         say(f"all {len(cells)} runs have ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
     _say_counts(grid, out)
-    _say_failures(grid.failures, typed, out)
     report, found = (None, []) if interrupted else _reported(root)
     if not typed.as_json:
         verdicts.show(found, out)
         if report is not None:
             say(f"report  {report}", out)
+    _say_failures(grid.failures, typed, out)
     changed = expectations.differences(expected, found) if expected and not interrupted else []
     for line in changed:
         complain(line)
@@ -135,11 +134,12 @@ def _run(grid: Sweep, at_work: Any, typed: SweepTyped, stop: Stop, out: TextIO) 
 
 def _reported(root: Path) -> tuple[Path | None, list[Verdict]]:
     """The report over the study's runs, made anew, and its verdicts."""
+    from bnlab.report.build import build
+
     try:
-        build = importlib.import_module("bnlab.report.build").build
-    except ModuleNotFoundError:  # until there is one
+        built = build(root)
+    except UsageError:  # no run has ended: nothing to report, and the failures are told already
         return None, []
-    built = build(root)
     return built.path, list(built.verdicts)
 
 

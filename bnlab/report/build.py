@@ -1,0 +1,125 @@
+"""From run folders alone to report.html, figures and summary.parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bnlab.analysis import summary
+from bnlab.analysis.load import STUDY_FILE, load
+from bnlab.analysis.verdicts import judge
+from bnlab.errors import UsageError
+from bnlab.folder import RunFolder, find_runs, write_atomically
+from bnlab.report import page
+from bnlab.report.base import Built, LeftOut, Missing, View
+from bnlab.report.prepare import KEEP, Prepared, prepare
+from bnlab.report.write import Written, styled, written
+
+TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
+
+
+def build(root: Path) -> Built:
+    """Write `root/report.html`, `root/figures/` and `root/summary.parquet`, for the run, the study or the grid that
+    `root` is; of a folder of several studies, one report in each and a page that leads to them.
+
+    Raises:
+        UsageError: no such directory, no runs in it, or none that has ended.
+    """
+    if not root.is_dir():
+        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+    folders = studies_in(root)
+    if not folders:
+        raise UsageError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
+    if folders == [root]:
+        return _one(root)
+    parts = tuple(_one(folder) for folder in folders if _has_ended(folder))
+    if not parts:
+        raise _nothing(root)
+    write_atomically(root / "report.html", page.index(root, parts).encode())
+    return Built(
+        path=root / "report.html",
+        verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
+        figures=tuple(f"{part.path.parent.name}/{name}" for part in parts for name in part.figures),
+        unfinished=tuple(run for part in parts for run in part.unfinished),
+        runs=sum(part.runs for part in parts),
+        parts=parts,
+    )
+
+
+def studies_in(root: Path) -> list[Path]:
+    """The folders that a report is about: `root`, or the studies below it. A run lies in NAME/norm/lr=.../seed=...; a
+    folder with a study.yaml, a run, and what is laid out otherwise are one whole."""
+    runs = find_runs(root)
+    if not runs:
+        return []
+    above = {run.path.parents[2] if len(run.path.parents) > 2 else root for run in runs}
+    whole = (root / STUDY_FILE).is_file() or RunFolder(root).spec_file.is_file()
+    if whole or any(folder == root or root not in folder.parents for folder in above):
+        return [root]
+    return sorted(above)
+
+
+def _one(root: Path) -> Built:
+    collection = load(root, keep=KEEP)
+    if not collection.runs:
+        raise _nothing(root)
+    verdicts = tuple(judge(collection))
+    prepared = prepare(collection)
+    figures, missing = draw_all(prepared)
+    html = page.render(collection, verdicts, prepared, figures, missing)
+    folder = root / "figures"
+    folder.mkdir(exist_ok=True)
+    names = {f"{figure.drawn.name}.{kind}" for figure in figures for kind in ("svg", "png", "csv")}
+    for old in folder.iterdir():  # figures of runs that are gone
+        if old.suffix in (".svg", ".png", ".csv") and old.name not in names:
+            old.unlink()
+    for figure in figures:
+        base = folder / figure.drawn.name
+        write_atomically(base.with_suffix(".svg"), figure.svg.encode())
+        write_atomically(base.with_suffix(".png"), figure.png)
+        write_atomically(base.with_suffix(".csv"), figure.csv.encode())
+    summary.write(collection, root / "summary.parquet")
+    write_atomically(root / "report.html", html.encode())
+    return Built(
+        path=root / "report.html",
+        verdicts=verdicts,
+        figures=tuple(figure.drawn.name for figure in figures),
+        unfinished=collection.unfinished,
+        runs=len(collection.runs),
+    )
+
+
+def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
+    """Every figure of every view that its runs have the numbers for."""
+    from bnlab.report.figures import figures
+
+    found: list[Written] = []
+    missing: list[LeftOut] = []
+    with styled():
+        for number, view in enumerate(prepared.views):
+            for name, module in figures().items():
+                try:
+                    found.append(written(module.draw(view, _name(name, view, number))))
+                except Missing as lack:
+                    out = LeftOut(
+                        subject=": ".join(filter(None, (view.setting, module.SUBJECT))),
+                        why=str(lack),
+                        remedy=lack.remedy,
+                    )
+                    missing.append(out)
+    return found, missing
+
+
+def _name(name: str, view: View, number: int) -> str:
+    """`drift`, and of a further view `drift-depth-20`."""
+    if not view.setting:
+        return name
+    words = "".join(c if c.isalnum() or c in "." else "-" for c in view.setting.replace(",", ""))
+    return f"{name}-{words or number}"
+
+
+def _nothing(root: Path) -> UsageError:
+    return UsageError("RUNS", "no run has ended yet", str(root), "Wait, or see: bnlab runs " + str(root))
+
+
+def _has_ended(folder: Path) -> bool:
+    return bool(load(folder).runs)

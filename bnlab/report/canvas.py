@@ -1,0 +1,240 @@
+"""The sheet a figure is drawn on: title above, footnote below, axes placed in inches, labels where they hide least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+
+from bnlab.report.base import Group, View
+from bnlab.report.style import INK, MUTED, PAPER, Look
+from bnlab.report.words import compact
+
+WIDTH, LEFT = 5.6, 0.74
+"""Of a sheet, and where its leftmost axes begin; in inches."""
+TITLE_PT, NOTE_PT, LABEL_PT = 10.5, 7.0, 9.0
+HALO = [withStroke(linewidth=2.6, foreground=PAPER)]
+
+
+@cache
+def _word_width(word: str, size: float, bold: bool) -> float:
+    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
+    width, _, _ = text_to_path.get_text_width_height_descent(word, font, ismath=False)
+    return float(width)
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """In points; word by word, so that what was measured once is not measured again."""
+    words = text.split(" ")
+    spaces = (len(words) - 1) * _word_width(" ", size, bold)
+    return spaces + sum(_word_width(word, size, bold) for word in words if word)
+
+
+def wrapped(text: str, size: float, inches: float, *, bold: bool = False) -> list[str]:
+    """Lines that fit into a width."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size, bold=bold) <= 72 * inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def balanced(text: str, size: float, inches: float) -> list[str]:
+    """Bold lines that fit, as many as needed, of about equal length: no last line of one word."""
+    lines = wrapped(text, size, inches, bold=True)
+    for narrower in np.arange(inches, 0.45 * inches, -0.1):
+        tried = wrapped(text, size, float(narrower), bold=True)
+        if len(tried) > len(lines):
+            break
+        lines = tried
+    return lines
+
+
+class Sheet:
+    """A figure with its title and footnote. `plot_height` is what the axes and all around them have, in inches; it is
+    measured from the top of the footnote."""
+
+    def __init__(
+        self, title: str, note: str, *, plot_height: float, width: float = WIDTH, indent: float = LEFT
+    ) -> None:
+        """`indent`: where the title begins, in inches; over the left end of the axes."""
+        head = balanced(title, TITLE_PT, width - indent - 0.1)
+        foot = wrapped(note, NOTE_PT, width - 0.25)
+        self.bottom = 0.1 + 0.135 * len(foot)
+        self.top = self.bottom + plot_height
+        self.width, self.height = width, self.top + 0.19 * len(head) + 0.12
+        self.indent = indent
+        self.figure = Figure(figsize=(self.width, self.height))
+        self._text(indent, self.height - 0.08, "\n".join(head), fontsize=TITLE_PT, fontweight="bold", color=INK)
+        self._text(0.12, self.bottom - 0.03, "\n".join(foot), fontsize=NOTE_PT, color=MUTED, linespacing=1.35)
+
+    def _text(self, x: float, y: float, text: str, **looks: object) -> None:
+        self.figure.text(x / self.width, y / self.height, text, va="top", ha="left", **looks)  # type: ignore[arg-type]
+
+    def axes(self, *, left: float, right: float, above: float = 0.1, below: float = 0.5, first: bool = True) -> Axes:
+        """From `left` to `right` inches of the sheet, with room `above` and `below` inside the plot's height. The name
+        of the `first` vertical axis stands at the edge of the sheet."""
+        y0, y1 = self.bottom + below, self.top - above
+        box = (left / self.width, y0 / self.height, (right - left) / self.width, (y1 - y0) / self.height)
+        ax = self.figure.add_axes(box)
+        if first:
+            ax.yaxis.set_label_coords(0.2 / self.width, (y0 + y1) / 2 / self.height, self.figure.transFigure)
+        return ax
+
+
+def room_for(labels: Sequence[str]) -> float:
+    """Where axes end so that these names fit beside them, in inches; they keep the larger part of the sheet."""
+    return max(WIDTH - max(text_width(label, LABEL_PT, bold=True) for label in labels) / 72 - 0.22, WIDTH * 0.62)
+
+
+def rate_axis(ax: Axes, rates: Sequence[float], optimizer: str) -> None:
+    """A logarithmic axis with a tick at every rate that was swept, labelled as densely as there is room."""
+    ax.set_xscale("log")
+    low, high = rates[0], rates[-1]
+    margin = (high / low) ** 0.05 if high > low else 2.0
+    ax.set_xlim(low / margin, high * margin)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(FixedLocator(list(rates)))
+    ax.xaxis.set_major_formatter(FixedFormatter(thinned([compact(lr) for lr in rates], ax, rates)))
+    ax.set_xlabel(f"learning rate ({optimizer})")
+
+
+def shifts(view: View) -> list[float]:
+    """By what factor the markers of each arm stand beside their rate, so that arms do not hide each other."""
+    rates = view.rates
+    gap = math.log(min(b / a for a, b in pairwise(rates)))
+    widest = min(0.06 * gap, 0.03 * math.log(rates[-1] / rates[0]))
+    middle = (len(view.groups) - 1) / 2
+    return [math.exp(widest * (index - middle) / max(1.0, middle)) for index in range(len(view.groups))]
+
+
+def thinned(texts: Sequence[str], ax: Axes, at: Sequence[float]) -> list[str]:
+    """Every k-th text, the others empty, with the smallest k at which none touches the next; k is 1 up to 9 ticks if
+    they fit."""
+    places = [float(ax.transData.transform((x, 1.0))[0]) for x in at]
+    widths = [text_width(text, 8) for text in texts]
+    for step in range(1, len(texts) + 1):
+        kept = range(0, len(texts), step)
+        gaps = [places[b] - widths[b] / 2 - places[a] - widths[a] / 2 for a, b in pairwise(kept)]
+        if min(gaps, default=9.0) >= 4 and (step > 1 or len(texts) <= 9):
+            return [text if index % step == 0 else "" for index, text in enumerate(texts)]
+    return list(texts)
+
+
+def log_ticks(ax: Axes, low: float, high: float, *, axis: str = "y", most: int = 8) -> None:
+    """Logarithmic, with round numbers as ticks: the finest set of at most `most`."""
+    getattr(ax, f"set_{axis}scale")("log")
+    getattr(ax, f"set_{axis}lim")(low, high)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for marks in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [mark * 10.0**decade for decade in decades for mark in marks if low <= mark * 10.0**decade <= high]
+        if len(found) <= most:
+            break
+    found = found[:: math.ceil(len(found) / most)] if found else [low, high]
+    which = ax.yaxis if axis == "y" else ax.xaxis
+    which.set_minor_locator(NullLocator())
+    which.set_minor_formatter(NullFormatter())
+    which.set_major_locator(FixedLocator(found))
+    which.set_major_formatter(FixedFormatter([compact(float(f"{x:.3g}")) for x in found]))
+
+
+def around(values: Sequence[float], *, room: float = 0.06) -> tuple[float, float]:
+    """Limits of a logarithmic axis around positive values.
+
+    >>> [round(x, 2) for x in around([1.0, 100.0], room=0.5)]
+    [0.1, 1000.0]
+    """
+    finite = [x for x in values if math.isfinite(x) and x > 0] or [1.0]
+    low, high = min(finite), max(finite)
+    share = max((high / low) ** room, 1.08)
+    return low / share, high * share
+
+
+def panel_name(ax: Axes, group_label: str, look: Look) -> None:
+    """The name of an arm above its panel, smaller where the panel is narrow."""
+    size = LABEL_PT * min(1.0, ax.bbox.width / text_width(group_label, LABEL_PT, bold=True))
+    ax.set_title(group_label, fontsize=max(size, 5.5), fontweight="bold", color=look.ink, loc="left", pad=4)
+
+
+def step_axis(ax: Axes, last: float) -> None:
+    ax.set_xlim(-0.015 * last, last * 1.015)
+    ax.set_xlabel("training step")
+
+
+def open_marker(look: Look, size: float = 4.2) -> dict[str, Any]:
+    """Keywords of a marker that shows what is under it."""
+    return {
+        "marker": look.marker,
+        "markersize": size,
+        "markerfacecolor": PAPER,
+        "markeredgecolor": look.color,
+        "markeredgewidth": 1.1,
+        "linestyle": "none",
+    }
+
+
+def lanes(
+    ax: Axes, groups: Sequence[Group], marks: Sequence[Sequence[tuple[float, int, int]]], sign: str, word: str
+) -> None:
+    """Above the axes, a row for each arm that has marks: `sign` at x, with how many of how many."""
+    height = ax.bbox.height
+    row = 0
+    for group, wanted in zip(groups, marks, strict=True):
+        if not wanted:
+            continue
+        y = 1 + (9 + 12 * row) / height
+        for x, count, of in wanted:
+            ax.plot(
+                x,
+                y,
+                transform=ax.get_xaxis_transform(),
+                marker=sign,
+                markersize=5.5,
+                markerfacecolor=group.look.color if sign == "X" else PAPER,
+                markeredgecolor=group.look.color,
+                markeredgewidth=0.3 if sign == "X" else 1.1,
+                clip_on=False,
+                linestyle="none",
+                zorder=5,
+            )
+            ax.annotate(
+                f"{count} of {of}" if len(wanted) <= 6 else f"{count}/{of}",
+                (x, y),
+                xycoords=ax.get_xaxis_transform(),
+                xytext=(4.5, 0),
+                textcoords="offset points",
+                fontsize=6.5,
+                color=group.look.ink,
+                va="center",
+                ha="left",
+                annotation_clip=False,
+            )
+        row += 1
+    if row:
+        ax.annotate(
+            word,
+            (0, 1 + (9 + 6 * (row - 1)) / height),
+            xycoords="axes fraction",
+            xytext=(-5, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color=MUTED,
+            va="center",
+            ha="right",
+            annotation_clip=False,
+        )

@@ -1,0 +1,135 @@
+"""Training loss against the step, each arm at the learning rate that is best for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.analysis.ends import SMOOTHED
+from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
+from bnlab.report.canvas import LEFT, Sheet, around, log_ticks, room_for, step_axis
+from bnlab.report.labels import EndLabel, place_labels
+from bnlab.report.style import Look
+from bnlab.report.traces import geometric, smoothed, together
+from bnlab.report.words import capital, compact, footnote
+
+ORDER = 2
+SUBJECT = "training loss against the step, each arm at its best learning rate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One arm: smoothed losses [T] of every run, and their geometric mean over those that have them all."""
+
+    label: str
+    look: Look
+    lr: float
+    steps: Floats
+    mean: Floats
+    singles: tuple[tuple[int, bool, Floats, Floats], ...]
+    """Of each run: seed, whether it diverged, steps, smoothed losses."""
+
+
+def curve(group: Group) -> Curve | None:
+    """At the arm's best rate; where it has none, at the rate at which most of its runs train, the smaller of equals."""
+    lr = group.best_rate()
+    if lr is None:
+        lr = max(group.rates, key=lambda rate: (sum(run.trained for run in group.at(rate)), -rate))
+    singles = []
+    for run in group.at(lr):
+        steps, values = run.series("train_loss")
+        if len(steps):
+            singles.append((run.seed, run.diverged, steps, smoothed(values)))
+    if not singles:
+        return None
+    steps, _, lined = together(
+        (run for run in group.at(lr) if not run.diverged or len(singles) == 1), "train_loss", geometric
+    )
+    mean = geometric(np.stack([smoothed(values) for values in lined])) if lined else np.empty(0)
+    return Curve(label=group.label, look=group.look, lr=lr, steps=steps, mean=mean, singles=tuple(singles))
+
+
+def headline(view: View, curves: list[Curve]) -> str:
+    """Who reaches the other's final loss, and how much sooner."""
+    by_label = {curve.label: curve for curve in curves}
+    if view.pair is None or any(group.label not in by_label for group in view.pair):
+        ends = {c.label: float(c.mean[-1]) for c in curves if len(c.mean) and math.isfinite(c.mean[-1])}
+        if not ends:
+            return "No run keeps a finite loss"
+        first = min(ends, key=ends.__getitem__)
+        if len(curves) == 1:
+            return f"{capital(first)}: training loss falls to {compact(ends[first])}"
+        return f"{capital(first)} ends at the lowest training loss, each arm at its best rate"
+    pair = [by_label[group.label] for group in view.pair]
+    ends_of_pair = [float(c.mean[-1]) if len(c.mean) else math.nan for c in pair]
+    if not all(math.isfinite(end) for end in ends_of_pair):
+        done = [c.label for c, end in zip(pair, ends_of_pair, strict=True) if math.isfinite(end)]
+        return f"Only {done[0]} trains" if done else "Neither arm trains"
+    fast, slow = pair if ends_of_pair[0] <= ends_of_pair[1] else pair[::-1]
+    found = ratio(*({seed: float(y[-1]) for seed, _, _, y in c.singles if len(y)} for c in (fast, slow)))
+    when = fast.steps[np.flatnonzero(fast.mean <= slow.mean[-1])[0]]
+    if found is None or not found.clear:
+        return "Each at its best rate, the arms end with no clear difference in training loss"
+    return (
+        f"Each at its best rate, {fast.label} takes {when:.0f} steps to the loss at which {slow.label} ends after "
+        f"{slow.steps[-1] + 1:.0f}{found.proviso}"
+    )
+
+
+def draw(view: View, name: str) -> Drawn:
+    """Raises:
+    Missing: no losses in any journal.
+    """
+    curves = [found for group in view.groups if (found := curve(group)) is not None]
+    if not curves:
+        raise Missing("no training losses in the journals")
+    title = view.titled(headline(view, curves))
+    note = footnote(
+        f"Thin: single runs; thick: their geometric mean. Loss of the training batch, median of the last {SMOOTHED} "
+        "measured steps. ✕: diverged.",
+        view.reduced,
+    )
+    sheet = Sheet(title, note, plot_height=3.15)
+    ax = sheet.axes(left=LEFT, right=room_for([f"{c.label}, lr {compact(c.lr)}" for c in curves]))
+    values = [x for c in curves for _, _, _, y in c.singles for x in y[np.isfinite(y)]]
+    starts = [float(y[0]) for c in curves for _, _, _, y in c.singles if len(y) and math.isfinite(y[0])]
+    roof = 10 * max(starts, default=1.0)
+    low, high = around([min(x, roof) for x in values])
+    log_ticks(ax, low, high)
+    last = max(float(steps[-1]) for c in curves for _, _, steps, _ in c.singles)
+    step_axis(ax, max(last, 1.0))
+    ax.set_ylabel("training loss")
+    drawn, labels = [], []
+    rows: list[tuple[Cell, ...]] = []
+    for c in curves:
+        for seed, diverged, steps, losses in c.singles:
+            ax.plot(steps, losses, color=c.look.color, linewidth=0.7, alpha=0.45, zorder=2)
+            rows += [(c.label, c.lr, seed, int(s), _cell(y)) for s, y in zip(steps, losses, strict=True)]
+            if diverged:
+                there = np.flatnonzero(np.isfinite(losses))
+                x = steps[there[-1]] if len(there) else steps[0]
+                y = min(float(losses[there[-1]]) if len(there) else high, high)
+                ax.plot(x, y, marker="X", markersize=6, color=c.look.color, linestyle="none", clip_on=False, zorder=5)
+        ax.plot(c.steps, c.mean, color=c.look.color, linestyle=c.look.dash, zorder=3)
+        drawn.append((c.steps, c.mean))
+        ends = [(float(x), float(y)) for x, y in zip(c.steps, c.mean, strict=True) if math.isfinite(y)]
+        x, y = ends[-1] if ends else (last, high)
+        labels.append(EndLabel(text=f"{c.label}, lr {compact(c.lr)}", look=c.look, x=x, y=y))
+    place_labels(ax, labels, drawn)
+    return Drawn(
+        name=name,
+        title=title,
+        note=note,
+        about="Training loss against training step for "
+        + ", ".join(f"{c.label} at a learning rate of {compact(c.lr)}" for c in curves)
+        + ".",
+        columns=("arm", "lr", "seed", "step", "train_loss_smoothed"),
+        rows=rows,
+        figure=sheet.figure,
+    )
+
+
+def _cell(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,289 @@
+"""report.html: one file without script, from verdicts, figures and runs. Words and numbers are made here, looks in the
+template."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bnlab.analysis.base import RunFacts, Verdict
+from bnlab.analysis.load import Collection
+from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
+from bnlab.report.base import Built, LeftOut, geometric_mean, log_interval
+from bnlab.report.cards import card_of, counted
+from bnlab.report.lines import line
+from bnlab.report.prepare import Prepared
+from bnlab.report.words import capital, compact, count, number
+from bnlab.report.write import Written
+
+EMBEDDED = 400_000
+"""Bytes of a CSV that still goes into the page; larger ones lie beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """A field of the table: one arm at one learning rate."""
+
+    value: str
+    band: str
+    accuracy: str
+    troubles: tuple[str, ...]
+    best: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Heads of columns, and rows with their own heads."""
+
+    corner: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Square, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A figure, as the page takes it in."""
+
+    name: str
+    title: str
+    alt: str
+    about: str
+    light: str
+    dark: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A run in the list of runs."""
+
+    id: str
+    arm: str
+    lr: str
+    seed: str
+    status: str
+    bad: bool
+    loss: str
+    accuracy: str
+    command: str
+
+
+def render(
+    collection: Collection,
+    verdicts: Sequence[Verdict],
+    prepared: Prepared,
+    figures: Sequence[Written],
+    missing: Sequence[LeftOut],
+) -> str:
+    """The page."""
+    runs = collection.runs
+    rates, arms = sorted({run.spec["optim.lr"] for run in runs}), prepared.order
+    lines = {run.id: line(run, collection.study) or "" for run in runs}
+    seeds = {run.spec["seed"] for run in runs}
+    diverged = sum(run.diverged for run in runs)
+    subtitle = [
+        f"{count(len(runs), 'run')}: {count(len(arms), 'arm')} × {count(len(rates), 'learning rate')} × "
+        f"{count(len(seeds), 'seed')}"
+    ]
+    if diverged:
+        subtitle.append(f"{diverged} diverged")
+    if collection.unfinished:
+        subtitle.append(f"{len(collection.unfinished)} not finished")
+    return _filled(
+        "report.html.j2",
+        title=title_of(collection),
+        subtitle=[*subtitle, *_versions(runs)],
+        cards=[card_of(verdict, collection, lines) for verdict in verdicts],
+        words=counted(verdicts),
+        table=table_of([capital(arm) for arm in arms], [compact(lr) for lr in rates], squares(runs, prepared, rates)),
+        pictures=[_picture(figure) for figure in figures],
+        missing=missing,
+        left_out=prepared.left_out,
+        unfinished=[_unfinished(run, collection.root) for run in collection.unfinished],
+        copies=len(collection.copies),
+        cautions=_cautions(runs),
+        rows=[_row(run, prepared, lines[run.id]) for run in runs],
+        facts=_facts(runs),
+        fewest=FEWEST_SEEDS,
+        level=f"{LEVEL:g}",
+        study=collection.study,
+        css=_css(),
+    )
+
+
+def index(root: Path, parts: Sequence[Built]) -> str:
+    """The page that leads to the reports of several studies."""
+    studies = [
+        {
+            "name": part.path.parent.relative_to(root).as_posix(),
+            "link": part.path.relative_to(root).as_posix(),
+            "runs": part.runs,
+            "unfinished": len(part.unfinished),
+            "words": counted(part.verdicts),
+        }
+        for part in parts
+    ]
+    return _filled("index.html.j2", title=root.absolute().name, studies=studies, css=_css())
+
+
+def title_of(collection: Collection) -> str:
+    """The study's name, else the folder's; of a single run, its arm, rate and seed."""
+    if collection.study is not None:
+        return collection.study.name
+    if len(collection.runs) == 1 and collection.runs[0].path == collection.root:
+        run = collection.runs[0]
+        return f"{run.spec.get('norm')}, lr {compact(float(run.spec['optim.lr']))}, seed {run.spec['seed']}"
+    return collection.root.absolute().name
+
+
+def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequence[Square]]) -> Table:
+    """A row a rate; with many arms, a row an arm."""
+    if len(arms) > max(5, len(rates)):
+        return Table(corner="arm", heads=tuple(rates), rows=tuple(zip(arms, zip(*fields, strict=True), strict=True)))
+    return Table(corner="learning rate", heads=tuple(arms), rows=tuple(zip(rates, map(tuple, fields), strict=True)))
+
+
+def squares(runs: Sequence[RunFacts], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
+    """Of every rate, a field an arm: geometric mean of the final training loss over the seeds that did not diverge;
+    best only where all train."""
+    by_place: dict[tuple[str, float], list[RunFacts]] = {}
+    for run in runs:
+        by_place.setdefault((prepared.arms[run.id], run.spec["optim.lr"]), []).append(run)
+    means = {
+        place: geometric_mean([run.final("train_loss") for run in here])
+        for place, here in by_place.items()
+        if all(run.trains for run in here)
+    }
+    best = {
+        arm: min((lr for lr in rates if math.isfinite(means.get((arm, lr), math.nan))), key=lambda lr: means[arm, lr])
+        for arm in prepared.order
+        if any(math.isfinite(means.get((arm, lr), math.nan)) for lr in rates)
+    }
+    return [[_square(by_place.get((arm, lr), []), best.get(arm) == lr) for arm in prepared.order] for lr in rates]
+
+
+def _square(runs: Sequence[RunFacts], best: bool) -> Square:
+    if not runs:
+        return Square(value="", band="", accuracy="", troubles=(), best=False)
+    losses = [run.final("train_loss") for run in runs if run.finished]
+    band = log_interval(losses)
+    accuracies = [run.final("test_accuracy") for run in runs if run.finished]
+    diverged, dead = sum(run.diverged for run in runs), sum(run.finished and not run.trains for run in runs)
+    troubles = [f"✕ {diverged} of {len(runs)} diverged"] * bool(diverged)
+    troubles += [f"○ {dead} of {len(runs)} at chance"] * bool(dead)
+    known = [x for x in accuracies if math.isfinite(x)]
+    return Square(
+        value=number(geometric_mean(losses)) if losses else "",
+        band=f"{number(band[0])} to {number(band[1])}" if band else "",
+        accuracy=f"{100 * sum(known) / len(known):.1f} %" if known else "",
+        troubles=tuple(troubles),
+        best=best,
+    )
+
+
+def _picture(figure: Written) -> Picture:
+    drawn = figure.drawn
+    small = len(figure.csv) <= EMBEDDED
+    return Picture(
+        name=drawn.name,
+        title=drawn.title,
+        alt=f"{drawn.title}. {drawn.about}",
+        about=drawn.about,
+        light=_data("image/svg+xml", figure.svg),
+        dark=_data("image/svg+xml", figure.dark_svg),
+        data=_data("text/csv", figure.csv) if small else f"figures/{drawn.name}.csv",
+    )
+
+
+def _data(kind: str, text: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _row(run: RunFacts, prepared: Prepared, command: str) -> Row:
+    status = "diverged" if run.diverged else "finished" if run.trains else "at chance"
+    accuracy = run.final("test_accuracy")
+    return Row(
+        id=run.id,
+        arm=prepared.arms[run.id],
+        lr=compact(float(run.spec["optim.lr"])),
+        seed=str(run.spec["seed"]),
+        status=f"{status} at {run.status.get('step', '?')}" if run.diverged else status,
+        bad=not run.trains,
+        loss=number(run.final("train_loss")),
+        accuracy="–" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %",
+        command=command,
+    )
+
+
+def _unfinished(run: RunFacts, root: Path) -> dict[str, str]:
+    status = str(run.status.get("status", "not started or unreadable"))
+    step, steps = run.status.get("step"), run.status.get("steps")
+    return {
+        "run": run.path.relative_to(root).as_posix(),
+        "status": status + (f", step {step} of {steps}" if step is not None and steps is not None else ""),
+        "error": str(run.status.get("error", "")),
+        "log": (run.path.relative_to(root) / "log.txt").as_posix(),
+    }
+
+
+def _known(runs: Sequence[RunFacts], key: str) -> list[str]:
+    return sorted({str(run.provenance[key]) for run in runs if run.provenance.get(key) is not None})
+
+
+def _versions(runs: Sequence[RunFacts]) -> list[str]:
+    """For the line under the title."""
+    shas = [sha[:7] for sha in _known(runs, "git_sha")]
+    found = [f"bnlab {', '.join(_known(runs, 'bnlab'))}"] if _known(runs, "bnlab") else []
+    found += [f"git {', '.join(shas)}"] if 0 < len(shas) <= 3 else [f"{len(shas)} git commits"] if shas else []
+    seconds = sum(float(run.status.get("timing", {}).get("run_s", 0.0)) for run in runs)
+    return [*found, f"{_duration(seconds)} of training"] if seconds else found
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(41.2), _duration(300), _duration(9000)
+    ('41 s', '5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _cautions(runs: Sequence[RunFacts]) -> list[str]:
+    """What makes runs differ that is not in their specs."""
+    found = []
+    for key, what in (("torch", "versions of torch"), ("device", "kinds of machine"), ("git_sha", "git commits")):
+        if len(known := _known(runs, key)) > 1:
+            shown = ", ".join(value[:12] for value in known[:4])
+            found.append(f"The runs come from {len(known)} {what}: {shown}{', …' if len(known) > 4 else ''}.")
+    dirty = sum(bool(run.provenance.get("git_dirty")) for run in runs)
+    if dirty:
+        found.append(f"{dirty} of {len(runs)} runs were made with changes that no commit has.")
+    return found
+
+
+def _facts(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
+    """Versions and machines."""
+    keys = {"bnlab": "bnlab", "git_sha": "git", "torch": "torch", "numpy": "numpy", "python": "Python"}
+    keys |= {"platform": "platform", "device": "device", "threads": "threads"}
+    return [(name, ", ".join(_known(runs, key))) for key, name in keys.items() if _known(runs, key)]
+
+
+def _css() -> str:
+    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+def _filled(name: str, **content: Any) -> str:
+    """A template with its content, which is escaped; but for `css`, our own."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page: str = environment.get_template(name).render(content)
+    return page

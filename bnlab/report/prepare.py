@@ -1,0 +1,271 @@
+"""From the runs below a folder to views: which arms there are, what they are called, which are drawn together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from bnlab.analysis.base import RunFacts
+from bnlab.analysis.load import Collection, columns
+from bnlab.folder import RunFolder
+from bnlab.journal import read
+from bnlab.report.base import Floats, Group, SeenRun, View
+from bnlab.report.style import NAMES, looks_for
+from bnlab.report.traces import evenly
+from bnlab.spec import GROUPS, canonical
+
+KEEP = ("train_loss", "drift_mean.pre", "loss_lo", "loss_hi", "loss_range")
+"""Series that figures need of many runs."""
+RARE = ("delta_norm",)
+"""And of a few, with all histograms."""
+NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
+CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
+MOST_ARMS, MOST_VIEWS = 8, 3
+
+Key = tuple[tuple[str, Any], ...]
+Name = Callable[[Key], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """`views` for figures; `arms` of every run by its id, and in their order, for tables; `left_out`: what is not
+    drawn, in words."""
+
+    views: tuple[View, ...]
+    arms: Mapping[str, str]
+    order: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def prepare(collection: Collection) -> Prepared:
+    """The views of a report: one for each setting of the axes that are neither arm, learning rate nor seed; the first,
+    the last and one between them where there are many."""
+    runs = collection.runs
+    varying = axes_of(runs)
+    axis = arm_axis(collection, varying)
+    own = [axis, *(key for key in varying if key.startswith(f"{axis}."))]
+    rest = [key for key in varying if key not in own]
+    by_arm = sorted({key_of(run, own) for run in runs}, key=lambda key: _rank(collection, axis, key))
+    arm_names = _names(by_arm)
+    settings = sorted({key_of(run, rest) for run in runs}, key=_sortable)
+    shown = [settings[index] for index in evenly(len(settings), MOST_VIEWS)]
+    left_out = []
+    if len(settings) > len(shown):
+        left_out.append(
+            f"figures for {len(shown)} of {len(settings)} settings of {', '.join(plain(key) for key in rest)}; the "
+            "others are in the table and in summary.parquet"
+        )
+    views = []
+    for setting in shown:
+        here = [run for run in runs if key_of(run, rest) == setting]
+        title = words(setting) if len(settings) > 1 else ""
+        views.append(_view(collection, here, own, by_arm, arm_names, title))
+    named = {run.id: _joined(arm_names[key_of(run, own)], words(key_of(run, rest))) for run in runs}
+    order = [_joined(arm_names[arm], words(setting)) for setting in settings for arm in by_arm]
+    return Prepared(
+        views=tuple(views),
+        arms=named,
+        order=tuple(label for label in order if label in set(named.values())),
+        left_out=tuple(left_out),
+    )
+
+
+def axes_of(runs: Sequence[RunFacts]) -> list[str]:
+    """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
+    between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
+    found = []
+    for key in sorted({key for run in runs for key in run.spec}):
+        group = key.partition(".")[0]
+        if key in NOT_AN_AXIS or group in ("probes", "launch"):
+            continue
+        by_choice: dict[Any, set[str]] = {}
+        for run in runs:
+            if key in run.spec:
+                choice = run.spec.get(group) if group in GROUPS and key != group else None
+                by_choice.setdefault(choice, set()).add(canonical(run.spec[key]))
+        if any(len(values) > 1 for values in by_choice.values()):
+            found.append(key)
+    return found
+
+
+def arm_axis(collection: Collection, varying: Sequence[str]) -> str:
+    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
+    claims = collection.study.claims if collection.study else ()
+    contrasted = [axis for claim in claims for axis in claim.contrast if axis in varying]
+    for axis in ("norm", *contrasted, *varying):
+        if axis in (contrasted or varying):
+            return axis
+    return "norm"
+
+
+def key_of(run: RunFacts, keys: Iterable[str]) -> Key:
+    return tuple((key, _frozen(run.spec[key])) for key in keys if key in run.spec)
+
+
+def words(key: Key) -> str:
+    """
+    >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)))
+    'batch norm, depth 20, batch size 32'
+    """
+    return ", ".join(_word(name, value) for name, value in key)
+
+
+def plain(key: str) -> str:
+    """
+    >>> plain("data.batch_size")
+    'batch size'
+    """
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "norm":
+        return NAMES.get(value, str(value))
+    if name in GROUPS:
+        return str(value)
+    text = (
+        f"{value:.12g}"
+        if isinstance(value, float)
+        else " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else value
+    )
+    return f"{plain(name)} {text}"
+
+
+def _names(arms: Sequence[Key]) -> dict[Key, str]:
+    """Of options of a norm only those that tell it from another arm with that norm."""
+    found = {}
+    for arm in arms:
+        same = [other for other in arms if other[0] == arm[0]]
+        telling = [item for item in arm[1:] if any(dict(other).get(item[0]) != item[1] for other in same)]
+        found[arm] = words((arm[0], *telling)) if arm else "all runs"
+    return found
+
+
+def _rank(collection: Collection, axis: str, arm: Key) -> tuple[Any, ...]:
+    """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
+    value = dict(arm).get(axis)
+    first = {"none": 0, "batch": 1} if axis == "norm" else {}
+    return (first.get(value, 2) if isinstance(value, str) else 2, _sortable(arm))
+
+
+def _sortable(key: Key) -> tuple[Any, ...]:
+    return tuple(
+        (name, (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))) for name, value in key
+    )
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _view(
+    collection: Collection,
+    runs: Sequence[RunFacts],
+    own: Sequence[str],
+    by_arm: Sequence[Key],
+    names: Mapping[Key, str],
+    setting: str,
+) -> View:
+    arms = [arm for arm in by_arm if any(key_of(run, own) == arm for run in runs)]
+    shown, others = arms[:MOST_ARMS], arms[MOST_ARMS:]
+    norms = [str(dict(arm).get("norm", _norm(runs, own, arm))) for arm in shown]
+    groups = tuple(
+        Group(label=names[arm], look=look, runs=_seen(collection, [run for run in runs if key_of(run, own) == arm]))
+        for arm, look in zip(shown, looks_for(norms), strict=True)
+    )
+    return View(
+        groups=groups,
+        setting=setting,
+        chance_loss=_chance(runs[0].spec),
+        reduced=f"Not drawn: {', '.join(names[arm] for arm in others)}." if others else "",
+        pair_labels=_pair(collection, own[0], {dict(arm).get(own[0]): names[arm] for arm in shown}),
+    )
+
+
+def _norm(runs: Sequence[RunFacts], own: Sequence[str], arm: Key) -> Any:
+    return next(run.spec.get("norm") for run in runs if key_of(run, own) == arm)
+
+
+def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple[str, str] | None:
+    """The two arms that titles compare: those of the first claim on this axis, else batch norm and none, else both of
+    two."""
+    claims = collection.study.claims if collection.study else ()
+    wanted = [tuple(map(_frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
+    for treated, control in (*wanted, ("batch", "none")):
+        if treated in labels and control in labels and labels[treated] != labels[control]:
+            return labels[treated], labels[control]
+    if len(labels) == 2:
+        control, treated = labels.values()
+        return treated, control
+    return None
+
+
+def _seen(collection: Collection, runs: Sequence[RunFacts]) -> tuple[SeenRun, ...]:
+    """One run a rate and seed: of several that differ in their probes alone, the one with the most in its journal."""
+    best: dict[tuple[float, int], RunFacts] = {}
+    for run in runs:
+        at = float(run.spec["optim.lr"]), int(run.spec["seed"])
+        if at not in best or _size(run) > _size(best[at]):
+            best[at] = run
+    return tuple(_run(collection, run) for _, run in sorted(best.items()))
+
+
+def _size(run: RunFacts) -> int:
+    try:
+        return RunFolder(run.path).journal_file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _run(collection: Collection, run: RunFacts) -> SeenRun:
+    rare: dict[str, tuple[Floats, Floats]] = {}
+
+    def names(prefix: str) -> list[str]:
+        journal = RunFolder(run.path).journal_file
+        first: Mapping[str, Any] = next(islice(read(journal), 1), {}) if journal.is_file() else {}
+        return [name for name in first if name.startswith(prefix)]
+
+    def series(name: str) -> tuple[Floats, Floats]:
+        if name in collection.keep:
+            found = collection.series(run, name)
+            return found.steps.astype(np.float64), found.values
+        if not rare:
+            read_now = columns(RunFolder(run.path).journal_file, {*RARE, *names("histogram.pre.")})
+            rare.update({key: (found.steps.astype(np.float64), found.values) for key, found in read_now.items()})
+            rare.setdefault("", (np.empty(0), np.empty(0)))
+        return rare.get(name, rare[""])
+
+    return SeenRun(
+        path=collection.place(run),
+        lr=float(run.spec["optim.lr"]),
+        seed=int(run.spec["seed"]),
+        diverged=run.diverged,
+        dead=run.finished and not run.trains,
+        step=int(run.status.get("step", run.steps)),
+        metrics={
+            name: math.nan if value is None else float(value)
+            for name, value in (run.status.get("metrics") or {}).items()
+        },
+        spec=run.spec,
+        series=series,
+        names=names,
+    )
+
+
+def _chance(spec: Mapping[str, Any]) -> float | None:
+    """The loss of equal odds for every class."""
+    classes = spec.get("data.classes", CLASSES.get(str(spec.get("data"))))
+    if spec.get("loss") != "cross_entropy" or not isinstance(classes, int) or classes < 2:
+        return None
+    return math.log(classes) if spec.get("reduction") == "mean" else None

@@ -1,0 +1,176 @@
+"""Run folders written by hand: what figures and pages are made of, without training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnlab.folder import RunFolder
+from bnlab.journal import Journal
+from bnlab.report.base import Group, SeenRun, View
+from bnlab.report.style import looks_for
+
+SITES = 4  # three hidden layers and the head
+STEPS = 40
+
+
+def records(seed: int = 0, *, growth: float = 2.0, drift: float = 0.1, spread: float = 1.5) -> list[dict[str, Any]]:
+    """A journal with everything that figures read, at steps 0, 2, ..., 40: simple closed forms."""
+    found = []
+    for step in range(0, STEPS + 1, 2):
+        loss = 2.0 * 0.9**step * (1 + 0.1 * seed)
+        record: dict[str, Any] = {"step": step, "train_loss": loss}
+        record |= {"loss_lo": loss / spread, "loss_hi": loss * spread, "loss_range": spread - 1 / spread}
+        record["delta_norm"] = [growth ** (SITES - 2 - layer) * (1 + 0.1 * seed) for layer in range(SITES)]
+        if step:
+            record["drift_mean.pre"] = [drift * (layer + 1) for layer in range(SITES)]
+        counts = np.zeros(122)
+        counts[60 - step // 2 : 63 + step // 2] = 10
+        record["histogram.pre.L01_fc"] = counts.tolist()
+        record["histogram.pre.L03_fc"] = counts.tolist()
+        found.append(record)
+    return found
+
+
+def write_run(
+    root: Path,
+    *,
+    norm: str = "batch",
+    lr: float = 0.1,
+    seed: int = 0,
+    status: str = "finished",
+    loss: float = 0.1,
+    dead: bool = False,
+    journal: Sequence[Mapping[str, Any]] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    error: str | None = None,
+    argv: Sequence[str] = ("bnlab", "train", "--config", "quickstart", "steps=40"),
+) -> Path:
+    """A run below `root`, laid out as `bnlab train` does."""
+    identity = f"{abs(hash_of(norm, lr, seed, spec)):010x}"[:10]
+    folder = RunFolder(root / norm / f"lr={lr:g}" / f"seed={seed}-{identity}")
+    folder.path.mkdir(parents=True)
+    tree: dict[str, Any] = {
+        "name": root.name,
+        "seed": seed,
+        "steps": STEPS,
+        "loss": "cross_entropy",
+        "reduction": "mean",
+    }
+    tree |= {"model": {"name": "mlp", "activation": "relu", "depth": 3}, "optim": {"name": "sgd", "lr": lr}}
+    tree |= {"norm": {"name": norm, "layers": "all", "every": 1, "position": "before"}}
+    tree |= {"data": {"name": "digits", "batch_size": 64}, "probes": {"landscape": {"low": 0.5, "high": 4.0}}}
+    for key, value in (spec or {}).items():
+        group, _, option = key.partition(".")
+        tree[group] = tree[group] | {option: value} if option else value
+    folder.write_spec(tree, {"bnlab": "0.1.0", "git_sha": "c0ffee" * 6, "git_dirty": False, "argv": list(argv)})
+    writer = Journal(folder.journal_file)
+    for record in records(seed) if journal is None else journal:
+        writer.append(record)
+    writer.close()
+    bad = status == "diverged"
+    metrics = dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy"), None if bad else 0.9)
+    state: dict[str, Any] = {"status": status, "step": 7 if bad else STEPS, "steps": STEPS, "dead": dead}
+    state |= {"metrics": metrics | ({} if bad else {"train_loss": loss}), "timing": {"run_s": 3.0}}
+    folder.write_status(state | ({"error": error} if error else {}))
+    return folder.path
+
+
+def hash_of(*parts: object) -> int:
+    """The same in every process."""
+    return sum((index + 1) * byte * 1_000_003**2 for index, byte in enumerate(repr(parts).encode())) % 16**10
+
+
+@pytest.fixture
+def write() -> Callable[..., Path]:
+    """See `write_run`."""
+    return write_run
+
+
+def write_grid(root: Path) -> Path:
+    """Two arms, three rates, three seeds; without a norm, the largest rate diverges."""
+    for norm, lr, seed in ((n, lr, s) for n in ("none", "batch") for lr in (0.01, 0.1, 1.0) for s in range(3)):
+        diverged = norm == "none" and lr == 1.0
+        loss = {0.01: 0.4, 0.1: 0.1, 1.0: 0.2}[lr] * (1 + 0.1 * seed)
+        measured = records(seed, growth=2.0 if norm == "batch" else 1.0, drift=0.1 if norm == "batch" else 0.8)
+        status = "diverged" if diverged else "finished"
+        write_run(
+            root,
+            norm=norm,
+            lr=lr,
+            seed=seed,
+            status=status,
+            loss=loss,
+            argv=("bnlab", "sweep", "--config", "grid"),
+            journal=measured[: 4 if diverged else None],
+        )
+    return root
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """See `write_grid`."""
+    return write_grid(tmp_path / "grid")
+
+
+@pytest.fixture(scope="module")
+def shared_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that leave it as it is; with two runs that have not ended."""
+    root = write_grid(tmp_path_factory.mktemp("shared") / "grid")
+    write_run(root, norm="layer", status="failed", error="ValueError: <no>")
+    write_run(root, norm="group", status="running")
+    return root
+
+
+def seen(
+    lr: float = 0.1,
+    seed: int = 0,
+    *,
+    loss: float = 0.1,
+    diverged: bool = False,
+    dead: bool = False,
+    spec: Mapping[str, Any] | None = None,
+    **series: Any,
+) -> SeenRun:
+    """A run in memory; a series is values at steps 0, 1, 2, ..., or (steps, values). `__` stands for a dot."""
+    journal = {}
+    for name, given in series.items():
+        steps, values = given if isinstance(given, tuple) else (range(len(given)), given)
+        journal[name.replace("__", ".")] = np.array(steps, np.float64), np.array(values, np.float64)
+    return SeenRun(
+        path=f"lr={lr}/seed={seed}",
+        lr=lr,
+        seed=seed,
+        diverged=diverged,
+        dead=dead,
+        step=STEPS,
+        metrics={} if diverged else {"train_loss": loss},
+        spec={"optim": "sgd", **(spec or {})},
+        series=lambda name: journal.get(name, (np.empty(0), np.empty(0))),
+        names=lambda prefix: [name for name in journal if name.startswith(prefix)],
+    )
+
+
+def view_of(arms: Mapping[str, Sequence[SeenRun]], **more: Any) -> View:
+    """Arms by label, the control first."""
+    looks = looks_for(["none", "batch", "layer", "group"][: len(arms)])
+    groups = [Group(label=label, look=look, runs=tuple(arms[label])) for label, look in zip(arms, looks, strict=True)]
+    pair = (groups[1].label, groups[0].label) if len(groups) == 2 else None
+    return View(groups=tuple(groups), pair_labels=pair, chance_loss=math.log(10), **more)
+
+
+@pytest.fixture
+def run_of() -> Callable[..., SeenRun]:
+    """See `seen`."""
+    return seen
+
+
+@pytest.fixture
+def view() -> Callable[..., View]:
+    """See `view_of`."""
+    return view_of

@@ -1,0 +1,317 @@
+"""report.html and the files beside it, from run folders alone."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+import yaml
+
+from bnlab.errors import UsageError
+from bnlab.report.base import Built
+from bnlab.report.build import build
+from bnlab.report.figures import figures
+from bnlab.terminal import reporting
+
+Write = Callable[..., Path]
+VOID = {"meta", "img", "source", "br", "link"}
+HOSTILE = "<script>alert('x')</script> & \"quotes\" <b>"
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page that was parsed: its elements with their attributes, its text; every element closed that was opened."""
+
+    elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    text: str = ""
+    still_open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def of(cls, file: Path) -> Page:
+        page = cls()
+        page.feed(file.read_text(encoding="utf-8"))
+        page.close()
+        return page
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.still_open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.still_open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def study(root: Path, **claim: Any) -> None:
+    """Put a study of one claim over the grid."""
+    made: dict[str, Any] = {"name": "rates", "text": "Batch norm trains at larger rates", "source": "Bjorck 2018"}
+    made |= {"metric": "max_stable_lr", "contrast": {"norm": ["batch", "none"]}, "at": "curve", "expect": "larger"}
+    made |= {"compare": "ratio", "smallest_effect": 2.0} | claim
+    axes = {"norm": "none,batch", "optim.lr": "0.01,0.1,1", "seed": "range(0,3)"}
+    tree = {"name": "grid", "base": "quickstart", "overrides": {}, "axes": axes, "claims": [made]}
+    (root / "study.yaml").write_text(yaml.safe_dump(tree))
+
+
+@pytest.fixture(scope="module")
+def built(shared_grid: Path) -> Built:
+    """A report of a study whose claim has hostile words."""
+    study(shared_grid, text=HOSTILE, source=f"Bjorck et al. 2018 {HOSTILE}")
+    return build(shared_grid)
+
+
+@pytest.fixture(scope="module")
+def page(built: Built) -> Page:
+    """It, parsed."""
+    return Page.of(built.path)
+
+
+def decoded(data: str) -> str:
+    kind, _, content = data.partition(";base64,")
+    assert kind.startswith("data:")
+    return base64.b64decode(content).decode()
+
+
+def test_the_page_is_one_file_without_script_or_request(built: Built, page: Page) -> None:
+    assert page.still_open == []
+    assert page.all("script") == []
+    assert page.all("link") == []
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    loaded = [attributes[key] for _, attributes in page.elements for key in ("src", "srcset") if key in attributes]
+    assert loaded
+    assert all(source.startswith("data:") for source in loaded)
+    assert "url(" not in built.path.read_text(encoding="utf-8").split("</style>")[0]
+    (policy,) = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_figure_has_a_text_that_says_what_it_shows_a_dark_twin_and_its_data(built: Built, page: Page) -> None:
+    grid = built.path.parent
+    assert list(built.figures) == list(figures())
+    images, twins = page.all("img"), page.all("source")
+    assert len(images) == len(twins) == len(built.figures)
+    for name, image, twin in zip(built.figures, images, twins, strict=True):
+        light, turned = decoded(image["src"]), decoded(twin["srcset"])
+        assert light == (grid / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert "#fefefe" in light
+        assert "#fefefe" not in turned
+        assert len(ElementTree.fromstring(turned)) == len(ElementTree.fromstring(light)) > 0
+        assert len(image["alt"]) > 60
+    assert images[0]["alt"].startswith("Batch norm trains at rates at least 10× larger than no norm")
+    links = {link["download"]: link["href"] for link in page.all("a") if "download" in link}
+    for name in built.figures:
+        text = (grid / "figures" / f"{name}.csv").read_text(encoding="utf-8")
+        assert decoded(links[f"{name}.csv"]) == text
+        assert len(list(csv.reader(io.StringIO(text)))) > 2
+        assert (grid / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_runs_give_the_same_bytes_and_figures_of_runs_that_are_gone_go(built: Built, tmp_path: Path) -> None:
+    other = tmp_path / "grid"
+    shutil.copytree(built.path.parent, other)
+    (other / "report.html").unlink()
+    (other / "figures" / "old.svg").write_text("<svg/>")
+    roots = (built.path.parent, build(other).path.parent)
+    made = [{file.name: file.read_bytes() for file in _written(root)} for root in roots]
+    assert made[0] == made[1]
+    assert len(made[0]) == 2 + 3 * len(figures())
+
+
+def _written(root: Path) -> list[Path]:
+    return [root / "report.html", root / "summary.parquet", *sorted((root / "figures").iterdir())]
+
+
+def test_a_verdict_is_a_card_with_its_numbers_and_the_commands_behind_it(built: Built, page: Page) -> None:
+    (verdict,) = built.verdicts
+    words = " ".join(page.text.split()).replace("\xa0", " ")
+    assert verdict.why in words
+    assert "→ 1 direction only" in words
+    assert "10× 95 %: 10 to 10×" in words
+    assert "Bjorck et al. 2018" in words
+    assert "bnlab sweep --config grid" in words
+    assert "bnlab train --config quickstart norm=none optim.lr=0.01 seed=2 name=grid" in words
+
+
+def test_words_of_a_claim_cannot_become_part_of_the_page(page: Page) -> None:
+    assert page.all("script") == []
+    assert page.text.count(HOSTILE) == 2
+
+
+def test_the_table_tells_what_diverged_and_marks_the_best(page: Page) -> None:
+    assert page.text.count("✕ 3 of 3 diverged") == 1
+    assert len([span for span in page.all("span") if span.get("class") == "best"]) == 2
+
+
+def test_the_summary_has_a_row_a_run(built: Built) -> None:
+    frame = pl.read_parquet(built.path.parent / "summary.parquet")
+    assert len(frame) == 18
+    assert frame["norm"].value_counts().sort("norm")["count"].to_list() == [9, 9]
+
+
+def test_runs_without_an_end_are_named_with_their_log(built: Built, page: Page) -> None:
+    assert sorted(run.spec["norm"] for run in built.unfinished) == ["group", "layer"]
+    assert "ValueError: <no>" in page.text
+    assert re.search(r"layer/lr=0\.1/seed=0-\w+/log\.txt", page.text)
+    assert "layer norm" not in page.text.lower()
+
+
+def test_one_run_has_a_report_of_its_own(grid: Path) -> None:
+    (run,) = (grid / "batch" / "lr=0.1").glob("seed=0-*")
+    built = build(run)
+    assert built.path == run / "report.html"
+    assert "loss_by_rate" not in built.figures
+    assert {"learning_curves", "drift", "gradient_depth"} <= set(built.figures)
+    text = Page.of(built.path).text
+    assert "only one learning rate" in text
+    assert "batch, lr 0.1, seed 0" in text
+
+
+def test_what_was_not_measured_is_said_with_what_to_do(tmp_path: Path, write: Write) -> None:
+    bare = [{"step": step, "train_loss": 1.0 / (1 + step)} for step in range(9)]
+    for norm, lr in ((norm, lr) for norm in ("none", "batch") for lr in (0.1, 1.0)):
+        write(tmp_path / "g", norm=norm, lr=lr, journal=bare)
+    built = build(tmp_path / "g")
+    assert built.figures == ("loss_by_rate", "steps_to_target", "learning_curves")
+    text = Page.of(built.path).text
+    assert text.count("probes=standard") == 2
+    assert text.count("probes=economy") == 2
+
+
+def test_a_report_of_runs_that_all_diverged_says_so(tmp_path: Path, write: Write) -> None:
+    journal = [{"step": 0, "train_loss": 2.0}, {"step": 1, "train_loss": None}]
+    for lr in (1.0, 10.0):
+        write(tmp_path / "g", lr=lr, status="diverged", journal=journal)
+    built = build(tmp_path / "g")
+    assert "every run diverged" in Page.of(built.path).text
+    assert built.figures
+
+
+def test_nothing_to_report_is_one_clear_error(tmp_path: Path, write: Write) -> None:
+    with pytest.raises(UsageError, match=r"RUNS: no such directory"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"RUNS: no runs in this directory"):
+        build(tmp_path)
+    write(tmp_path / "g", status="running")
+    with pytest.raises(UsageError, match=r"RUNS: no run has ended yet"):
+        build(tmp_path / "g")
+    assert not (tmp_path / "g" / "report.html").exists()
+
+
+def test_a_folder_of_studies_has_a_page_that_leads_to_their_reports(tmp_path: Path, write: Write) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, journal=[])
+    write(tmp_path / "three", status="running")
+    built = build(tmp_path)
+    assert [part.path.parent.name for part in built.parts] == ["one", "two"]
+    links = [link["href"] for link in Page.of(built.path).all("a")]
+    assert links == ["one/report.html", "two/report.html"]
+    assert all((tmp_path / link).is_file() for link in links)
+
+
+def chromium(playwright: Any) -> Any:
+    """A headless browser: the system's, or playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    words = f"{quiet} --disable-component-update --disable-sync".split()
+    try:
+        return playwright.chromium.launch(executable_path=path, args=words)
+    except Exception as error:
+        pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra")
+    path = built.path
+    seen: dict[str, dict[str, Any]] = {}
+    said: list[str] = []
+    asked: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = chromium(playwright)
+        for name, width, scheme, media in (
+            ("day", 1180, "light", "screen"),
+            ("night", 1180, "dark", "screen"),
+            ("phone", 390, "light", "screen"),
+            ("paper", 700, "dark", "print"),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.on("console", lambda message: said.append(message.text))
+            page.on("request", lambda request: asked.append(request.url))
+            page.emulate_media(media=media, color_scheme=scheme)
+            page.goto(path.as_uri())
+            seen[name] = page.evaluate(
+                """() => ({
+                    wide: document.documentElement.scrollWidth - innerWidth,
+                    paper: getComputedStyle(document.body).backgroundColor,
+                    ink: getComputedStyle(document.body).color,
+                    shown: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+                    twin: [...document.images].map(i => i.currentSrc !== i.src),
+                })"""
+            )
+            page.close()
+        browser.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    assert {name: found["wide"] for name, found in seen.items()} == dict.fromkeys(seen, 0)
+    assert all(all(found["shown"]) and len(found["shown"]) == len(figures()) for found in seen.values())
+    assert {name: set(found["twin"]) for name, found in seen.items()} == {
+        "day": {False},
+        "night": {True},
+        "phone": {False},
+        "paper": {False},
+    }
+    assert seen["day"]["ink"] == seen["night"]["ink"].replace("232, 234, 237", "22, 24, 28") == seen["paper"]["ink"]
+    assert seen["night"]["paper"] == "rgb(18, 20, 23)"
+
+
+def told(built: Built, monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> Path:
+    """Print a report that is built already."""
+    monkeypatch.setattr(reporting, "build", lambda root: built)
+    reporting.report(built.path.parent, as_json)
+    return built.path
+
+
+def test_json_says_what_the_report_says(
+    built: Built, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = told(built, monkeypatch, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["report"] == str(path)
+    assert said["figures"] == list(figures())
+    (claim,) = said["claims"]
+    assert {"name", "verdict", "effect", "interval", "p", "n", "why"} <= set(claim)
+    assert (claim["name"], claim["verdict"], claim["n"], claim["p"]) == ("rates", "direction only", 3, None)
+    assert claim["effect"] == pytest.approx(10)
+
+
+def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
+    built: Built, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = told(built, monkeypatch, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("→ direction only")
+    assert lines[1].strip().startswith("ratio 10")
+    assert any(re.match(r"left out +layer/lr=0\.1/seed=0-\w+: failed at step 40", line) for line in lines)
+    assert f"report     {path}" in lines
+    assert re.match(r"made of    18 runs, 7 figures, in [\d.]+ s", lines[-1])

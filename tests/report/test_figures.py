@@ -1,0 +1,285 @@
+"""What figures draw and say, against values worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bnlab.report.base import Drawn, Missing, SeenRun, View, log_interval, ratio
+from bnlab.report.canvas import compact, thinned
+from bnlab.report.figures import (
+    drift,
+    figures,
+    gradient_depth,
+    landscape,
+    learning_curves,
+    loss_by_rate,
+    ridges,
+    steps_to_target,
+)
+from bnlab.report.labels import spread
+from bnlab.report.write import styled, table
+from bnlab.theory import gradient_growth
+
+Run = Callable[..., SeenRun]
+Make = Callable[..., View]
+
+
+@pytest.fixture(autouse=True)
+def _style() -> Any:
+    with styled():
+        yield
+
+
+@pytest.fixture
+def arms(run_of: Run, view: Make) -> View:
+    """No norm trains up to 0.1 and diverges in part at 1; batch norm trains everywhere."""
+    none = [run_of(lr, s, loss=0.2 * (s + 1)) for lr in (0.01, 0.1) for s in range(3)]
+    none += [run_of(1.0, 0, loss=0.5), run_of(1.0, 1, diverged=True), run_of(1.0, 2, diverged=True)]
+    batch = [run_of(lr, s, loss=0.1 * (s + 1)) for lr in (0.01, 0.1, 1.0) for s in range(3)]
+    return view({"no norm": none, "batch norm": batch})
+
+
+def rows_of(drawn: Drawn) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table(drawn))))
+
+
+def test_every_file_is_a_figure_with_its_own_place() -> None:
+    assert [module.ORDER for module in figures().values()] == list(range(len(figures())))
+    assert next(iter(figures())) == "loss_by_rate"
+    assert all(module.SUBJECT for module in figures().values())
+
+
+# -- final loss by rate ----------------------------------------------------------------------------------------------
+
+
+def test_a_mean_is_drawn_only_where_no_seed_diverged_and_every_seed_is_there(arms: View) -> None:
+    found = loss_by_rate.spots(arms.groups[0])
+    assert found[0].mean == pytest.approx((0.2 * 0.4 * 0.6) ** (1 / 3))
+    assert found[2].losses == {0: 0.5}
+    assert (found[2].diverged, found[2].runs) == (2, 3)
+    assert math.isnan(found[2].mean)
+    assert found[2].band is None
+
+
+def test_the_band_is_the_t_interval_of_the_log() -> None:
+    logs = np.log([0.2, 0.4, 0.6])
+    expected = np.exp(stats.t.interval(0.95, 2, loc=logs.mean(), scale=stats.sem(logs)))
+    assert log_interval([0.2, 0.4, 0.6]) == pytest.approx(tuple(expected))
+    assert log_interval([0.2]) is None
+
+
+def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
+    # 1 is the grid's end, so that no more than a bound is known; the losses are half as large in every seed.
+    title = loss_by_rate.headline(arms)
+    assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower loss"
+
+
+def test_equal_arms_are_said_to_be_equal(run_of: Run, view: Make) -> None:
+    same = [run_of(lr, s, loss=0.1 + 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
+    other = [run_of(lr, s, loss=0.12 - 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
+    title = loss_by_rate.headline(view({"no norm": same, "batch norm": other}))
+    assert title == "No clear difference between batch norm and no norm, in rates or in loss"
+
+
+def test_a_rate_above_one_that_fails_does_not_count(run_of: Run, view: Make) -> None:
+    lucky = [run_of(0.1), run_of(1.0, diverged=True), run_of(10.0)]
+    assert view({"no norm": lucky}).groups[0].top_rate == 0.1
+
+
+def test_the_csv_has_what_is_drawn(arms: View) -> None:
+    drawn = loss_by_rate.draw(arms, "loss_by_rate")
+    (ax,) = drawn.figure.axes
+    rows = rows_of(drawn)
+    drawn_losses = sorted(
+        y
+        for line in ax.lines
+        if line.get_marker() in "so" and line.get_linestyle() == "None"
+        for y in line.get_ydata()
+        if y != pytest.approx(1.0, abs=0.2) or y < 0.8
+    )
+    assert sorted(float(row["final_train_loss"]) for row in rows if row["final_train_loss"]) == pytest.approx(
+        drawn_losses
+    )
+    assert {row["arm"] for row in rows} == {"no norm", "batch norm"}
+    assert [row["diverged"] for row in rows if row["arm"] == "no norm" and row["lr"] == "1"] == ["2"]
+
+
+def test_ticks_stand_at_the_rates_that_were_swept(arms: View) -> None:
+    (ax,) = loss_by_rate.draw(arms, "x").figure.axes
+    assert list(ax.get_xticks()) == [0.01, 0.1, 1.0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.01", "0.1", "1"]
+    assert ax.get_xscale() == "log"
+
+
+def test_many_ticks_are_thinned(arms: View) -> None:
+    (ax,) = loss_by_rate.draw(arms, "x").figure.axes
+    rates = list(np.logspace(-2, 0, 19))
+    texts = thinned([compact(lr) for lr in rates], ax, rates)
+    shown = [text for text in texts if text]
+    assert 4 <= len(shown) <= 10
+    assert texts[0] == "0.01"
+
+
+# -- steps to target -------------------------------------------------------------------------------------------------
+
+
+def test_steps_to_target_are_the_first_at_which_the_median_of_five_is_there(run_of: Run, view: Make) -> None:
+    falling = [1.0, 1.0, 1.0, 0.1, 1.0, 0.1, 0.1, 0.1]  # the single low batch at 3 is not enough
+    arms = view({"a": [run_of(0.1, train_loss=falling), run_of(1.0, train_loss=[1.0] * 8)]})
+    found = steps_to_target.spots(arms.groups[0], steps_to_target.losses_of(arms), 0.1)
+    assert found[0].steps == {0: 6.0}
+    assert found[1].steps == {0: math.inf}
+    assert (found[1].never, found[1].median) == (1, math.inf)
+
+
+def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: Run, view: Make) -> None:
+    def at(lr: float, low: float) -> SeenRun:
+        return run_of(lr, train_loss=[2.0] + [low] * 8)
+
+    arms = view({"a": [at(0.1, 0.03), at(1.0, 0.01)], "b": [at(0.1, 0.2), at(1.0, 0.111)]})
+    # Of two rates the better one; of both arms the worse; 5 % more, rounded up to one digit.
+    assert steps_to_target.target_of(arms, steps_to_target.losses_of(arms)) == pytest.approx(0.2)
+
+
+# -- depth, drift, landscape, ridges ---------------------------------------------------------------------------------
+
+NORMED = {"norm": "batch", "norm.layers": "all", "norm.every": 1, "norm.position": "before"}
+NORMED |= {"model": "mlp", "model.activation": "relu", "data.batch_size": 64}
+
+
+def test_growth_with_depth_leaves_the_head_out_and_stands_beside_the_theory(run_of: Run, view: Make) -> None:
+    rows = [[8.0, 4.0, 2.0, 100.0]]
+    arms = view(
+        {"no norm": [run_of(delta_norm=[[1.0, 1.0, 1.0, 9.0]])], "batch norm": [run_of(delta_norm=rows, spec=NORMED)]}
+    )
+    profile = gradient_depth.profile(arms.groups[1])
+    assert profile is not None
+    assert profile.mean.tolist() == pytest.approx([4, 2, 1])
+    assert profile.rate == pytest.approx(2)
+    assert profile.theory == pytest.approx(math.sqrt(gradient_growth(64, "relu")))
+    drawn = gradient_depth.draw(arms, "x")
+    assert (
+        drawn.title == "Towards the input, gradients grow 2.00× a layer with batch norm; they stay level with no norm"
+    )
+    theory = [float(row["theory"]) for row in rows_of(drawn) if row["theory"]]
+    assert theory == pytest.approx([gradient_growth(64, "relu"), math.sqrt(gradient_growth(64, "relu")), 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"norm": "none"}, {"norm.position": "after"}, {"norm.every": 2}, {"data.batch_size": "full"}, {"model": "cnn"}],
+)
+def test_there_is_no_theory_line_where_the_theorem_does_not_hold(change: dict[str, Any], run_of: Run) -> None:
+    assert gradient_depth.closed_form(run_of(spec=NORMED)) is not None
+    assert gradient_depth.closed_form(run_of(spec=NORMED | change)) is None
+
+
+def test_drift_has_a_column_a_measurement_at_equal_distance_and_the_median_over_seeds(run_of: Run, view: Make) -> None:
+    steps = [1, 2, 4, 8, 12]  # the dense start is left out: its distances are shorter
+    runs = [run_of(seed=s, drift_mean__pre=(steps, [[k * (s + 1), 2.0] for k in (1, 2, 3, 4, 5)])) for s in range(3)]
+    panel = drift.panel(view({"a": runs}).groups[0], 0.1)
+    assert panel is not None
+    assert panel.gap == 4
+    assert panel.steps.tolist() == [8, 12]
+    assert panel.drift.tolist() == [[8, 10], [2, 2]]
+
+
+def test_drift_says_the_ratio_of_medians(run_of: Run, view: Make) -> None:
+    def arm(size: float) -> list[SeenRun]:
+        return [run_of(seed=s, drift_mean__pre=([2, 4, 6], [[size, size * (s + 1)]] * 3)) for s in range(3)]
+
+    assert drift.draw(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
+        "Median drift is 10× smaller with batch norm"
+    )
+    assert drift.draw(view({"no norm": arm(1.0), "batch norm": arm(1.0)}), "x").title == (
+        "No clear difference in drift between batch norm and no norm"
+    )
+
+
+def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: Run, view: Make) -> None:
+    runs = [run_of(seed=s, loss_lo=[1.0, 2.0 * 4**s], loss_hi=[2.0, 8.0], loss_range=[1.0, 1.0]) for s in (0, 1)]
+    band = landscape.band(view({"a": runs}).groups[0], 0.1)
+    assert band is not None
+    assert band.low.tolist() == pytest.approx([1, 4])
+    assert band.high.tolist() == pytest.approx([2, 8])
+
+
+def test_the_shared_rate_is_the_largest_at_which_everything_trains(arms: View, run_of: Run, view: Make) -> None:
+    assert arms.common_rate() == (0.1, "the largest at which every run trains")
+    none = view({"a": [run_of(0.1, diverged=True)], "b": [run_of(0.1)]})
+    assert none.common_rate()[1] == "there is none at which every run trains; here most do"
+
+
+def test_a_ridge_holds_all_of_its_values_but_the_tails(run_of: Run, view: Make) -> None:
+    counts = np.zeros((3, 122))
+    counts[:, 61], counts[:, 0] = 3, 1  # three values in [0, 0.127), one below -1000
+    arms = view({"a": [run_of(**{"histogram.pre.L02_fc": counts, "histogram.pre.L04_fc": counts})]})
+    assert ridges.site_of(arms, 0.1) == "L02_fc"  # the head is no layer of its own
+    found = ridges.ridges(arms.groups[0], 0.1, "L02_fc")
+    assert found is not None
+    shares = found.density * np.diff(ridges.edges())
+    assert shares[:, 60].tolist() == pytest.approx([0.75] * 3)
+    assert {float(row["share"]) for row in rows_of(ridges.draw(arms, "x"))} == {0.75}
+
+
+def test_bins_are_those_of_the_probe() -> None:
+    from bnlab.probes.activations import histogram_edges
+
+    assert np.sinh(ridges.edges()).tolist() == pytest.approx(histogram_edges())
+
+
+def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: Run) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (2, 122)).astype(float)
+    counts[:, :40], counts[:, -40:] = 0, 0
+    at = ridges.edges()
+    centre = np.sinh(np.concatenate([[at[0]], (at[1:] + at[:-1]) / 2, [at[-1]]]))
+    expected = stats.wasserstein_distance(centre, centre, counts[0], counts[1])
+    sd = math.sqrt(np.cov(centre, aweights=counts[0], ddof=0))
+    assert ridges.moved(run_of(**{"histogram.pre.L00_fc": counts}), "L00_fc") == pytest.approx(expected / sd)
+
+
+def test_curves_are_drawn_at_each_arms_best_rate(run_of: Run, view: Make) -> None:
+    slow = [run_of(lr, s, loss=lr, train_loss=np.linspace(2, 1, 20)) for lr in (0.1, 1.0) for s in range(3)]
+    fast = [run_of(1.0, s, loss=0.1, train_loss=np.linspace(2, 0.1 + 0.01 * s, 20)) for s in range(3)]
+    drawn = learning_curves.draw(view({"no norm": slow, "batch norm": fast}), "x")
+    assert {(row["arm"], row["lr"]) for row in rows_of(drawn)} == {("no norm", "0.1"), ("batch norm", "1")}
+    assert drawn.title.startswith("Each at its best rate, batch norm takes 1")
+    assert drawn.title.endswith("steps to the loss at which no norm ends after 20")
+
+
+@pytest.mark.parametrize("name", list(figures()))
+def test_what_was_not_measured_is_said_and_not_drawn(name: str, run_of: Run, view: Make) -> None:
+    with pytest.raises(Missing, match=r"no |not measured|one learning rate"):
+        figures()[name].draw(view({"a": [run_of()]}), name)
+
+
+# -- statistics and places -------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_clear_when_its_interval_leaves_one_out() -> None:
+    assert ratio({0: 2.0, 1: 2.1, 2: 1.9}, dict.fromkeys(range(3), 1.0)).clear  # type: ignore[union-attr]
+    wide = ratio({0: 4.0, 1: 0.9, 2: 1.1}, dict.fromkeys(range(3), 1.0))
+    assert wide is not None
+    assert not wide.clear
+    single = ratio({0: 1.1}, {0: 1.0})
+    assert single is not None
+    assert (single.clear, single.proviso) == (False, " (one seed)")
+    assert ratio({0: 1.0}, {1: 1.0}) is None
+
+
+def test_names_in_a_column_keep_their_order_and_their_distance() -> None:
+    found = spread([50.0, 49.0, 48.0, 2.0], 12.0, 0.0, 60.0)
+    assert found == sorted(found, reverse=True)
+    assert min(a - b for a, b in pairwise(found)) >= 12 - 1e-9
+    assert max(found) <= 60
+    assert min(found) >= 0
