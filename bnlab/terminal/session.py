@@ -106,7 +106,7 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
     from bnlab.train import train as train_run
 
     out, plain = sys.stderr if typed.as_json else sys.stdout, typed.plain or typed.as_json
-    if not _has_data(spec, out, plain, stop):
+    if not has_data(spec, out, plain, stop):
         return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
     setup = assemble(spec)
@@ -124,7 +124,7 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
     return status
 
 
-def _has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
+def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
     """Whether the data set is there; one that is nowhere is downloaded first, unless the user stops that."""
     from bnlab.registry import DATA, load_plugins
     from bnlab.sources import SOURCES, present

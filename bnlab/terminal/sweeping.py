@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bnlab.analysis.claims import check as check_claims
+from bnlab.analysis.statistics import claims_decidable
 from bnlab.errors import UsageError
 from bnlab.study import Cell, Study
 from bnlab.sweep.executors import executor
@@ -17,7 +19,7 @@ from bnlab.sweep.ledger import DONE, digests, write_study
 from bnlab.sweep.run import Standing, Sweep
 from bnlab.terminal import expectations, verdicts
 from bnlab.terminal.session import DONE as OK
-from bnlab.terminal.session import FAILED, INTERRUPTED, Stop
+from bnlab.terminal.session import FAILED, INTERRUPTED, Stop, has_data
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 from bnlab.terminal.tally import Tally, TallyLines
 
@@ -65,6 +67,7 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
         UsageError: settings that cannot be followed, a status that cannot be read, a folder that cannot be written,
             expectations that cannot be read.
     """
+    check_claims(study)
     expected = expectations.read(typed.expect, study) if typed.expect else {}
     at_work = executor(cells[0].spec)
     out = sys.stderr if typed.as_json else sys.stdout
@@ -82,7 +85,8 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
     _say_seeds(study, cells, out)
     if grid.left:
         write_study(root, study, typed.again())
-        _run(grid, at_work, typed, stop, out)
+        if _has_data(grid, typed, stop, out):
+            _run(grid, at_work, typed, stop, out)
     else:
         say(f"all {len(cells)} runs have ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
@@ -105,6 +109,12 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
     if grid.failures or grid.left:
         return FAILED
     return CHANGED if changed else OK
+
+
+def _has_data(grid: Sweep, typed: SweepTyped, stop: Stop, out: TextIO) -> bool:
+    """Whether all data sets are there; those that are nowhere are downloaded once, before many runs want them."""
+    specs = {(one.cell.spec.data.name, one.cell.spec.plugins): one.cell.spec for one in grid.left}
+    return all(has_data(spec, out, typed.plain or typed.as_json, stop) for spec in specs.values())
 
 
 def _run(grid: Sweep, at_work: Any, typed: SweepTyped, stop: Stop, out: TextIO) -> None:
@@ -148,6 +158,8 @@ def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:
     if study.claims and seeds < DECIDING_SEEDS:
         of = "1 seed" if seeds == 1 else f"{seeds} seeds"
         say(f"with {of} a claim gets a direction only; {DECIDING_SEEDS} or more seeds decide", out)
+    elif len(study.claims) > (most := claims_decidable(seeds)):
+        say(f"{seeds} seeds can decide {most} claims together, and there are {len(study.claims)}: take more seeds", out)
 
 
 def _say_counts(grid: Sweep, out: TextIO) -> None:
