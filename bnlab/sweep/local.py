@@ -89,8 +89,8 @@ class Local:
                     return
                 for worker in at_work.values() if stop else ():
                     worker.stop()
+                ready: Any
                 for ready in connection.wait(list(at_work), TICK_S):
-                    assert isinstance(ready, connection.Connection)
                     worker = at_work.pop(ready)
                     outcome = _outcome(ready, worker)
                     places.append(worker.place)

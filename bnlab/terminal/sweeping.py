@@ -88,7 +88,7 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
         if _has_data(grid, typed, stop, out):
             _run(grid, at_work, typed, stop, out)
     else:
-        say(f"all {len(cells)} runs have ended, nothing to do (--fresh runs them again)", out)
+        say(f"{_runs(len(cells))}, all ended, nothing to do (--fresh runs again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
     _say_counts(grid, out)
     report, found = (None, []) if interrupted else _reported(root)
@@ -163,7 +163,11 @@ def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:
 
 
 def _say_counts(grid: Sweep, out: TextIO) -> None:
-    say(f"{len(grid.standings)} runs: {_counted(grid)}", out)
+    say(f"{_runs(len(grid.standings))}: {_counted(grid)}", out)
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _counted(grid: Sweep) -> str:
@@ -194,7 +198,7 @@ def _show_cells(study: Study, grid: Sweep, typed: SweepTyped) -> None:
     from bnlab.terminal import tables
 
     tables.show_cells(rows, sys.stdout)
-    say(f"{len(rows)} runs: {_counted(grid)}; {len(grid.left)} to run")
+    say(f"{_runs(len(rows))}: {_counted(grid)}; {len(grid.left)} to run")
 
 
 def _row(standing: Standing, typed: SweepTyped) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 
 from bnlab.cli import main
 from bnlab.journal import read, without_clock
+from bnlab.terminal import sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS))
@@ -43,8 +44,9 @@ class Said:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
-    """Runs `bnlab sweep` on the tiny grid in this process, one run after the other."""
+    """Runs `bnlab sweep` on the tiny grid in this process, one run after the other, without a report at its end."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeping, "_reported", lambda root: (None, []))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
 

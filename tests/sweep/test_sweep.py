@@ -141,7 +141,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(sweep: Sweep, 
     again = sweep("--plain")
     assert again.code == 0
     assert again.out.splitlines()[1:3] == [
-        "all 8 runs have ended, nothing to do (--fresh runs them again)",
+        "8 runs, all ended, nothing to do (--fresh runs again)",
         "8 runs: 8 finished",
     ]
     assert files_below(tmp_path / "runs") == now
