@@ -165,6 +165,18 @@ def around(values: Sequence[float], *, room: float = 0.06) -> tuple[float, float
     return low / share, high * share
 
 
+def _tally(count: int, of: int, room: float) -> str:
+    """How many of how many in so many points; where there is too little room, only what is not all of them.
+
+    >>> [_tally(2, 3, room) for room in (40.0, 14.0, 5.0)], _tally(3, 3, 5.0)
+    (['2 of 3', '2/3', '2'], '')
+    """
+    for text in (f"{count} of {of}", f"{count}/{of}"):
+        if text_width(text, 6.5) <= room:
+            return text
+    return "" if count == of else str(count)
+
+
 def panel_name(ax: Axes, group_label: str, look: Look) -> None:
     """The name of an arm above its panel, smaller where the panel is narrow."""
     size = LABEL_PT * min(1.0, ax.bbox.width / text_width(group_label, LABEL_PT, bold=True))
@@ -198,7 +210,9 @@ def lanes(
         if not wanted:
             continue
         y = 1 + (9 + 12 * row) / height
-        for x, count, of in wanted:
+        places = [float(ax.transData.transform((x, 1.0))[0]) for x, _, _ in wanted]
+        rooms = [*(b - a - 12 for a, b in pairwise(places)), 99.0]
+        for (x, count, of), room in zip(wanted, rooms, strict=True):
             ax.plot(
                 x,
                 y,
@@ -213,7 +227,7 @@ def lanes(
                 zorder=5,
             )
             ax.annotate(
-                f"{count} of {of}" if len(wanted) <= 6 else f"{count}/{of}",
+                _tally(count, of, room),
                 (x, y),
                 xycoords=ax.get_xaxis_transform(),
                 xytext=(4.5, 0),

@@ -47,7 +47,7 @@ def place_labels(
             beside[0].append(index)
         else:
             columns.append([index])
-    for column in columns:
+    for column in sorted(columns, key=lambda column: len(column) < 3):  # the others find their way round these
         if len(column) > 2:
             heights = spread([ends[index][1] for index in column], 12.0, low, high)
         for row, index in enumerate(column):

@@ -112,7 +112,6 @@ def render(
         facts=_facts(runs),
         fewest=FEWEST_SEEDS,
         level=f"{LEVEL:g}",
-        study=collection.study,
         css=_css(),
     )
 

@@ -136,6 +136,7 @@ _DARK = {
     "#555555": "#b3b8bf",
     EDGE: "#747a83",
     GRID: "#343941",
+    "#00224e": "#00224e",  # the lower end of cividis: a colour bar shows data
 }
 
 

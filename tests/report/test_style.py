@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from bnlab.registry import NORMS
 from bnlab.report import style
@@ -41,6 +43,11 @@ def test_in_the_dark_every_colour_of_a_drawing_but_paper_stands_out() -> None:
     turned = re.findall("#[0-9a-f]{6}", dark(drawing))
     assert turned[0] == DARK_PAPER
     assert min(contrast(color, DARK_PAPER) for color in turned[1:]) >= 4.5
+
+
+def test_in_the_dark_the_ends_of_a_colour_bar_stay_as_they_are() -> None:
+    ends = [to_hex(colormaps[style.RC["image.cmap"]](end)) for end in (0.0, 1.0)]
+    assert [dark(color) for color in ends] == ends
 
 
 def test_arms_of_one_norm_get_different_looks_and_the_others_keep_theirs() -> None:
