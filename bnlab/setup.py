@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
 from bnlab.errors import UsageError
+from bnlab.evaluate import Inference
 from bnlab.losses import objective
 from bnlab.models.base import Net, refuse_single_values
 from bnlab.observe import Observer, Schedule
@@ -30,6 +31,7 @@ class Setup:
     dataset: Dataset
     batches: Batches
     net: Net
+    inference: Inference
     objective: Objective
     optimizer: torch.optim.Optimizer
     observer: Observer
@@ -55,6 +57,18 @@ def assemble(spec: RunSpec) -> Setup:
     net.module.to(device, dtype)
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
+    inference = Inference(
+        net,
+        spec.eval_bn,
+        batch_size=spec.eval_batch_size,
+        training=dataset.train,
+        training_size=batches.size,
+        seed=spec.seed,
+    )
+    if spec.eval_bn in ("batch", "adapted"):
+        size = min(inference.size(len(split)) for split in (dataset.train, dataset.test))
+        refuse_single_values(net, dataset.input_shape, spec.norm, size, "eval_batch_size")
+
     probes, every = _probes(spec)
     for name, probe in probes.items():
         _refuse_batches(name, probe, net, dataset, batches.size, spec)
@@ -69,6 +83,7 @@ def assemble(spec: RunSpec) -> Setup:
         dataset=dataset,
         batches=batches,
         net=net,
+        inference=inference,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
         observer=Observer(net, loss, probes, seen, dataset.train, schedule, every, spec.seed),

@@ -28,9 +28,13 @@ NOT_HASHED = ("name", "launch")
 
 Options = Mapping[str, Any]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
 NotNegative = Annotated[float, Ge(0), Lt(math.inf)]
 AtLeastOne = Annotated[int, Ge(1)]
 Activation = Literal["relu", "sigmoid", "tanh", "linear"]
+Shift = Literal["none", "brightness", "contrast", "blur", "noise", "rotation", "colour", "prior"]
+EvalBN = Literal["running", "batch", "population", "adapted"]
+"""The statistics that norms use in an evaluation; see bnlab/evaluate.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,8 @@ class DataSpec:
     crop: Annotated[int, Ge(0)]
     flip: bool
     label_noise: Annotated[float, Ge(0), Le(1)]
+    shift: Shift
+    shift_strength: Finite | None
     options: Options
 
     @property
@@ -120,6 +126,8 @@ class RunSpec:
     epochs: Positive | None
     loss: Literal["cross_entropy", "mse"]
     reduction: Literal["mean", "sum"]
+    eval_bn: EvalBN
+    eval_batch_size: Literal["auto", "full"] | AtLeastOne
     device: Literal["cpu", "cuda", "mps"]
     dtype: Literal["float32", "float64"]
     threads: AtLeastOne

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -141,13 +141,15 @@ class Run:
         return self._diverged()
 
     def _evaluated(self, step: int) -> dict[str, Tensor]:
-        """Test loss and accuracy at the weights before this step, in running mode, where they are due."""
-        if not self.setup.schedule.evaluates(step):
-            return {}
-        spec = self.setup.spec
+        """Test loss and accuracy at the weights before this step, where they are due."""
+        return self._figures("test") if self.setup.schedule.evaluates(step) else {}
+
+    def _figures(self, name: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Loss and accuracy over a split, with the statistics that the spec wants."""
+        spec, split = self.setup.spec, getattr(self.setup.dataset, name)
         with untouched_random_state(torch.device(spec.device)):
-            found = evaluate(self.module, self.setup.dataset.test, spec.loss, spec.reduction)
-        return {f"test_{name}": value for name, value in found.items()}
+            found = evaluate(self.setup.inference, split, spec.loss, spec.reduction)
+        return {f"{name}_{metric}": value for metric, value in found.items()}
 
     def _checkpoint_is_due(self, step: int) -> bool:
         """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
@@ -195,12 +197,9 @@ class Run:
         if not all(bool(torch.isfinite(param).all()) for param in self.module.parameters()):
             self.guard.value, self.guard.step = math.nan, setup.steps
             return self._diverged()
-        found: dict[str, Tensor] = {}
-        for name, split in (("train", setup.dataset.train), ("test", setup.dataset.test)):
-            figures = evaluate(self.module, split, spec.loss, spec.reduction)
-            found |= {f"{name}_{metric}": value for metric, value in figures.items()}
+        tests = self._figures("test")
+        found = self._figures("train") | tests
         measured: dict[str, float] = {name: float(figure) for name, figure in to_host(found).items()}
-        tests = {name: value for name, value in found.items() if name.startswith("test_")}
         self._save(setup.steps)
         self.recorder.add({"step": setup.steps}, tests)
         self.recorder.write()

@@ -16,7 +16,7 @@ import bnlab
 ROOT = Path(bnlab.__file__).parent
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors", "typed", "spec", "study", "registry", "seeds", "sources", "theory"),
-    1: ("state", "losses", "host", "fetch", "norms", "data", "optim"),
+    1: ("state", "losses", "host", "fetch", "moments", "norms", "data", "optim"),
     2: ("models", "probes", "tap", "journal", "folder", "evaluate"),
     3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
     4: ("sweep", "verify"),

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bnlab.data import _shifts
 from bnlab.data._images import Augment, Images
 from bnlab.errors import UsageError
 from bnlab.seeds import stream
@@ -83,7 +84,8 @@ def first(dataset: Dataset, count: int | None) -> Dataset:
 
 
 def prepared(dataset: Dataset, spec: DataSpec) -> Dataset:
-    """The data set as this spec wants it: a subset, binarized, with label noise, normalized, ready to be augmented.
+    """The data set as this spec wants it: the test split shifted, a subset, binarized, with label noise, normalized,
+    ready to be augmented.
 
     Raises:
         UsageError: the data set is too small, or has no images, or no classes, to do that to.
@@ -96,6 +98,9 @@ def prepared(dataset: Dataset, spec: DataSpec) -> Dataset:
         raise UsageError("data.crop", f"must be below the {min(side)} pixels of the images' side", spec.crop)
     if spec.label_noise and dataset.classes is None:
         raise UsageError("data.label_noise", f"needs classes, and {name} has none", spec.label_noise, "Leave it out.")
+    _shifts.refuse(spec, dataset.input_shape, dataset.classes)
+    if spec.shift_strength is not None:
+        dataset = replace(dataset, test=shifted(dataset.test, spec.shift, spec.shift_strength, dataset.classes))
     dataset = first(dataset, spec.subset)
     if spec.binarize:
         dataset = binarized(dataset)
@@ -104,6 +109,17 @@ def prepared(dataset: Dataset, spec: DataSpec) -> Dataset:
     if spec.augments and not isinstance(dataset.train.x, Images):
         dataset = replace(dataset, train=Split(Images.over(dataset.train.x), dataset.train.y))
     return normalized(dataset, spec.normalize)
+
+
+def shifted(split: Split, shift: str, strength: float, classes: int | None) -> Split:
+    """The split under that shift; the same for every run's seed. Stored images become floats."""
+    if shift == "prior":
+        assert classes is not None
+        kept = _shifts.kept(split.y, classes, strength)
+        x = split.x.only(kept) if isinstance(split.x, Images) else split.x[kept]
+        return Split(x, split.y[kept])
+    x = _shifts.SHIFTS[shift](split.x[:], strength)
+    return Split(Images.over(x) if isinstance(split.x, Images) else x, split.y)
 
 
 def binarized(dataset: Dataset) -> Dataset:

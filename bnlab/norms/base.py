@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.moments import Moments
 from bnlab.seeds import stream
 
 Eps = Annotated[float, Gt(0), Lt(math.inf)]
@@ -126,6 +127,79 @@ class LpNorm(ChannelNorm, ABC):
             mean, norm = x.mean(dim=self.over), self.norm(x)
             self.track(mean=mean, norm=norm)
         return self.affine((x - self.wide(mean)) / (self.wide(norm) + self.eps))
+
+    def population(self) -> Population:
+        """See `population_of`. An lp norm of many batches is not that of their values together (the largest of many
+        values is larger), so it is the average of the batches' norms, as in training."""
+        return _PopulationOfNorms(self)
+
+
+class Population(Protocol):
+    """The inputs of a norm that are to give its statistics in use."""
+
+    def add(self, x: Tensor) -> None:
+        """One more batch of them, [B, C] or [B, C, H, W]."""
+        ...
+
+    def put(self) -> None:
+        """The statistics of all of them into the norm's buffers."""
+        ...
+
+
+class _PopulationOfMoments:
+    """Mean and (unbiased) variance of all values together."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm, self.moments = norm, Moments()
+
+    def add(self, x: Tensor) -> None:
+        self.moments.add(x)
+
+    def put(self) -> None:
+        mean, var = self.moments.mean, self.moments.unbiased
+        if (own := getattr(self.norm, "use_statistics", None)) is not None:
+            own(mean, var)
+            return
+        self.norm.get_buffer("running_mean").copy_(mean)
+        if isinstance(getattr(self.norm, "running_var", None), Tensor):
+            self.norm.get_buffer("running_var").copy_(var)
+
+
+class _PopulationOfNorms:
+    """Means and lp norms of batches, averaged; each batch counts by its values."""
+
+    def __init__(self, norm: LpNorm) -> None:
+        self.norm, self.values = norm, 0
+        self.mean = self.size = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        self.values += len(x)
+        share = len(x) / self.values
+        self.mean = self.mean + share * (x.mean(dim=self.norm.over) - self.mean)
+        self.size = self.size + share * (self.norm.norm(x) - self.size)
+
+    def put(self) -> None:
+        self.norm.running_mean.copy_(self.mean)
+        self.norm.running_norm.copy_(self.size)
+
+
+def population_of(norm: nn.Module) -> Population | None:
+    """What gives a norm the statistics of a population to use: what its method `population()` returns, if it has one;
+    else mean and variance of all values, for a norm with `running_mean`. They go into `running_mean` and, where there
+    is one, `running_var`, or to its method `use_statistics(mean, var)`, each [C] and the variance unbiased. None of a
+    norm that keeps no running mean: its statistics in use, if it has any, stay what they are.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> population = population_of(norm)
+    >>> population.add(torch.tensor([[0.0], [2.0]])), population.add(torch.tensor([[7.0]])), population.put()
+    (None, None, None)
+    >>> norm.running_mean.tolist(), norm.running_var.tolist()
+    ([3.0], [13.0])
+    """
+    if (own := getattr(norm, "population", None)) is not None:
+        found: Population = own()
+        return found
+    return _PopulationOfMoments(norm) if isinstance(getattr(norm, "running_mean", None), Tensor) else None
 
 
 def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:

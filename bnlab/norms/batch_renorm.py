@@ -60,6 +60,11 @@ class BatchRenorm(ChannelNorm):
         """See `base.statistics_in_use`. The running standard deviation has eps in it."""
         return self.running_mean, (self.running_sd.square() - self.eps).clamp(min=0)
 
+    def use_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """See `base.population_of`."""
+        self.running_mean.copy_(mean)
+        self.running_sd.copy_((var + self.eps).sqrt())
+
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max at this step, scalars that stay on the device."""
         share = (self.num_batches_tracked.to(x.dtype) / max(1, self.ramp_steps)).clamp(max=1)

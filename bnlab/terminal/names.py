@@ -29,8 +29,8 @@ made of it, of a run or of a curve, and what claims are about."""
 LOOP_METRICS = {
     "train_loss": "loss of the training batch, before the update",
     "train_accuracy": "share of the training batch that is classified right, before the update",
-    "test_loss": "loss on the test set, in running mode",
-    "test_accuracy": "share of the test set that is classified right, in running mode",
+    "test_loss": "loss on the test set, with the statistics of eval_bn",
+    "test_accuracy": "share of the test set that is classified right, with the statistics of eval_bn",
     "lr": "learning rate of the step",
 }
 """What the loop itself records."""
