@@ -177,7 +177,7 @@ def why_not(entry: Entry, setup: Setup) -> str | None:
     size = sum(param.numel() for param in setup.net.params.values())
     if entry.probe == "sharpness" and size > LARGEST_HESSIAN:
         return f"a Hessian of {size:,}^2"
-    if entry.probe == "bn_statistics":
+    if entry.probe in ("bn_statistics", "shift_drift"):
         by_example = sum(math.prod(shape) for shape in site_shapes(setup.net, setup.dataset.input_shape)[:-1])
         values = min(entry.options["examples"], len(setup.dataset.train)) * by_example
         return f"{values / 1e6:.0f} million values" if values > MOST_VALUES else None

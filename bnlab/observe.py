@@ -59,14 +59,15 @@ class Observer:
         probes: Mapping[str, Probe],
         probe_batch: Split,
         data: Split,
+        test: Split,
         schedule: Schedule,
         every: Mapping[str, int],
         seed: int,
     ) -> None:
-        """`data`: the training split. `every`: for each probe, at every how many of the schedule's steps it is due.
-        `seed`: the run's."""
+        """`data`: the training split; `test`: the test split. `every`: for each probe, at every how many of the
+        schedule's steps it is due. `seed`: the run's."""
         self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
-        self.data, self.schedule, self.every, self.seed = data, schedule, dict(every), seed
+        self.data, self.test, self.schedule, self.every, self.seed = data, test, schedule, dict(every), seed
         self.carries: dict[str, Carry] = {name: {} for name in probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
         self.unmoved = Unmoved(net.module)
@@ -166,6 +167,7 @@ class Watch(AbstractContextManager["Watch"]):
             before=observer.before(buffers="before" in self._needs),
             probe=self._probe_sites,
             data=observer.data if "training_data" in self._needs else NO_DATA,
+            test=observer.test if "test_data" in self._needs else NO_DATA,
         )
         with untouched_random_state(self.batch.x.device):
             raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}

@@ -86,7 +86,7 @@ def assemble(spec: RunSpec) -> Setup:
         inference=inference,
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=Observer(net, loss, probes, seen, dataset.train, schedule, every, spec.seed),
+        observer=Observer(net, loss, probes, seen, dataset.train, dataset.test, schedule, every, spec.seed),
         schedule=schedule,
     )
 

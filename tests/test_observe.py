@@ -32,6 +32,7 @@ FULL = (
     "probes.activations.batch=24",
     "probes.activations.histogram_every=1",
     "probes.bn_statistics.examples=80",
+    "probes.shift_drift.examples=80",
     "probes.points=100",
 )
 EVERYWHERE = ("probes.points=100", "probes.eval_points=100")

@@ -23,7 +23,7 @@ from bnlab.models.base import Net
 from bnlab.state import Objective, State
 from bnlab.tap import Sites, TrainingSites
 
-Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data"]
+Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data", "test_data"]
 """What can be asked for:
 
 - `training_sites`: `Snapshot.training`, pre of the training forward itself
@@ -32,6 +32,7 @@ Need = Literal["training_sites", "delta_norms", "weights_before", "before", "pro
 - `before`: `Snapshot.before`, the whole state before the update
 - `probe_sites`: `Snapshot.probe`, pre and act_in on the fixed probe batch, before the update
 - `training_data`: `Snapshot.data`, the whole training split
+- `test_data`: `Snapshot.test`, the whole test split, shifted as `data.shift` says
 """
 
 Raw = dict[str, Tensor]
@@ -47,14 +48,14 @@ Metrics = dict[str, HostArray]
 """By journal name: a scalar (), one value a site [L], or a vector."""
 
 NO_DATA = Split(torch.empty(0), torch.empty(0))
-"""What a probe sees that did not ask for the training split."""
+"""What a probe sees that did not ask for a split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Both ends of one optimizer step: the net holds the weights after it, its `.grad`s the gradient of it.
 
-    `training`, `before`, `probe` and `data` are there if a probe needs them, and until the next measurement only.
+    `training`, `before`, `probe`, `data`, `test` are there if a probe needs them, and until the next measurement only.
     """
 
     step: int
@@ -70,6 +71,7 @@ class Snapshot:
     before: State = field(default_factory=lambda: State({}, {}))
     probe: Sites = field(default_factory=Sites)
     data: Split = NO_DATA
+    test: Split = NO_DATA
 
 
 class Probe(Protocol):

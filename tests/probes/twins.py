@@ -443,6 +443,41 @@ def _against_population(batches: list[list[list[float]]], state: StateDict, norm
     return mean_gap, var_gap, float(mean_noise), float(sd_noise)
 
 
+def shift_drift(moment: Moment) -> Figures:
+    """Batch after batch through a fresh copy of the net after the update, in either mode; every value of every channel
+    kept, of training and of test examples."""
+    found: Figures = {f"{name}.{mode}": [] for mode in ("running", "batch") for name in ("shift_mean", "shift_logvar")}
+    for mode in ("running", "batch"):
+        train, test = (
+            _at_pre(moment, split, mode) for split in (moment.setup.dataset.train, moment.setup.dataset.test)
+        )
+        for site in moment.sites:
+            apart: list[tuple[float, float]] = []
+            for one, other in zip(train[site.name], test[site.name], strict=True):
+                var = variance_of(one)
+                moved = abs(mean_of(other) - mean_of(one)) / math.sqrt(var)
+                apart.append((moved, abs(math.log(variance_of(other) / var))))
+            for name, values in zip(("shift_mean", "shift_logvar"), zip(*apart, strict=True), strict=True):
+                found[f"{name}.{mode}"].append(float(np.median(values)))
+    return found
+
+
+def _at_pre(moment: Moment, split: Split, mode: str) -> dict[str, list[list[float]]]:
+    """By site, for each channel all its values."""
+    size = min(len(moment.batch), len(split))
+    order = torch.randperm(len(split), generator=stream(moment.spec.seed, "probe", "shift_drift"))
+    kept: dict[str, list[list[float]]] = {}
+    for k in range(max(1, min(moment.option("shift_drift", "examples"), len(split)) // size)):
+        with torch.no_grad():
+            net = moment.net(moment.after).train(mode == "batch")
+            seen = outputs_by_part(net, split.x[order[k * size : (k + 1) * size]])
+        for site in moment.sites:
+            channels = channels_of(seen[f"{site.name}_affine"])
+            for values, more in zip(kept.setdefault(site.name, [[] for _ in channels]), channels, strict=True):
+                values.extend(more)
+    return kept
+
+
 TWINS: dict[str, Callable[[Moment], Figures]] = {
     "batch_moments": batch_moments,
     "activations": activations,
@@ -452,5 +487,6 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "lipschitz": lipschitz,
     "sharpness": sharpness,
     "bn_statistics": bn_statistics,
+    "shift_drift": shift_drift,
 }
 """By the name of the probe."""

@@ -1,0 +1,104 @@
+"""How far what each layer sees on the test inputs is from what it sees on the training inputs.
+
+Legend: B batch, C channels, H W space, L sites.
+
+At `pre` of every site, with the mean and variance per channel over all values of either split,
+
+    shift_mean = median over channels of |mu_test - mu_train| / sd_train
+    shift_logvar = median over channels of |log(var_test / var_train)|
+
+once in use (`running`), where a shift of the inputs goes on through the layers, and once with each batch's own
+statistics (`batch`), where a norm takes away of it what is a change of its channels' means and variances; what is left
+above the first norm is what no such statistics can undo. Without a shift (`data.shift: none`), what is found is how far
+apart two samples of one distribution are, and what the net has learned by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, get_args
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from bnlab.data.base import Split
+from bnlab.moments import Moments
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.registry import PROBES
+from bnlab.seeds import stream
+from bnlab.state import Mode, Unmoved, outputs_now
+from bnlab.tap import Tap
+
+
+@PROBES.register("shift_drift")
+class ShiftDrift:
+    """At the state *after* the update, as one would evaluate then, by forward passes over both splits in both modes."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"training_data", "test_data"})
+    metrics: ClassVar[Mapping[str, str]] = {
+        "shift_mean.*": "median over channels of |mu_test - mu_train| / sd_train at pre, over training and (shifted) "
+        "test inputs; in running and in batch mode",
+        "shift_logvar.*": "median over channels of |log(var_test / var_train)|; likewise",
+    }
+
+    def __init__(self, *, examples: Annotated[int, Ge(1)]) -> None:
+        """`examples`: at most so many of either split, in whole batches of the training size, at least one: the same
+        ones at every measurement, from the `probe` stream of the run's seed."""
+        self.examples = examples
+        self._channels: list[int] = []
+
+    def measure(self, snapshot: Snapshot) -> Raw:
+        train, test = (self._batches(snapshot, split) for split in (snapshot.data, snapshot.test))
+        raw: Raw = {}
+        for mode in get_args(Mode):
+            apart = [
+                distances(one, other)
+                for one, other in zip(*(_seen(snapshot, x, mode) for x in (train, test)), strict=True)
+            ]
+            self._channels = [part.shape[1] for part in apart]
+            raw[mode] = torch.cat(apart, dim=1).to(snapshot.batch.x.dtype)  # [2, C of all sites]
+        return raw
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+        metrics: Metrics = {}
+        for mode, values in raw.items():
+            parts = np.split(values, np.cumsum(self._channels)[:-1], axis=1)
+            medians = np.stack([np.median(part, axis=1) for part in parts], axis=1)  # [2, L]
+            metrics |= {f"shift_mean.{mode}": medians[0], f"shift_logvar.{mode}": medians[1]}
+        return metrics, carry
+
+    def _batches(self, snapshot: Snapshot, split: Split) -> list[Tensor]:
+        """Inputs, batch by batch."""
+        size = min(len(snapshot.batch), len(split))
+        count = max(1, min(self.examples, len(split)) // size) * size
+        order = torch.randperm(len(split), generator=stream(snapshot.seed, "probe", "shift_drift"))[:count]
+        return [split.x.index_select(0, chosen) for chosen in order.to(split.x.device).view(-1, size)]
+
+
+def _seen(snapshot: Snapshot, batches: list[Tensor], mode: Mode) -> list[Moments]:
+    """The moments at pre of each site, over all of these batches."""
+    net = snapshot.net
+    unmoved, found = Unmoved(net.module), [Moments() for _ in net.sites]
+    for x in batches:
+        with Tap(net) as tap:
+            outputs_now(net.module, x, mode, unmoved)
+        for moments, pre in zip(found, tap.sites.pre, strict=True):
+            moments.add(pre)
+    return found
+
+
+def distances(train: Moments, test: Moments) -> Tensor:
+    """|mu_test - mu_train| / sd_train and |log(var_test / var_train)| per channel, [2, C]; 0 where nothing differs.
+
+    >>> one, other = Moments(), Moments()
+    >>> one.add(torch.tensor([[0.0, 5.0], [2.0, 5.0]])), other.add(torch.tensor([[3.0, 5.0], [5.0, 5.0]]))
+    (None, None)
+    >>> distances(one, other).tolist()
+    [[3.0, 0.0], [0.0, 0.0]]
+    """
+    moved, same = (test.mean - train.mean).abs(), test.biased == train.biased
+    sd = torch.where(moved == 0, torch.ones_like(moved), train.biased.sqrt())
+    log_ratio = (test.biased / train.biased).log().abs()
+    return torch.stack([moved / sd, torch.where(same, torch.zeros_like(log_ratio), log_ratio)])
