@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnlab.errors import UsageError
 from bnlab.folder import write_atomically
 from bnlab.observe import Observer
 
@@ -61,3 +62,19 @@ def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, obs
         probe: {name: x.cpu().numpy() for name, x in carry.items()} for probe, carry in content["carries"].items()
     }
     return Progress(**content["progress"])
+
+
+def restore_weights(path: Path, module: nn.Module) -> int:
+    """Weights and buffers alone, into a net that is not going to be trained; the step at which they were saved.
+
+    Raises:
+        UsageError: the file cannot be read, or is of another net.
+    """
+    device = next(module.parameters()).device
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        module.load_state_dict(content["module"])
+        return int(content["progress"]["step"])
+    except Exception as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(str(path), f"cannot be read into this net: {problem[:200]}") from None

@@ -166,6 +166,24 @@ def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 
 @app.command()
+def evaluate(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="One run, or a folder of runs.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask trained nets again: under a shift of the test data, with other statistics. Trains and writes nothing."""
+    from bnlab.config.questions import load_questions
+
+    questions = load_questions(tuple(overrides or ()))
+    from bnlab.terminal import evaluating
+
+    evaluating.show(runs, questions, as_json)
+
+
+@app.command()
 def report(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """Rebuild verdicts, figures and report.html from the run folders alone."""
     from bnlab.terminal import reporting

@@ -87,6 +87,20 @@ def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> 
     _put(console(out), table, out)
 
 
+def show_answers(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+    """What nets were asked, and the figures of their answers."""
+    out = out or sys.stdout
+    table = _table(out)
+    for head in ("shift", "strength", "eval_bn", "batch", "test loss", "test acc", "step", "run"):
+        right = head not in ("shift", "eval_bn", "run")
+        table.add_column(head, justify="right" if right else "left", no_wrap=head != "run", overflow="fold")
+    for row in rows:
+        figures = [number(row["metrics"].get(name), 4) for name in ("test_loss", "test_accuracy")]
+        asked = [row["shift"], number(row["shift_strength"], 6), row["eval_bn"], str(row["eval_batch_size"])]
+        table.add_row(*(Text(cell) for cell in (*asked, *figures, str(row["step"]), row["run"])))
+    _put(console(out), table, out)
+
+
 def show_failures(rows: Sequence[Mapping[str, str]], out: TextIO | None = None) -> None:
     """Runs without a result: which, why, and where their log is."""
     out = out or sys.stdout

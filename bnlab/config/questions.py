@@ -1,0 +1,73 @@
+"""What a trained net can be asked: keys of its spec that training does not depend on, in the grammar of a sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from bnlab.config.compose import hydra_over, rounded
+from bnlab.config.grammar import texts
+from bnlab.config.overrides import Overrides
+from bnlab.config.places import config_dirs
+from bnlab.errors import UsageError, nearest
+from bnlab.spec import EvalBN, RunSpec
+
+Question = Mapping[str, Any]
+"""Values by dotted key."""
+
+KEYS = ("data.shift", "data.shift_strength", "eval_bn", "eval_batch_size", "device")
+DEFAULTS: Question = {
+    "eval_bn": "running",
+    "eval_batch_size": "auto",
+    "data.shift": "none",
+    "data.shift_strength": None,
+}
+"""Of a run that was made before there were these keys."""
+
+
+def load_questions(overrides: Sequence[str], user_dir: Path | None = None) -> list[Question]:
+    """Every combination of the values typed, the last key fastest; of `eval_bn` all ways where none is typed.
+
+    Raises:
+        UsageError: another key, a key given twice, what is no value.
+    """
+    dirs = config_dirs(user_dir)
+    axes: dict[str, list[Any]] = {}
+    with hydra_over(dirs):
+        reader = Overrides(dirs)
+        for text in overrides:
+            override = reader.read(text)
+            key = override.key_or_group
+            if key not in KEYS:
+                raise UsageError(key, "no key by which a trained net can be asked", remedy=nearest(key, KEYS))
+            if key in axes:
+                raise UsageError(key, "given twice", text, "Give it once, its values between commas.")
+            values = [reader.read(f"{key}={value}").value() for value in texts(override, ())]
+            axes[key] = [rounded(value) for value in values]
+    axes.setdefault("eval_bn", list(get_args(EvalBN)))
+    order = [key for key in KEYS if key in axes]
+    return [dict(zip(order, chosen, strict=True)) for chosen in itertools.product(*(axes[key] for key in order))]
+
+
+def asked(tree: Mapping[str, Any], question: Question) -> RunSpec:
+    """The spec of a run, as in its spec.yaml, with a question; measured by no probe. A shift that is typed comes
+    without the strength of the run's own.
+
+    Raises:
+        UsageError: a value of the wrong type; a spec that this version cannot read.
+    """
+    data = tree.get("data")
+    if not isinstance(data, Mapping):
+        raise UsageError("data", "missing in this run's spec")
+    changed = {key: value for key, value in tree.items() if key != "provenance"} | {"data": dict(data)}
+    changed["probes"] = {"points": 1, "eval_points": 1}
+    own = "data.shift" in question and question["data.shift"] != data.get("shift")
+    for key, value in {**({"data.shift_strength": None} if own else {}), **question}.items():
+        node = changed["data"] if key.startswith("data.") else changed
+        node[key.removeprefix("data.")] = value
+    for key, value in DEFAULTS.items():
+        node = changed["data"] if key.startswith("data.") else changed
+        node.setdefault(key.removeprefix("data."), value)
+    return RunSpec.from_tree(changed)

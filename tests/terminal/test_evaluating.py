@@ -1,0 +1,176 @@
+"""`bnlab evaluate`: a trained net gives the answers it would have given in a run of its own, and stays what it was."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab.cli import main
+from bnlab.config.questions import KEYS, load_questions
+from bnlab.errors import UsageError
+from bnlab.folder import RunFolder
+from bnlab.setup import assemble
+from bnlab.spec import RunSpec
+from bnlab.train import train
+
+SpecOf = Callable[..., RunSpec]
+
+
+def _said(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command; a command that ends well may end without an exit."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main([str(word) for word in words])
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+    return code or 0, out.getvalue(), err.getvalue()
+
+
+def _answers(*words: object) -> list[dict[str, Any]]:
+    code, out, err = _said("evaluate", *words, "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    found: list[dict[str, Any]] = json.loads(out)["evaluations"]
+    return found
+
+
+@pytest.fixture
+def trained(tmp_path: Path, spec_of: SpecOf) -> Callable[..., Path]:
+    """`trained("seed=1")` is the folder of such a run."""
+
+    def run(*overrides: str) -> Path:
+        spec = spec_of("steps=30", "probes=none", "probes.eval_points=1", *overrides)
+        folder = RunFolder(tmp_path / "runs" / spec.id)
+        train(assemble(spec), folder)
+        return folder.path
+
+    return run
+
+
+def _metrics(run: Path) -> dict[str, float]:
+    metrics: dict[str, float] = RunFolder(run).status()["metrics"]
+    return {name: value for name, value in metrics.items() if name.startswith("test_")}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("eval_bn=running",),
+        ("eval_bn=population",),
+        ("eval_bn=adapted", "eval_batch_size=7"),
+        ("eval_bn=batch", "eval_batch_size=full", "data.shift=brightness", "data.shift_strength=0.3"),
+        ("eval_bn=running", "data.shift=prior", "data.shift_strength=1"),
+    ],
+)
+def test_the_answer_is_that_of_a_run_trained_to_be_asked_so(
+    asked: tuple[str, ...], trained: Callable[..., Path]
+) -> None:
+    plain, asked_itself = trained(), trained(*asked)  # under priors of one decade: 36 + 28 + 21 + ... + 4 examples
+    for run in (plain, asked_itself):
+        (answer,) = _answers(run, *asked)
+        assert answer["metrics"] == _metrics(asked_itself)
+        assert (answer["run"], answer["status"], answer["step"]) == (str(run), "finished", 30)
+    assert answer["examples"] == (148 if "data.shift=prior" in asked else 359)
+
+
+def test_all_ways_are_asked_where_none_is_typed_and_combinations_are_in_the_order_of_the_keys(
+    trained: Callable[..., Path],
+) -> None:
+    run = trained()
+    answers = _answers(run)
+    assert [answer["eval_bn"] for answer in answers] == ["running", "batch", "population", "adapted"]
+    assert answers[0]["metrics"] == _metrics(run)
+    grid = _answers(run, "eval_bn=running,batch", "data.shift=noise", "data.shift_strength=0,0.5")
+    assert [(answer["shift_strength"], answer["eval_bn"]) for answer in grid] == [
+        (0, "running"), (0, "batch"), (0.5, "running"), (0.5, "batch"),
+    ]  # fmt: skip
+    assert [answer["metrics"] for answer in grid[:2]] == [answer["metrics"] for answer in answers[:2]]
+
+
+def test_nothing_is_written(trained: Callable[..., Path]) -> None:
+    run = trained()
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()}
+    _answers(run)
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()} == before
+
+
+def test_a_run_s_own_shift_is_asked_unless_another_is_typed(trained: Callable[..., Path]) -> None:
+    run = trained("data.shift=blur", "data.shift_strength=1")
+    (own,), (none,) = _answers(run, "eval_bn=running"), _answers(run, "eval_bn=running", "data.shift=none")
+    assert (own["shift"], own["shift_strength"]) == ("blur", 1)
+    assert (none["shift"], none["shift_strength"]) == ("none", None)
+    assert own["metrics"] == _metrics(run)
+    assert none["metrics"] == _metrics(trained())
+
+
+def test_a_run_from_before_there_were_these_keys_can_be_asked(trained: Callable[..., Path]) -> None:
+    run = trained()
+    spec = yaml.safe_load((run / "spec.yaml").read_text())
+    for key in ("eval_bn", "eval_batch_size"):
+        del spec[key]
+    for key in ("shift", "shift_strength"):
+        del spec["data"][key]
+    (run / "spec.yaml").write_text(yaml.safe_dump(spec))
+    assert _answers(run)[0]["metrics"] == _metrics(run)
+
+
+def test_a_table_has_a_line_an_answer_and_runs_without_a_checkpoint_are_named(trained: Callable[..., Path]) -> None:
+    first, second, lost = trained(), trained("seed=1"), trained("seed=2")
+    (lost / "checkpoint.pt").unlink()
+    code, out, err = _said("evaluate", first.parent, "eval_bn=running,adapted")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["shift", "strength", "eval_bn", "batch", "test", "loss", "test", "acc", "step", "run"]
+    rows = [line.split() for line in lines if line.startswith("none")]
+    assert sorted((row[2], row[-1]) for row in rows) == sorted(
+        (bn, str(run)) for run in (first, second) for bn in ("running", "adapted")
+    )
+    assert float(next(row for row in rows if row[2] == "running" and row[-1] == str(first))[5]) == pytest.approx(
+        _metrics(first)["test_accuracy"], rel=1e-3
+    )
+    assert lines[-1] == f"left out   {lost}: no checkpoint, finished"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("optim.lr=1",), "optim.lr: no key by which a trained net can be asked. There are: "),
+        (("eval_bn=pop",), "eval_bn: must be 'running', 'batch', 'population' or 'adapted', got 'pop'."),
+        (("eval_bn=batch", "eval_bn=running"), "eval_bn: given twice, got 'eval_bn=running'."),
+        (("data.shift=blur",), "data.shift_strength: missing, and data.shift=blur needs one."),
+        (("eval_bn=batch", "eval_batch_size=1"), "eval_batch_size: gives norm=batch one value per channel at L00_fc"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_one_line(
+    words: tuple[str, ...], line: str, trained: Callable[..., Path]
+) -> None:
+    code, out, err = _said("evaluate", trained(), *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(line)
+
+
+def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_told(trained: Callable[..., Path]) -> None:
+    run = trained()
+    (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    code, out, err = _said("evaluate", run)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"{run / 'checkpoint.pt'}: cannot be read into this net")
+    (run / "checkpoint.pt").unlink()
+    code, out, err = _said("evaluate", run)
+    assert (code, out, err.startswith("RUNS: no run here has a checkpoint")) == (2, "", True)
+
+
+def test_every_key_that_can_be_asked_is_one_of_a_spec(spec_of: SpecOf) -> None:
+    tree: Any = spec_of().tree()
+    for key in KEYS:
+        group, _, last = key.rpartition(".")
+        assert last in (tree[group] if group else tree)
+    with pytest.raises(UsageError, match=r"^data\.size: no key by which a trained net can be asked"):
+        load_questions(["data.size=3"])
