@@ -71,7 +71,7 @@ def _final(name: str) -> None:
             name=f"final_{name}",
             of="run",
             figure=figure,
-            meaning=f"{what} over the whole {split} split at the end, in running mode",
+            meaning=f"{what} over the whole {split} split at the end, as eval_bn says",
             source="status.json (docs/decisions/007)",
             unit="nats or squared units" if loss else "share",
             better="lower" if loss else "higher",
@@ -176,7 +176,7 @@ def loss_area(run: MeasuredRun) -> Figure:
 @METRICS.register(
     "loss_gap",
     of="run",
-    meaning="test loss less training loss at the end, both over whole splits in running mode",
+    meaning="test loss less training loss at the end, both over whole splits",
     source="generalization gap; Hoffer et al. 2017",
     unit="nats or squared units",
     better=None,
@@ -189,7 +189,7 @@ def loss_gap(run: MeasuredRun) -> Figure:
 @METRICS.register(
     "accuracy_gap",
     of="run",
-    meaning="training accuracy less test accuracy at the end, both over whole splits in running mode",
+    meaning="training accuracy less test accuracy at the end, both over whole splits",
     source="generalization gap; Hoffer et al. 2017",
     unit="share",
     better=None,
