@@ -27,7 +27,16 @@ def _bnlab(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_has_commands_of_every_kind() -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"train", "view", "runs", "list", "verify"}
+    assert {command.split()[1] for command in COMMANDS} == {
+        "train",
+        "sweep",
+        "report",
+        "view",
+        "runs",
+        "list",
+        "verify",
+        "data",
+    }
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab train")])
@@ -37,12 +46,20 @@ def test_a_training_command_of_the_readme_trains(command: str, tmp_path: Path) -
     assert ("finished" in done.stdout) is ("--show" not in command)
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab sweep")])
+def test_a_sweep_of_the_readme_has_runs(command: str, tmp_path: Path) -> None:
+    words = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
+    done = _bnlab([*words, "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "missing" in done.stdout.splitlines()[-1]
+
+
 def test_what_lists_and_tables_in_the_readme_show_is_there(tmp_path: Path) -> None:
     assert _bnlab(["train", "--config", "quickstart", "steps=2"], tmp_path).returncode == 0
-    for command in [command for command in COMMANDS if command.split()[1] in ("runs", "list")]:
+    for command in [command for command in COMMANDS if command.split()[1] in ("runs", "list", "report")]:
         done = _bnlab(shlex.split(command)[1:], tmp_path)
         assert done.returncode == 0, done.stderr
-        assert ("quickstart" if " runs" in command else "batch") in done.stdout
+        assert ("batch" if " list" in command else "quickstart") in done.stdout
 
 
 def test_the_two_commands_of_the_readme_install_what_is_pinned_and_use_it() -> None:
@@ -53,7 +70,7 @@ def test_the_two_commands_of_the_readme_install_what_is_pinned_and_use_it() -> N
         assert venv == "python3 -m venv .venv"
         assert install.startswith(".venv/bin/pip install -q -c constraints.txt -e ")
         assert use.startswith(".venv/bin/")
-    assert setup[0].endswith("bnlab train --config quickstart")
+    assert setup[0].endswith("bnlab sweep --config quickstart")
     assert "'.[test]'" in setup[1]
 
 

@@ -95,9 +95,14 @@ def _best_lr(comparison: Comparison) -> None:
 
 def _rank(comparison: Comparison, side: Side, cell: Cell, figures: Mapping[int, Figure]) -> tuple[float, float]:
     """Low for a good rate: the median over seeds of the metric, where it has a better side, then of the final training
-    loss. What was not measured is worst."""
+    loss. What was not measured is worst. A spread over seeds is taken at the rate that is best for what is spread: all
+    seeds fail alike at a rate that is too large."""
+    metric = comparison.metric
+    if metric.of == "arm":
+        metric = METRICS[comparison.options["of"]]
+        figures = {seed: comparison.collection.figure(side.runs[seed][cell], metric.name, {}) for seed in figures}
     losses = [comparison.collection.figure(side.runs[seed][cell], "final_train_loss", {}).value for seed in figures]
-    sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[comparison.metric.better]
+    sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better]
     values = np.array([sign * figure.value for figure in figures.values()])
     return float(np.median(np.where(np.isnan(values), np.inf, values))) if sign else 0.0, float(np.median(losses))
 

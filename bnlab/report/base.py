@@ -89,6 +89,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The training loss that a claim asks nets to reach, the median of the last `smooth` measured values."""
+
+    loss: float
+    smooth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Arms to be drawn together. `setting` tells one view of a report from another: `depth 20`; empty where there is
     one view only. With a `pair`, titles speak of these two arms, the treated one first."""
@@ -99,6 +107,7 @@ class View:
     reduced: str = ""
     """Which arms are not drawn, in words."""
     pair_labels: tuple[str, str] | None = None
+    target: Target | None = None
 
     @property
     def rates(self) -> list[float]:

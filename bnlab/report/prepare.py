@@ -14,7 +14,7 @@ from bnlab.analysis.base import RunFacts
 from bnlab.analysis.load import Collection, columns
 from bnlab.folder import RunFolder
 from bnlab.journal import read
-from bnlab.report.base import Floats, Group, SeenRun, View
+from bnlab.report.base import Floats, Group, SeenRun, Target, View
 from bnlab.report.style import NAMES, looks_for
 from bnlab.report.traces import evenly
 from bnlab.spec import GROUPS, canonical
@@ -190,6 +190,7 @@ def _view(
         chance_loss=_chance(runs[0].spec),
         reduced=f"Not drawn: {', '.join(names[arm] for arm in others)}." if others else "",
         pair_labels=_pair(collection, own[0], {dict(arm).get(own[0]): names[arm] for arm in shown}),
+        target=_target(collection),
     )
 
 
@@ -208,6 +209,15 @@ def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple
     if len(labels) == 2:
         control, treated = labels.values()
         return treated, control
+    return None
+
+
+def _target(collection: Collection) -> Target | None:
+    """That of the first claim about steps to a training loss."""
+    for claim in collection.study.claims if collection.study else ():
+        options = claim.options
+        if claim.metric == "steps_to" and options.get("of") == "train_loss":
+            return Target(loss=float(options["target"]), smooth=int(options["smooth"]))
     return None
 
 

@@ -11,9 +11,9 @@ from bnlab.analysis.ends import SMOOTHED, trailing_median
 from bnlab.report.base import Floats, SeenRun
 
 
-def smoothed(values: Floats) -> Floats:
+def smoothed(values: Floats, points: int = SMOOTHED) -> Floats:
     """As the metrics have it: the median of the last few measured values."""
-    return trailing_median(values, SMOOTHED)
+    return trailing_median(values, points)
 
 
 def together(

@@ -63,6 +63,16 @@ def test_best_lr_of_a_measurement_is_that_of_the_loss(
     assert (found.treated.point, found.control.point) == ("lr 1", "lr 0.1")
 
 
+def test_best_lr_of_a_spread_is_that_of_what_is_spread(
+    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+) -> None:
+    """At 0.1 and 10 the seeds agree entirely, on worse losses."""
+    spread = claim_of(metric="seed_spread", options={"of": "final_train_loss", "log": False}, compare="difference")
+    found = paired(collect(sweep()), spread)
+    assert (found.treated.point, found.treated.figures) == ("lr 1", pytest.approx((0.1, 0.0, 0.7)))
+    assert (found.control.point, found.control.figures) == ("lr 0.1", (0.0, 0.0, 0.0))
+
+
 def test_best_lr_prefers_larger_accuracies(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
     runs = [
         run_of(norm=norm, lr=lr, test_accuracy=accuracy)

@@ -29,9 +29,18 @@ def _load(*overrides: str) -> RunSpec:
 # -- what comes with bnlab -------------------------------------------------------------------------
 
 
+def _fitting(name: str, *overrides: str) -> list[str]:
+    """The overrides, and such as make the experiment fit the 200 examples that the tests have of the real data sets."""
+    spec = config.load(name, overrides)
+    if spec.data.name not in ("mnist", "fashion_mnist", "cifar10"):
+        return list(overrides)
+    large = "activations" in spec.probes.options and spec.probes.options["activations"]["batch"] > 200
+    return [*overrides, "data.subset=null", "data.batch_size=60", *["probes.activations.batch=200"] * large]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str) -> None:
-    spec = config.load(name, [])
+    spec = config.load(name, _fitting(name))
     assert spec.name == name
     assert assemble(spec).steps == spec.steps
 
@@ -39,7 +48,7 @@ def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str
 @pytest.mark.parametrize("norm", list(config.available("norm", [config.packaged_dir()])))
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
-    spec = config.load(name, [f"norm={norm}"])
+    spec = config.load(name, _fitting(name, f"norm={norm}"))
     assert spec.norm.name == norm
     if norm == "instance" and spec.model.name in ("mlp", "deep_linear"):
         with pytest.raises(UsageError, match=r"^norm: a dense layer has one value per channel and example"):
@@ -51,7 +60,7 @@ def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
 @pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_set_of_probes_goes_with_every_experiment(name: str, probes: str) -> None:
-    assemble(config.load(name, [f"probes={probes}"]))
+    assemble(config.load(name, _fitting(name, f"probes={probes}")))
 
 
 def test_probes_none_measures_nothing_and_full_has_all_of_standard_and_that_all_of_economy() -> None:

@@ -11,7 +11,13 @@ from bnlab.spec import RunSpec
 from bnlab.verify.probe_contract import CHECKS, Measured, measured_by
 
 NAMES = list(config.available("probes/one", [config.packaged_dir()]))
-SMALL = ("probes=full", "probes.activations.batch=24", "probes.activations.histogram_every=1", "steps=7")
+SMALL = (
+    "probes=full",
+    "probes.activations.batch=24",
+    "probes.activations.histogram_every=1",
+    "probes.shift_drift.examples=100",
+    "steps=7",
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bnlab.report.base import Drawn, Missing, SeenRun, View, log_interval, ratio
+from bnlab.report.base import Drawn, Missing, SeenRun, Target, View, log_interval, ratio
 from bnlab.report.canvas import compact, thinned
 from bnlab.report.figures import (
     drift,
@@ -148,6 +149,15 @@ def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: Run, vi
     arms = view({"a": [at(0.1, 0.03), at(1.0, 0.01)], "b": [at(0.1, 0.2), at(1.0, 0.111)]})
     # Of two rates the better one; of both arms the worse; 5 % more, rounded up to one digit.
     assert steps_to_target.target_of(arms, steps_to_target.losses_of(arms)) == pytest.approx(0.2)
+
+
+def test_a_claim_s_target_and_smoothing_are_those_of_the_figure(run_of: Run, view: Make) -> None:
+    runs = [run_of(lr, train_loss=[1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]) for lr in (0.1, 1.0)]
+    claimed = dataclasses.replace(view({"a": runs}), target=Target(loss=0.5, smooth=3))
+    drawn = steps_to_target.draw(claimed, "steps")
+    assert "loss of 0.5" in drawn.title
+    assert "median of the last 3 measured steps. The target is the claim's." in drawn.note
+    assert [row[3:5] for row in drawn.rows] == [(0.5, 3), (0.5, 3)]  # two of the three up to step 3 are low
 
 
 # -- depth, drift, landscape, ridges ---------------------------------------------------------------------------------

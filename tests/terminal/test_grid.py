@@ -268,5 +268,5 @@ def test_plain_lines_where_the_process_is_shared(tmp_path: Path, in_terminal: In
     words = [word for word in SWEEP if not word.startswith("launch")]
     found = in_terminal(tmp_path, [*words, "launch=inline", "norm=none"], (100, 30))
     assert found.code == 0
-    assert b"\x1b" not in found.raw
+    assert not re.search(rb"\x1b\[[\d;?]*[^\d;?m]", found.raw)  # colours, but nothing that moves the cursor
     assert found.raw.count(b"\nrun ") + found.raw.startswith(b"run ") == 6

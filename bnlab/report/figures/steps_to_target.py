@@ -41,11 +41,12 @@ Losses = dict[tuple[str, float, int], tuple[Floats, Floats]]
 def losses_of(view: View) -> Losses:
     """Steps and smoothed training losses by arm, rate and seed."""
     found: Losses = {}
+    smooth = view.target.smooth if view.target else SMOOTHED
     for group in view.groups:
         for run in group.runs:
             steps, values = run.series("train_loss")
             if len(steps):
-                found[group.label, run.lr, run.seed] = steps, smoothed(values)
+                found[group.label, run.lr, run.seed] = steps, smoothed(values, smooth)
     return found
 
 
@@ -125,14 +126,16 @@ def draw(view: View, name: str) -> Drawn:
     losses = losses_of(view)
     if not losses:
         raise Missing("no training losses in the journals")
-    target = target_of(view, losses)
+    target = view.target.loss if view.target else target_of(view, losses)
     found = [spots(group, losses, target) for group in view.groups]
     title = view.titled(headline(view, found, target))
+    smooth = view.target.smooth if view.target else SMOOTHED
+    chosen = "the claim's" if view.target else "what every arm reaches at half of its rates that train, rounded up"
     budget = max(run.step for group in view.groups for run in group.runs)
     note = footnote(
         f"Line: median of {seeds_of(view)}; markers: seeds; △: never reached within the budget of {budget} steps, or "
-        f"diverged before. Loss of the training batch, median of the last {SMOOTHED} measured steps. The target is "
-        "what every arm reaches at half of the rates at which it trains, rounded up.",
+        f"diverged before. Loss of the training batch, median of the last {smooth} measured steps. The target is "
+        f"{chosen}.",
         view.reduced,
     )
     rows = sum(any(spot.never for spot in at) for at in found)
