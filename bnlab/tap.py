@@ -1,22 +1,26 @@
 """Seeing what passes through a net's sites. Legend: B batch, C channels, H W space, L sites.
 
 During a forward pass inside the `with`, one module of each site has its `forward` wrapped: its norm if that stands
-between pre and act_in, else its activation; or its affine map. A wrapper costs a tenth of a module hook, and nothing at
+between pre and act_in, else its activation; or its affine map. Where the nonlinearity sees a sum, that of a residual
+block, two: one for pre, and the activation for act_in. A wrapper costs a tenth of a module hook, and nothing at
 all outside the `with`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bnlab.models.base import Net
+
+Passed = tuple[Tensor, Tensor]
+"""What a module was given, and what it gave."""
 
 BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 
@@ -25,7 +29,8 @@ BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 class Sites:
     """What one forward showed at each of the L sites: tensors [B, C] or [B, C, H, W].
 
-    Where a site has no norm before its nonlinearity, `act_in` is the very tensor `pre`.
+    Where a site has no norm before its nonlinearity, `act_in` is the very tensor `pre`, unless the site joins: then it
+    is the sum that the nonlinearity sees.
     """
 
     pre: list[Tensor] = field(default_factory=list)
@@ -51,19 +56,20 @@ class TrainingSites:
     """By site, after the backward pass: the norm of the loss's gradient at pre, a scalar; if it was asked for."""
 
 
-class Tap(AbstractContextManager["Tap"]):
-    """Records pre and act_in of every site during one forward pass; `sites` is whole after the `with`."""
+AWrap = TypeVar("AWrap", bound="_Wrap")
 
-    def __init__(self, net: Net) -> None:
-        self.sites = Sites()
-        self._norms = [site.norm if site.norm_first else None for site in net.sites]
-        self._wrapped = [norm or site.activation for norm, site in zip(self._norms, net.sites, strict=True)]
-        self._passed: list[tuple[Tensor, Tensor]] = []
 
-    def __enter__(self) -> Tap:
+class _Wrap(AbstractContextManager["_Wrap"]):
+    """Notes what goes into and comes out of some modules during one forward pass, each of which runs once in it."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        self._wrapped = list(modules)
+        self._passed: dict[int, Passed] = {}  # by place in `_wrapped`: modules may run in another order
+
+    def __enter__(self: AWrap) -> AWrap:
         self._own = [vars(module).get("forward") for module in self._wrapped]
-        for module in self._wrapped:
-            module.__dict__["forward"] = partial(_passing, module.forward, self._passed)
+        for place, module in enumerate(self._wrapped):
+            module.__dict__["forward"] = partial(_passing, module.forward, self._passed, place)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -72,44 +78,78 @@ class Tap(AbstractContextManager["Tap"]):
             if own is not None:  # somebody else's wrapper, from before
                 module.__dict__["forward"] = own
         if kind is None:
-            for norm, (pre, out) in zip(self._norms, self._passed, strict=True):
-                self._see(norm, pre, out)
+            self._see([self._passed[place] for place in range(len(self._wrapped))])
         self._passed.clear()
 
-    def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
-        self.sites.pre.append(pre)
-        self.sites.act_in.append(pre if norm is None else out)
+    def _see(self, passed: Sequence[Passed]) -> None:
+        raise NotImplementedError
 
 
-class AffineTap(Tap):
-    """Records what every site's affine map is given and what it returns, `inputs` and `outputs`, during one forward
-    pass; `sites` stays empty."""
+class _PreTap(_Wrap):
+    """A tap that sees pre of every site."""
+
+    def __init__(self, net: Net) -> None:
+        self._norms = [site.norm if site.norm_first else None for site in net.sites]
+        self._joins = [site.joins for site in net.sites]
+        super().__init__(
+            norm or (site.affine if site.joins else site.activation)
+            for norm, site in zip(self._norms, net.sites, strict=True)
+        )
+
+    def _pre(self, index: int, passed: Sequence[Passed]) -> Tensor:
+        given, out = passed[index]
+        return out if self._joins[index] and self._norms[index] is None else given
+
+
+class Tap(_PreTap):
+    """Records pre and act_in of every site during one forward pass; `sites` is whole after the `with`."""
 
     def __init__(self, net: Net) -> None:
         super().__init__(net)
+        self.sites = Sites()
+        self._sums = {index: len(net.sites) + i for i, index in enumerate(i for i, at in enumerate(self._joins) if at)}
+        self._wrapped += [net.sites[index].activation for index in self._sums]
+
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, norm in enumerate(self._norms):
+            pre = self._pre(index, passed)
+            self.sites.pre.append(pre)
+            if (at := self._sums.get(index)) is not None:
+                self.sites.act_in.append(passed[at][0])
+            else:
+                self.sites.act_in.append(pre if norm is None else passed[index][1])
+
+
+class AffineTap(_Wrap):
+    """Records what every site's affine map is given and what it returns, `inputs` and `outputs`, during one forward
+    pass."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(site.affine for site in net.sites)
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        self._wrapped = [site.affine for site in net.sites]
 
-    def _see(self, norm: torch.nn.Module | None, x: Tensor, out: Tensor) -> None:
-        self.inputs.append(x)
-        self.outputs.append(out)
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for given, out in passed:
+            self.inputs.append(given)
+            self.outputs.append(out)
 
 
-class NormTap(Tap):
+class NormTap(_Wrap):
     """Records what the norm of every site sees during one forward pass; None at a site without one."""
 
     def __init__(self, net: Net) -> None:
-        super().__init__(net)
-        self.seen: list[Tensor | None] = []
-        self._has_norm = [site.norm is not None for site in net.sites]
+        norms = {index: site.norm for index, site in enumerate(net.sites) if site.norm is not None}
+        super().__init__(norms.values())
+        self.seen: list[Tensor | None] = [None] * len(net.sites)
+        self._indices = list(norms)
 
-    def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
-        has_norm = self._has_norm[len(self.seen)]
-        self.seen.append(None if not has_norm else out if norm is None else pre)  # after the nonlinearity, or before
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, (given, _) in zip(self._indices, passed, strict=True):
+            self.seen[index] = given
 
 
-class TrainingTap(Tap):
+class TrainingTap(_PreTap):
     """Records `training` during a forward pass that a backward pass will follow."""
 
     def __init__(self, net: Net, *, deltas: bool) -> None:
@@ -118,18 +158,19 @@ class TrainingTap(Tap):
         self.training = TrainingSites()
         self._deltas = deltas
 
-    def _see(self, norm: torch.nn.Module | None, pre: Tensor, out: Tensor) -> None:
-        saved = None if norm is None else saved_moments(norm, out)
-        index = len(self.training.pre)
-        self.training.pre.append(pre.detach() if saved is None else saved)
-        if self._deltas:
-            pre.register_hook(partial(_note_norm, self.training.delta_norms, index))  # type: ignore[no-untyped-call]
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, norm in enumerate(self._norms):
+            pre = self._pre(index, passed)
+            saved = None if norm is None else saved_moments(norm, passed[index][1])
+            self.training.pre.append(pre.detach() if saved is None else saved)
+            if self._deltas:
+                pre.register_hook(partial(_note_norm, self.training.delta_norms, index))  # type: ignore[no-untyped-call]
 
 
-def _passing(forward: Callable[[Tensor], Tensor], passed: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+def _passing(forward: Callable[[Tensor], Tensor], passed: dict[int, Passed], place: int, x: Tensor) -> Tensor:
     """What goes through a module, noted."""
     out = forward(x)
-    passed.append((x, out))
+    passed[place] = x, out
     return out
 
 

@@ -40,10 +40,22 @@ SMALL: dict[str, tuple[str, ...]] = {
     "mlp": ("quickstart", "model.depth=2", "model.width=6"),
     "cnn": ("cnn_digits", "model.channels=[3,4]", "model.strides=[1,2]"),
     "deep_linear": ("deep_linear", "model.depth=4", "model.width=5", "data.size=150", "data.test_size=50"),
+    "resnet": ("cnn_digits", "model=resnet", "model.depth=8", "model.width=0.25", "model.shortcut=B"),
+    "separable_cnn": (
+        "cnn_digits",
+        "model=separable_cnn",
+        "model.stem=4",
+        "model.channels=[4,6]",
+        "model.strides=[1,2]",
+    ),
+    "vgg": ("cnn_digits", "model=vgg", "model.width=0.0625", "optim.lr=0.005"),
 }
 """An experiment with each architecture, and what makes it small. One that is not listed is tried as it comes."""
-GROUPED = {"cnn": ("model.channels=[4,6]",), "deep_linear": ("model.width=6",)}
-"""What norm=group needs there: layers that its groups divide."""
+NEEDED = {
+    "norm=group": {"cnn": ("model.channels=[4,6]",), "deep_linear": ("model.width=6",)},
+    "norm=instance": {"vgg": ("norm.layers=[0,1,2]",)},
+}
+"""What a norm needs there: layers that its groups divide, layers with more than one position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +84,7 @@ def small_spec(*overrides: str, model: str = "mlp") -> RunSpec:
     merged = {"steps": "12", "data.batch_size": "16", "probes.points": "100", "optim.lr": "0.05"}
     if experiment == "deep_linear":
         merged |= {"optim.lr": "1e-4"}
-    needed = GROUPED.get(model, ()) if "norm=group" in overrides else ()
+    needed = next((needs.get(model, ()) for norm, needs in NEEDED.items() if norm in overrides), ())
     for text in (*small, *needed, *overrides):
         key, _, value = text.partition("=")
         merged[key] = value

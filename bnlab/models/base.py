@@ -6,14 +6,17 @@ A site is one layer block, affine -> [norm] -> activation, with three measuring 
     act_in   what the nonlinearity sees (Ioffe & Szegedy 2015, figure 1, plot this)
     out      what the next layer sees
 
-The head, an affine map with nothing after it, is the last site.
+The head, an affine map with nothing after it, is the last site. Between norm and nonlinearity of the last site of a
+residual block the shortcut is added: pre is what the norm sees, act_in the sum (docs/decisions/013).
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -30,7 +33,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first` says
-    whether the norm stands before the activation."""
+    whether the norm stands before the activation, `joins` whether the activation sees the sum of this site and a
+    shortcut."""
 
     name: str
     affine: nn.Module
@@ -38,6 +42,7 @@ class Site:
     activation: nn.Module
     norm_first: bool
     params: tuple[str, ...]
+    joins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,32 @@ class Net:
         return dict(self.module.named_parameters())
 
 
+class Residual(nn.Module):
+    """x -> branch(x) + shortcut(x); the nonlinearity comes after it."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.branch(x) + self.shortcut(x)
+        return out
+
+
+Parts = OrderedDict[str, nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What a residual block has beside its branch: its shortcut, and what comes after the sum."""
+
+    shortcut: Parts = field(default_factory=OrderedDict)
+    after: Parts = field(default_factory=OrderedDict)
+
+
 class Builder:
-    """Puts a net together layer by layer as one flat `nn.Sequential`, with the norm where the spec wants it.
+    """Puts a net together layer by layer as one `nn.Sequential`, flat but for residual blocks, with the norm where the
+    spec wants it.
 
     The initialization of a weight depends on the seed and its layer's name alone, so two nets that differ only in their
     norm start from the same affine weights.
@@ -65,25 +94,46 @@ class Builder:
         self.model, self.norm = model, norm
         self._normed = normed_layers(norm, normalizable)
         self._digits = max(2, len(str(normalizable)))
-        self._parts: OrderedDict[str, nn.Module] = OrderedDict()
-        self._sites: list[tuple[str, str | None]] = []  # the site's name, and its norm's part if any
+        self._parts: Parts = OrderedDict()
+        self._block: _Block | None = None
+        self._sites: list[Site] = []  # their `params` are known at the end
 
     def plain(self, name: str, part: nn.Module) -> None:
         """A part without parameters that is no site, such as pooling."""
         self._parts[name] = part
 
-    def hidden(self, kind: str, affine: nn.Module, channels: int, dims: int) -> None:
-        """A hidden site: the affine map with its norm, if this layer has one, and the nonlinearity."""
-        index = len(self._sites)
+    def hidden(
+        self, kind: str, affine: nn.Module, channels: int, dims: int, *, acts: bool = True, joins: bool = False
+    ) -> None:
+        """A hidden site: the affine map with its norm, if this layer has one, and the nonlinearity, unless it `acts`
+        not. One that `joins` ends the branch of a residual block: its nonlinearity comes after the sum."""
         layer = None
-        if index in self._normed:
+        if len(self._sites) in self._normed:
             options = self.norm.options
             layer = NORMS.build(self.norm.name, options, channels, dims)
-        self._site(index, kind, affine, layer, ACTIVATIONS[self.model.activation]())
+        activation = ACTIVATIONS[self.model.activation]() if acts else nn.Identity()
+        self._site(kind, affine, layer, activation, joins=joins)
 
     def head(self, affine: nn.Module) -> None:
         """The last affine map, never normalized."""
-        self._site(len(self._sites), "out", affine, None, nn.Identity())
+        self._site("out", affine, None, nn.Identity())
+
+    @contextmanager
+    def residual(self, name: str) -> Iterator[None]:
+        """What is added inside the `with` is the branch of a residual block, its last site one that joins."""
+        outer, self._parts, self._block = self._parts, OrderedDict(), _Block()
+        yield
+        outer[name] = Residual(nn.Sequential(self._parts), nn.Sequential(self._block.shortcut))
+        outer.update(self._block.after)
+        self._parts, self._block = outer, None
+
+    @contextmanager
+    def shortcut(self) -> Iterator[None]:
+        """What is added inside the `with` is the shortcut of the residual block; without it, that is the identity."""
+        assert self._block is not None, "a shortcut belongs to a residual block"
+        branch, self._parts = self._parts, self._block.shortcut
+        yield
+        self._parts = branch
 
     def needs_bias(self) -> bool:
         """Whether the affine map of the next hidden layer has a bias. `auto` drops it where the norm that follows takes
@@ -97,33 +147,46 @@ class Builder:
         """The net, initialized from the `init` stream of `seed`. A norm that draws numbers has a method `bind(seed,
         name)`, and is told the seed and its site's name."""
         module = nn.Sequential(self._parts)
-        sites = tuple(self._finished(name, norm) for name, norm in self._sites)
-        initialize({f"{name}_affine": self._parts[f"{name}_affine"] for name, _ in self._sites}, self.model, seed)
-        for site in sites:
+        names = {param: name for name, param in module.named_parameters()}
+        initialize({f"{site.name}_affine": site.affine for site in self._sites}, self.model, seed)
+        for site in self._sites:
             if (bind := getattr(site.norm, "bind", None)) is not None:
                 bind(seed, site.name)
-        return Net(module=module, sites=sites)
+        return Net(module=module, sites=tuple(with_params(site, names) for site in self._sites))
 
-    def _site(self, index: int, kind: str, affine: nn.Module, layer: nn.Module | None, activation: nn.Module) -> None:
-        name = f"L{index:0{self._digits}d}_{kind}"
-        parts = [("affine", affine), ("norm", layer), ("act", activation)]
-        if self.norm.position == "after":
-            parts[1], parts[2] = parts[2], parts[1]
-        self._parts |= {f"{name}_{role}": part for role, part in parts if part is not None}
-        self._sites.append((name, f"{name}_norm" if layer is not None else None))
-
-    def _finished(self, name: str, norm: str | None) -> Site:
-        affine = f"{name}_affine"
-        owners = [affine] if norm is None else [affine, norm]
-        params = [f"{owner}.{param}" for owner in owners for param, _ in self._parts[owner].named_parameters()]
-        return Site(
-            name=name,
-            affine=self._parts[affine],
-            norm=self._parts[norm] if norm else None,
-            activation=self._parts[f"{name}_act"],
-            norm_first=self.norm.position == "before",
-            params=tuple(params),
+    def _site(
+        self, kind: str, affine: nn.Module, layer: nn.Module | None, activation: nn.Module, *, joins: bool = False
+    ) -> None:
+        name = f"L{len(self._sites):0{self._digits}d}_{kind}"
+        norm_first = self.norm.position == "before"
+        middle: list[tuple[str, nn.Module | None]] = [("norm", layer), ("act", activation)]
+        own: Parts = OrderedDict({f"{name}_affine": affine})
+        for role, part in middle if norm_first else reversed(middle):
+            if joins and role == "act":
+                assert self._block is not None, "there is no shortcut to join"
+                self._parts.update(own)
+                own = self._block.after
+            if part is not None:
+                own[f"{name}_{role}"] = part
+        if not joins:
+            self._parts.update(own)
+        self._sites.append(
+            Site(
+                name=name,
+                affine=affine,
+                norm=layer,
+                activation=activation,
+                norm_first=norm_first,
+                params=(),
+                joins=joins,
+            )
         )
+
+
+def with_params(site: Site, names: Mapping[nn.Parameter, str]) -> Site:
+    """The site with the names of its parameters."""
+    owners = [site.affine] if site.norm is None else [site.affine, site.norm]
+    return replace(site, params=tuple(names[param] for owner in owners for param in owner.parameters()))
 
 
 def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
@@ -153,10 +216,10 @@ def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
 def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was. Norms keep
     shapes and are passed by, since some refuse what a single example has."""
-    shapes: list[tuple[int, ...]] = []
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(module: nn.Module, args: object, output: torch.Tensor) -> None:
-        shapes.append(tuple(output.shape[1:]))
+        shapes[module] = tuple(output.shape[1:])
 
     norms = [site.norm for site in net.sites if site.norm is not None]
     own = [vars(norm).get("forward") for norm in norms]
@@ -177,7 +240,7 @@ def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]
             del vars(norm)["forward"]
             if forward is not None:  # somebody else's wrapper
                 vars(norm)["forward"] = forward
-    return shapes
+    return [shapes[site.affine] for site in net.sites]
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:

@@ -164,7 +164,7 @@ def test_the_length_of_a_run_is_the_one_that_was_typed(
             "hydra.run.dir=x: bnlab is not run by Hydra, so its own settings have no effect. Leave it out.",
         ),
         (["norm=bach"], "norm: no such option, got 'bach'. Did you mean: batch?"),
-        (["model=resnet"], "model: no such option, got 'resnet'. There are: cnn, deep_linear, mlp."),
+        (["model=resent"], "model: no such option, got 'resent'. Did you mean: resnet?"),
         (
             ["+foo=1"],
             "+foo=1: nothing can be added to a spec, its keys are fixed. "

@@ -1,0 +1,84 @@
+"""The residual nets of He et al. 2016a for CIFAR-10 (section 4.2): 6n + 2 layers, blocks of two 3x3 convolutions."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from annotated_types import Gt, Lt
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError
+from bnlab.models.base import Builder, Net
+from bnlab.registry import MODELS
+from bnlab.spec import ModelSpec, NormSpec
+
+CHANNELS = (16, 32, 64)
+
+
+@MODELS.register("resnet")
+def resnet(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    model: ModelSpec,
+    norm: NormSpec,
+    seed: int,
+    *,
+    depth: int,
+    width: Annotated[float, Gt(0), Lt(math.inf)],
+    shortcut: Literal["A", "B"],
+) -> Net:
+    """x [B, C, H, W] through a 3x3 convolution, then three stages of n = (`depth` - 2) / 6 blocks, with `width` times
+    16, 32 and 64 channels, the second and third stage at half the size of the one before, global average pooling and a
+    linear head [B, outputs]. A block: convolution, norm, nonlinearity, convolution, norm, sum with the shortcut,
+    nonlinearity. Shortcuts are the identity; where size and channels change, they take every second pixel and put zeros
+    into the new channels (`A`), or are a 1x1 convolution of stride 2 with its norm (`B`)."""
+    if len(input_shape) != 3:
+        remedy = "Use model=mlp, or a data set of images."
+        raise UsageError("model", "a resnet needs images (C, H, W)", input_shape, remedy)
+    blocks = (depth - 2) // 6
+    if blocks < 1 or depth != 6 * blocks + 2:
+        raise UsageError("model.depth", "must be 6n + 2", depth, "Use 8, 14, 20, 32, 44, 56 or 110.")
+    builder = Builder(model, norm, normalizable=1 + 6 * blocks + 2 * (shortcut == "B"))
+    before, *stages = (max(1, round(width * channels)) for channels in (CHANNELS[0], *CHANNELS))
+    conv = nn.Conv2d(input_shape[0], before, 3, padding=1, bias=builder.needs_bias())
+    builder.hidden("conv", conv, before, dims=2)
+    digits = len(str(blocks))
+    for stage, after in enumerate(stages, 1):
+        for block in range(1, blocks + 1):
+            stride = 2 if block == 1 and stage > 1 else 1
+            name = f"s{stage}b{block:0{digits}d}"
+            with builder.residual(name):
+                conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=builder.needs_bias())
+                builder.hidden(f"{name}_conv1", conv, after, dims=2)
+                conv = nn.Conv2d(after, after, 3, padding=1, bias=builder.needs_bias())
+                builder.hidden(f"{name}_conv2", conv, after, dims=2, joins=True)
+                if stride > 1:
+                    with builder.shortcut():
+                        _narrower(builder, name, before, after, shortcut)
+            before = after
+    builder.plain("pool", nn.AdaptiveAvgPool2d(1))
+    builder.plain("flatten", nn.Flatten())
+    builder.head(nn.Linear(before, outputs, bias=model.bias is not False))
+    return builder.build(seed)
+
+
+def _narrower(builder: Builder, name: str, before: int, after: int, shortcut: Literal["A", "B"]) -> None:
+    """The shortcut to half the size and more channels."""
+    if shortcut == "A":
+        builder.plain(f"{name}_short", Subsample(after - before))
+    else:
+        conv = nn.Conv2d(before, after, 1, stride=2, bias=builder.needs_bias())
+        builder.hidden(f"{name}_short", conv, after, dims=2, acts=False)
+
+
+class Subsample(nn.Module):
+    """x [B, C, H, W] -> [B, C + more, ceil(H / 2), ceil(W / 2)]: every second pixel, the new channels 0."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], [0, 0, 0, 0, 0, self.more])
