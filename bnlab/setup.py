@@ -13,10 +13,11 @@ from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batc
 from bnlab.errors import UsageError
 from bnlab.evaluate import Inference
 from bnlab.losses import objective
+from bnlab.models._own import build_net
 from bnlab.models.base import Net, refuse_single_values
 from bnlab.observe import Observer, Schedule
 from bnlab.probes.base import Probe
-from bnlab.registry import DATA, MODELS, OPTIMIZERS, PROBES, load_plugins
+from bnlab.registry import DATA, OPTIMIZERS, PROBES, load_plugins
 from bnlab.spec import RunSpec
 from bnlab.state import Objective
 from bnlab.typed import check_options
@@ -51,12 +52,10 @@ def assemble(spec: RunSpec) -> Setup:
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
-    net: Net = MODELS.build(
-        spec.model.name, spec.model.options, dataset.input_shape, dataset.outputs, spec.model, spec.norm, spec.seed
-    )
+    net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
     net.module.to(device, dtype)
     if device.type == "cpu":  # a tenth to a third off a convolutional net's step (docs/lab.md); the rest is as it was
-        net.module.to(memory_format=torch.channels_last)
+        net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
     inference = Inference(

@@ -91,14 +91,16 @@ class _PreTap(_Wrap):
     def __init__(self, net: Net) -> None:
         self._norms = [site.norm if site.norm_first else None for site in net.sites]
         self._joins = [site.joins for site in net.sites]
+        # A user's module need not have a part for no nonlinearity.
+        self._of_affine = [site.joins or isinstance(site.activation, torch.nn.Identity) for site in net.sites]
         super().__init__(
-            norm or (site.affine if site.joins else site.activation)
-            for norm, site in zip(self._norms, net.sites, strict=True)
+            norm or (site.affine if of_affine else site.activation)
+            for norm, of_affine, site in zip(self._norms, self._of_affine, net.sites, strict=True)
         )
 
     def _pre(self, index: int, passed: Sequence[Passed]) -> Tensor:
         given, out = passed[index]
-        return out if self._joins[index] and self._norms[index] is None else given
+        return out if self._of_affine[index] and self._norms[index] is None else given
 
 
 class Tap(_PreTap):
