@@ -58,12 +58,14 @@ def bare_mlp() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(100, 10))
 
 
-def bare_cnn() -> nn.Module:
-    """Convolutions 16, 16, 32, 32 with batch norm and ReLU, average pooling, a linear head."""
+def bare_cnn(memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+    """Convolutions 16, 16, 32, 32 with batch norm and ReLU, average pooling, a linear head; its weights channels last,
+    as bnlab has them on a CPU."""
     layers: list[nn.Module] = []
     for before, after, stride in ((1, 16, 1), (16, 16, 2), (16, 32, 1), (32, 32, 2)):
         layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    return net.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
 
 
 def bare_loop(make: Callable[[], nn.Module], each_step: Callable[[int, nn.Module], None] | None = None) -> Any:
@@ -158,6 +160,9 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
         Contestant("hooks with .item(), every 10 steps", naive_loop(make, 10, folder / "naive10")),
         Contestant("hooks with .item(), every step", naive_loop(make, 1, folder / "naive1")),
     ]
+    if net == "cnn":
+        first = bare_loop(lambda: bare_cnn(torch.contiguous_format))
+        contestants.append(Contestant("bare loop, channels first", first))
     race(contestants, turns=turns, steps=TURN)
     bare = contestants[0]
     budgets = BUDGETS[net]

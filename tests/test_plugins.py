@@ -461,8 +461,8 @@ def test_what_the_docs_show_keeps_the_contract_and_trains(name: str, text: str, 
     assert ('"turned":' in journal) == (name == "my_probe")
 
 
-def test_the_docs_show_a_norm_and_a_probe_and_a_yaml_that_goes_before_its_defaults(there: Path) -> None:
-    assert [name for name, _ in EXAMPLES] == ["my_norm", "my_probe"]
+def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_goes_before_its_defaults(there: Path) -> None:
+    assert [name for name, _ in EXAMPLES] == ["my_norm", "my_probe", "my_net"]
     (there / "my_norm.py").write_text(EXAMPLES[0][1])
     given = ["plugins=[my_norm.py]", "norm=my_norm"]
     assert config.load("quickstart", given).norm.options == {"eps": 1e-5, "share": 0.1}

@@ -94,6 +94,31 @@ def test_the_paper_s_settings_are_those_of_the_paper() -> None:
     )
 
 
+def test_the_settings_on_the_papers_data_are_those_of_the_papers() -> None:
+    """Ioffe & Szegedy 2015, section 4.1; Santurkar et al. 2018, sections 2 and 3.1; He et al. 2016, section 4.2 with
+    Bjorck et al. 2018; Yang et al. 2019, figure 2."""
+    ioffe = config.load("ioffe_mnist", [])
+    assert (ioffe.data.name, ioffe.data.binarize, ioffe.data.batch_size, ioffe.steps) == ("mnist", True, 60, 50000)
+    assert (ioffe.model.options, ioffe.model.activation) == ({"depth": 3, "width": 100}, "sigmoid")
+    vgg = config.load("santurkar_vgg", [])
+    assert (vgg.data.name, vgg.data.augments, vgg.data.batch_size, vgg.steps) == ("cifar10", False, 128, 15000)
+    assert (vgg.optim.lr, vgg.optim.schedule, vgg.model.init) == (0.1, "constant", "glorot")
+    assert vgg.optim.options == {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    dln = config.load("santurkar_dln", [])
+    assert (dln.model, dln.data, dln.steps) == tuple(
+        getattr(config.load("deep_linear", []), key) for key in ("model", "data", "steps")
+    )
+    assert (dln.probes.options["landscape"]["low"], dln.probes.options["landscape"]["high"]) == (0.01, 30)
+    resnet = config.load("bjorck_resnet110", [])
+    assert (resnet.model.options["depth"], resnet.epochs, resnet.data.batch_size) == (110, 165, 128)
+    assert (resnet.data.crop, resnet.data.flip, resnet.optim.lr, resnet.optim.drop_at) == (4, True, 0.1, (0.5, 0.75))
+    yang = config.load("yang_mlp", [])
+    assert (yang.model.options["width"], yang.epochs, yang.norm.options["eps"]) == (384, 10, 1e-3)
+    assert yang.optim.lr == pytest.approx(1e-5 * float(yang.data.batch_size))
+    weight = assemble(yang).net.sites[1].affine.get_parameter("weight").detach().double()
+    assert weight.var().item() == pytest.approx(1 / 384, rel=5 * (2 / weight.numel()) ** 0.5)
+
+
 # -- overrides -------------------------------------------------------------------------------------
 
 
