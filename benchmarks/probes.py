@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
-from step import BATCH, LR, Tick
+from step import BATCH, DATA_KEYS, LR, Tick
 from turns import Contestant
 
 from bnlab import config, host
@@ -82,7 +82,8 @@ def entries(net: str) -> Iterator[Entry]:
 def setup_of(net: str, probes: dict[str, Any], dtype: str = "float32") -> Setup:
     """The net of step.py, measured at every step by these probes."""
     tree: dict[str, Any] = config.load("quickstart", [f"model={net}", "probes=none", f"dtype={dtype}"]).tree()
-    tree |= {"steps": 10**7, "data": {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
+    data = {key: value for key, value in tree["data"].items() if key in DATA_KEYS}
+    tree |= {"steps": 10**7, "data": data | {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
     tree["optim"]["lr"] = LR
     tree["model"] |= {"depth": 10} if net == "mlp" else {}
     tree["probes"] = {"points": 10**7, "eval_points": 1, **probes}

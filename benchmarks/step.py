@@ -12,6 +12,7 @@ nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -33,11 +34,12 @@ from bnlab.data.base import Dataset, Split
 from bnlab.folder import RunFolder
 from bnlab.registry import DATA
 from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.spec import DataSpec, RunSpec
 from bnlab.train import train
 
 Tick = Callable[[], None]
 BATCH, STEPS, LR, TURN = 64, 2000, 0.1, 100
+DATA_KEYS = {field.name for field in dataclasses.fields(DataSpec)}
 BUDGETS = {"mlp": {"none": 1.03, "economy": 1.10, "every step": 1.35}, "cnn": {"none": 1.03, "economy": 1.05}}
 
 
@@ -128,8 +130,8 @@ def bnlab_loop(net: str, probes: str, points: int, folder: Path, everything: boo
 
     steps, every = 10**7, STEPS // points
     tree: dict[str, Any] = config.load("quickstart", [f"model={net}", f"probes={probes}"]).tree()
-    data = {"name": "noise_images", "batch_size": BATCH, "subset": None, "normalize": "none"}
-    tree |= {"steps": steps, "data": data}
+    data = {key: value for key, value in tree["data"].items() if key in DATA_KEYS}
+    tree |= {"steps": steps, "data": data | {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
     tree["optim"]["lr"] = LR
     tree["model"] |= {"depth": 10} if net == "mlp" else {}
     tree["probes"] |= {"points": steps // every, "eval_points": 1}

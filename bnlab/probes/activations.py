@@ -74,7 +74,9 @@ class Activations:
         tensors = [*seen.act_in, *seen.pre]
         halves, variances, units, shares, tops = [], [], [], [], []
         for group in layout.groups:
-            x = torch.stack([tensors[index] for index in group]) if len(group) > 1 else tensors[group[0]][None]
+            # Channels last, a maximum over the positions takes thirty times as long: more than the copy.
+            alone = tensors[group[0]].contiguous()[None]
+            x = torch.stack([tensors[index] for index in group]) if len(group) > 1 else alone
             size, batch, channels, *space = x.shape  # U, B, C, and H, W of a convolution
             over = tuple(range(1, 1 + len(space)))  # the positions, counted from the channels
             half = x.view(size, 2, batch // 2, channels, *space).mean(
