@@ -7,7 +7,7 @@ A site is one layer block, affine -> [norm] -> activation, with three measuring 
     out      what the next layer sees
 
 The head, an affine map with nothing after it, is the last site. Between norm and nonlinearity of the last site of a
-residual block the shortcut is added: pre is what the norm sees, act_in the sum (docs/decisions/013).
+residual block the shortcut is added: pre is what the norm sees, act_in the sum (docs/decisions/014).
 """
 
 from __future__ import annotations
