@@ -45,8 +45,11 @@ NORM_NAMES = list(config.available("norm", [config.packaged_dir()]))
 PAIRS = [("before", "sgd"), ("before", "adam"), ("after", "sgd"), ("after", "adam")]
 LARGER = ("resnet", "separable_cnn", "vgg")
 """Nets that take longer: half the steps, and one pair only but for two of the norms."""
+SLOW = ("separable_cnn", "vgg")
+"""Of these, only the usual norms are tried each time, the others with `-m study`."""
+USUAL = ("batch", "none", "noisy_batch", "group")
 CASES = [
-    (norm, model, *pair)
+    pytest.param(norm, model, *pair, marks=[pytest.mark.study] if model in SLOW and norm not in USUAL else [])
     for norm in NORM_NAMES
     for model in MODEL_NAMES
     for pair in (PAIRS if model not in LARGER else [PAIRS[0], PAIRS[-1]] if norm in ("batch", "none") else PAIRS[:1])
