@@ -35,6 +35,7 @@ def test_the_readme_has_commands_of_every_kind() -> None:
         "runs",
         "list",
         "verify",
+        "evaluate",
         "data",
     }
 
