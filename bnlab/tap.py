@@ -8,6 +8,7 @@ all outside the `with`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -81,8 +82,9 @@ class _Wrap(AbstractContextManager["_Wrap"]):
             self._see([self._passed[place] for place in range(len(self._wrapped))])
         self._passed.clear()
 
+    @abstractmethod
     def _see(self, passed: Sequence[Passed]) -> None:
-        raise NotImplementedError
+        """What every module was given and gave, in the order of the modules."""
 
 
 class _PreTap(_Wrap):
