@@ -4,7 +4,7 @@ spec.yaml       the whole resolved spec, and where the run came from; written fi
 journal.jsonl   the record (journal.py)
 status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
 checkpoint.pt   what an exact resume needs
-events.out.*    the TensorBoard view of the journal (board.py)
+events.out.*    the TensorBoard view of the journal (board/)
 log.txt         what happened, in words; a traceback if the run failed
 owner.json      the process that works on it, or did last, and its heartbeat; `lock` is its lock
 """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from bnlab.board import Board
+from bnlab.board.run import Board
 from bnlab.folder import RunFolder
 from bnlab.journal import Journal, Record, read
 from bnlab.observe import Observer

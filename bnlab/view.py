@@ -30,7 +30,7 @@ OVERVIEW = (
     "2_drift_mean_pre/00_median_of_layers",
     "4_grad_norm/00_total",
 )
-"""The tags to pin, where a run has them; board.py gives them their names."""
+"""The tags to pin, where a run has them; board/tags.py gives them their names."""
 
 MANY_RUNS = 500
 """Above this, TensorBoard selects no run at first and shows an empty page."""

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from bnlab.board import Board, tags
+from bnlab.board.run import Board
+from bnlab.board.tags import tags
 from bnlab.journal import read
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.spec import RunSpec

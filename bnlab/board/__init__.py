@@ -1,0 +1,1 @@
+"""Journals as TensorBoard shows them: the only importer of tensorboard."""
