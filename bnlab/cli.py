@@ -249,6 +249,6 @@ def view(
     bind_all: Annotated[bool, typer.Option("--bind-all", help="Answer other machines too. There is no login.")] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
-    from bnlab import view as viewing
+    from bnlab.view import show
 
-    viewing.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
+    show.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from bnlab import view
 from bnlab.cli import main
 from bnlab.errors import UsageError
+from bnlab.view import link as links
+from bnlab.view import server, show
 
 START_S = 120
 
@@ -85,7 +86,7 @@ BOTH = ["batch/lr=0.1/seed=0-a", "none/lr=0.1/seed=0-b"]
 @pytest.mark.parametrize("above", ["", "quickstart/", "deep/er/"])
 def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> None:
     runs = [above + run for run in [*BOTH, "batch_reference/lr=1/seed=2-c"]]
-    regex = view.colour_regex(runs)
+    regex = links.colour_regex(runs)
     assert regex == "(?:^|/)(batch|batch_reference|none)/lr="
     found = [re.search(regex, run) for run in runs]
     assert [match and match.group(1) for match in found] == ["batch", "none", "batch_reference"]
@@ -93,20 +94,20 @@ def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> Non
 
 def test_one_norm_is_coloured_by_learning_rate_and_one_run_not_at_all() -> None:
     runs = ["lr=0.1/seed=0-a", "lr=1e-05/seed=0-b"]
-    regex = view.colour_regex(runs)
+    regex = links.colour_regex(runs)
     assert regex is not None
     found = [re.search(regex, run) for run in runs]
     assert [match and match.group(1) for match in found] == ["lr=0.1", "lr=1e-05"]
-    assert view.colour_regex(["lr=0.1/seed=0-a", "lr=0.1/seed=1-b"]) is None
-    assert view.colour_regex(["."]) is None
+    assert links.colour_regex(["lr=0.1/seed=0-a", "lr=0.1/seed=1-b"]) is None
+    assert links.colour_regex(["."]) is None
 
 
 def test_a_norm_named_with_signs_of_regular_expressions_is_quoted() -> None:
-    assert view.colour_regex(["a+b/lr=1/seed=0-a", "none/lr=1/seed=0-b"]) == r"(?:^|/)(a\+b|none)/lr="
+    assert links.colour_regex(["a+b/lr=1/seed=0-a", "none/lr=1/seed=0-b"]) == r"(?:^|/)(a\+b|none)/lr="
 
 
 def test_the_link_says_what_to_show() -> None:
-    link = view.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
+    link = links.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
     assert link.startswith("http://127.0.0.1:6006/?")
     assert link.endswith("#timeseries")
     assert re.fullmatch(r"[\x21-\x7e]+", link)
@@ -119,20 +120,20 @@ def test_the_link_says_what_to_show() -> None:
 
 
 def test_every_overview_tag_is_one_that_runs_have(runs: Path) -> None:
-    assert view.tags_to_pin(view.event_files(runs).values()) == list(view.OVERVIEW)
+    assert links.tags_to_pin(show.event_files(runs).values()) == list(links.OVERVIEW)
 
 
 def test_only_tags_that_exist_are_pinned(tmp_path: Path) -> None:
     train(tmp_path, "probes=none")
-    assert view.tags_to_pin(view.event_files(tmp_path).values()) == list(view.OVERVIEW[:4])
+    assert links.tags_to_pin(show.event_files(tmp_path).values()) == list(links.OVERVIEW[:4])
 
 
 def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
-    names = list(view.event_files(runs))
+    names = list(show.event_files(runs))
     assert [re.sub(r"-\w{10}$", "", name) for name in names] == [
         f"quickstart/{norm}/lr={lr}/seed=0" for norm in ("batch", "none") for lr in ("0.1", "0.3")
     ]
-    assert list(view.event_files(runs / names[0])) == ["."]
+    assert list(show.event_files(runs / names[0])) == ["."]
 
 
 @pytest.mark.parametrize(
@@ -149,16 +150,16 @@ def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
 def test_a_browser_is_opened_only_where_somebody_sees_it(
     environment: dict[str, str], platform: str, seen: bool
 ) -> None:
-    assert view.with_browser(environment, platform) is seen
+    assert show.with_browser(environment, platform) is seen
 
 
 def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
-    words = view.command(Path("/r"), port=0, bind_all=False, runs=4)
-    assert words[:3] == [sys.executable, "-c", view.CHILD]
+    words = server.command(Path("/r"), port=0, bind_all=False, runs=4)
+    assert words[:3] == [sys.executable, "-c", server.CHILD]
     assert " ".join(words[3:]) == (
         "--logdir /r --port 0 --host 127.0.0.1 --samples_per_plugin scalars=2000,histograms=100 --reload_interval 5"
     )
-    words = view.command(Path("/r"), port=0, bind_all=True, runs=1000)
+    words = server.command(Path("/r"), port=0, bind_all=True, runs=1000)
     assert "--bind_all" in words
     assert "--host" not in words
     assert "scalars=200,histograms=10" in words
@@ -169,21 +170,21 @@ def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
 
 def test_a_missing_or_empty_directory_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^RUNS: no such directory, got '.*nowhere'\. Train one first: bnlab train"):
-        view.view(tmp_path / "nowhere")
+        show.view(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"^RUNS: no TensorBoard events in this directory, got '.*'\. Train one first"):
-        view.view(tmp_path)
+        show.view(tmp_path)
 
 
 def test_a_filter_that_is_no_regular_expression_is_told(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"^--filter: not a regular expression \(.*\), got '\('\.$"):
-        view.view(runs, run_filter="(")
+        show.view(runs, run_filter="(")
 
 
 def test_a_server_that_does_not_start_says_why(runs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"^view: TensorBoard did not start: .* port {port}, .* in use\.$"):
-            view.view(runs, port=port, open_browser=False)
+            show.view(runs, port=port, open_browser=False)
 
 
 # -- the server -------------------------------------------------------------------------------------------------------
@@ -235,11 +236,11 @@ def test_tensorboard_answers_with_the_runs(
 ) -> None:
     process, link = viewed(str(runs), "--filter", "lr=0.3")
     assert "TensorBoard" in get(link)
-    names = list(view.event_files(runs))
+    names = list(show.event_files(runs))
     assert poll(link, "data/runs", lambda found: len(found) == 4) == names
     tags = poll(link, "data/plugin/scalars/tags", lambda found: len(found) == 4)
     pins = [card["tag"] for card in json.loads(query_of(link)["pinnedCards"])]
-    assert pins == list(view.OVERVIEW)
+    assert pins == list(links.OVERVIEW)
     assert all(set(pins) <= set(tags[name]) for name in names)
     assert query_of(link)["runFilter"] == "lr=0.3"
 
@@ -307,17 +308,17 @@ def test_the_page_pins_the_overview_and_colours_by_norm(
         page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))
         page.goto(link)
         cards = page.locator("metrics-pinned-view card-view")
-        api.expect(cards).to_have_count(len(view.OVERVIEW), timeout=30_000)
+        api.expect(cards).to_have_count(len(links.OVERVIEW), timeout=30_000)
         api.expect(page.locator("runs-data-table .run-color-swatch")).to_have_count(4, timeout=30_000)
         api.expect(cards.first.locator("line-chart")).to_be_visible(timeout=30_000)
         tags = page.locator("metrics-pinned-view card-view .tag")
-        api.expect(tags).to_have_count(len(view.OVERVIEW), timeout=30_000)
+        api.expect(tags).to_have_count(len(links.OVERVIEW), timeout=30_000)
         pinned = tags.evaluate_all("all => all.map(tag => tag.title)")
         swatches = "all => all.map(swatch => getComputedStyle(swatch).backgroundColor)"
         colours = page.locator("runs-data-table .run-color-swatch").evaluate_all(swatches)
         smoothing = page.locator("input.slider-input").first.input_value()
         browser.close()
-    assert pinned == list(view.OVERVIEW)
+    assert pinned == list(links.OVERVIEW)
     assert colours[0] == colours[1]
     assert colours[2] == colours[3]
     assert colours[0] != colours[2]

@@ -1,0 +1,90 @@
+"""TensorBoard on a folder of runs, at a link that colours them by norm and pins the cards to look at first."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import socket
+import sys
+import urllib.parse
+import webbrowser
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bnlab.errors import UsageError
+from bnlab.terminal.runs import TRAIN_FIRST
+from bnlab.view.link import deep_link, tags_to_pin
+from bnlab.view.server import Server, command, interruptible
+
+MANY_RUNS = 500
+"""Above this, TensorBoard selects no run at first and shows an empty page."""
+
+
+def event_files(root: Path) -> dict[str, Path]:
+    """Run name, as TensorBoard shows it (its path below `root`), -> its event file.
+
+    Raises:
+        UsageError: no such directory, or no run in it has written an event yet.
+    """
+    if not root.is_dir():
+        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+    found = {file.parent.relative_to(root).as_posix(): file for file in sorted(root.rglob("events.out.tfevents.*"))}
+    if not found:
+        raise UsageError("RUNS", "no TensorBoard events in this directory", str(root), TRAIN_FIRST)
+    return found
+
+
+def with_browser(environment: Mapping[str, str], platform: str) -> bool:
+    """Whether a browser started here would be seen: a display, and nobody logged in from elsewhere."""
+    if environment.get("SSH_CONNECTION") or environment.get("SSH_TTY"):
+        return False
+    return platform in ("darwin", "win32") or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+def tunnel(port: int) -> str:
+    """What to type at home to reach a server that runs here."""
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or "USER"
+    return shlex.join(["ssh", "-N", "-L", f"{port}:127.0.0.1:{port}", f"{user}@{socket.gethostname()}"])
+
+
+def view(
+    root: Path,
+    *,
+    port: int = 0,
+    open_browser: bool = True,
+    run_filter: str | None = None,
+    bind_all: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        UsageError: nothing to show, a filter that is no regular expression, or a server that does not start or ends.
+    """
+    if run_filter is not None:
+        try:
+            re.compile(run_filter)
+        except re.error as error:
+            raise UsageError("--filter", f"not a regular expression ({error})", run_filter) from None
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("view", "tensorboard is not installed", remedy="Install it: pip install 'tensorboard>=2.21'.")
+    files = event_files(root)
+    runs = list(files)
+    words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))
+    with interruptible(), contextlib.suppress(KeyboardInterrupt), Server(words) as server:
+        base = server.address()
+        link = deep_link(base, runs, tags_to_pin(files.values()), run_filter)
+        say(f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it")
+        if len(runs) > MANY_RUNS:
+            say(f"above {MANY_RUNS} runs TensorBoard selects none at first: narrow them with --filter")
+        if bind_all:
+            say("--bind-all: anybody who reaches this machine can see these runs; there is no login")
+        say(link)
+        if open_browser and with_browser(os.environ, sys.platform):
+            webbrowser.open(link)
+        elif os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY"):
+            say(f"from your own machine: {tunnel(urllib.parse.urlsplit(base).port or port)}")
+        server.wait()
