@@ -35,6 +35,14 @@ def prepare(threads: int) -> None:
         mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
 
 
+@cache
+def best_device() -> str:
+    """What `device=auto` is on this machine."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """Versions, machine and command line, for spec.yaml."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from bnlab.losses import objective
 from bnlab.models._own import build_net
 from bnlab.models.base import Net, refuse_single_values
 from bnlab.observe import Observer, Schedule
+from bnlab.precision import of_training
 from bnlab.probes.base import Probe
 from bnlab.registry import DATA, OPTIMIZERS, PROBES, load_plugins
 from bnlab.spec import RunSpec
@@ -33,6 +35,8 @@ class Setup:
     batches: Batches
     net: Net
     inference: Inference
+    precision: AbstractContextManager[object]
+    """Of a training step's forward and backward pass."""
     objective: Objective
     optimizer: torch.optim.Optimizer
     observer: Observer
@@ -85,6 +89,7 @@ def assemble(spec: RunSpec) -> Setup:
         batches=batches,
         net=net,
         inference=inference,
+        precision=of_training(spec.precision, net, spec.device, spec.dtype),
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
         observer=Observer(net, loss, probes, seen, dataset.train, dataset.test, schedule, every, spec.seed),

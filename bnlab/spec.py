@@ -130,6 +130,7 @@ class RunSpec:
     eval_batch_size: Literal["auto", "full"] | AtLeastOne
     device: Literal["cpu", "cuda", "mps"]
     dtype: Literal["float32", "float64"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     threads: AtLeastOne
     plugins: tuple[str, ...]
     model: ModelSpec

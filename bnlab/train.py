@@ -120,13 +120,14 @@ class Run:
             evaluation = self._evaluated(step) if due else {}
             watch = setup.observer.watch(step, lr, batch)
 
-            with watch:
-                outputs = module(batch.x)  # [B, K]
-            loss = setup.objective(outputs, batch.y)
-            if self.guard.diverged(step, loss, settle=due):
-                break
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            with setup.precision:
+                with watch:
+                    outputs = module(batch.x)  # [B, K]
+                loss = setup.objective(outputs, batch.y)
+                if self.guard.diverged(step, loss, settle=due):
+                    break
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
             watch.before_update()
             optimizer.step()
 

@@ -17,7 +17,7 @@ ROOT = Path(bnlab.__file__).parent
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("errors", "typed", "spec", "study", "registry", "seeds", "sources", "theory"),
     1: ("state", "losses", "host", "fetch", "moments", "norms", "data", "optim"),
-    2: ("models", "probes", "tap", "journal", "folder", "evaluate"),
+    2: ("models", "probes", "tap", "precision", "journal", "folder", "evaluate"),
     3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
     4: ("sweep", "verify"),
     5: ("analysis", "report"),

@@ -63,7 +63,7 @@ class Composer:
         set_values = {key: override.value() for key, override in values.items()}
         plain = self._resolved(base, set_values) if _refers([base.plain, set_values]) else _with(base, set_values)
         _one_length(plain, list(values))
-        return RunSpec.from_tree(rounded(plain))
+        return RunSpec.from_tree(resolved(rounded(plain)))
 
     def _resolved(self, base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
         tree = copy.deepcopy(base.tree)
@@ -185,6 +185,15 @@ def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
         tree["steps" if typed == ["epochs"] else "epochs"] = None
     if tree["steps"] is None and tree["epochs"] is None:
         raise UsageError("steps", "missing", remedy="Give steps or epochs.")
+
+
+def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`device=auto` as the device that it is here, so that a run's id says where its bits are from."""
+    if tree.get("device") != "auto":
+        return tree
+    from bnlab.host import best_device  # which asks torch
+
+    return {**tree, "device": best_device()}
 
 
 def rounded(value: Any) -> Any:

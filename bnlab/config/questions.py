@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from bnlab.config.compose import hydra_over, rounded
+from bnlab.config.compose import hydra_over, resolved, rounded
 from bnlab.config.grammar import texts
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import config_dirs
@@ -23,6 +23,7 @@ DEFAULTS: Question = {
     "eval_batch_size": "auto",
     "data.shift": "none",
     "data.shift_strength": None,
+    "precision": "float32",
 }
 """Of a run that was made before there were these keys."""
 
@@ -70,4 +71,4 @@ def asked(tree: Mapping[str, Any], question: Question) -> RunSpec:
     for key, value in DEFAULTS.items():
         node = changed["data"] if key.startswith("data.") else changed
         node.setdefault(key.removeprefix("data."), value)
-    return RunSpec.from_tree(changed)
+    return RunSpec.from_tree(resolved(changed))
