@@ -44,15 +44,25 @@ NORM_NAMES = list(config.available("norm", [config.packaged_dir()]))
 
 PAIRS = [("before", "sgd"), ("before", "adam"), ("after", "sgd"), ("after", "adam")]
 LARGER = ("resnet", "separable_cnn", "vgg")
-"""Nets that take longer: half the steps, and one pair only but for two of the norms."""
+"""Nets that take longer: half the steps."""
 SLOW = ("separable_cnn", "vgg")
 """Of these, only the usual norms are tried each time, the others with `-m study`."""
 USUAL = ("batch", "none", "noisy_batch", "group")
+
+
+def _pairs(norm: str, model: str) -> list[tuple[str, str]]:
+    """All for two of the norms; else two that have every position and every optimizer, or one where it takes long."""
+    ends = [PAIRS[0], PAIRS[-1]]
+    if norm in ("batch", "none"):
+        return ends if model in LARGER else PAIRS
+    return PAIRS[:1] if model in LARGER else ends
+
+
 CASES = [
     pytest.param(norm, model, *pair, marks=[pytest.mark.study] if model in SLOW and norm not in USUAL else [])
     for norm in NORM_NAMES
     for model in MODEL_NAMES
-    for pair in (PAIRS if model not in LARGER else [PAIRS[0], PAIRS[-1]] if norm in ("batch", "none") else PAIRS[:1])
+    for pair in _pairs(norm, model)
 ]
 
 
