@@ -265,6 +265,8 @@ def test_curves_are_drawn_at_each_arms_best_rate(run_of: Run, view: Make) -> Non
     assert {(row["arm"], row["lr"]) for row in rows_of(drawn)} == {("no norm", "0.1"), ("batch norm", "1")}
     assert drawn.title.startswith("Each at its best rate, batch norm takes 1")
     assert drawn.title.endswith("steps to the loss at which no norm ends after 20")
+    alone = learning_curves.draw(view({"no norm": slow[3:], "batch norm": fast}), "x")
+    assert alone.title.startswith("At the one rate tried, batch norm takes 1")
 
 
 @pytest.mark.parametrize("name", list(figures()))

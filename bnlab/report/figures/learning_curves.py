@@ -53,6 +53,7 @@ def curve(group: Group) -> Curve | None:
 
 def headline(view: View, curves: list[Curve]) -> str:
     """Who reaches the other's final loss, and how much sooner."""
+    chosen = any(len(group.rates) > 1 for group in view.groups)
     by_label = {curve.label: curve for curve in curves}
     if view.pair is None or any(group.label not in by_label for group in view.pair):
         ends = {c.label: float(c.mean[-1]) for c in curves if len(c.mean) and math.isfinite(c.mean[-1])}
@@ -61,7 +62,8 @@ def headline(view: View, curves: list[Curve]) -> str:
         first = min(ends, key=ends.__getitem__)
         if len(curves) == 1:
             return f"{capital(first)}: training loss falls to {compact(ends[first])}"
-        return f"{capital(first)} ends at the lowest training loss, each arm at its best rate"
+        rates = "each arm at its best rate" if chosen else "at the one rate tried"
+        return f"{capital(first)} ends at the lowest training loss, {rates}"
     pair = [by_label[group.label] for group in view.pair]
     ends_of_pair = [float(c.mean[-1]) if len(c.mean) else math.nan for c in pair]
     if not all(math.isfinite(end) for end in ends_of_pair):
@@ -70,10 +72,11 @@ def headline(view: View, curves: list[Curve]) -> str:
     fast, slow = pair if ends_of_pair[0] <= ends_of_pair[1] else pair[::-1]
     found = ratio(*({seed: float(y[-1]) for seed, _, _, y in c.singles if len(y)} for c in (fast, slow)))
     when = fast.steps[np.flatnonzero(fast.mean <= slow.mean[-1])[0]]
+    at = "Each at its best rate" if chosen else "At the one rate tried"
     if found is None or not found.clear:
-        return "Each at its best rate, the arms end with no clear difference in training loss"
+        return f"{at}, the arms end with no clear difference in training loss"
     return (
-        f"Each at its best rate, {fast.label} takes {when:.0f} steps to the loss at which {slow.label} ends after "
+        f"{at}, {fast.label} takes {when:.0f} steps to the loss at which {slow.label} ends after "
         f"{slow.steps[-1] + 1:.0f}{found.proviso}"
     )
 
