@@ -12,7 +12,7 @@ from bnlab.report.cards import card_of
 from bnlab.report.words import count
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
-BOTH = "the two seeds"
+BOTH = "both seeds"
 
 
 def band_of(cells: Sequence[Cell]) -> str:
@@ -56,7 +56,7 @@ def reading(cells: Sequence[Cell], shown: Sequence[str]) -> str:
         "arithmetic ones of accuracies and percentiles. A mean is drawn only where every seed is finite: a line ends "
         "where the first seed diverges. Training losses and norms of gradients are medians of the last "
         f"{SMOOTHED} measured batches.",
-        f"Bands around them are the {band_of(cells)}, of the logarithm where the mean is geometric. One band is "
+        f"Bands around them: {band_of(cells)}, of the logarithm where the mean is geometric. One band is "
         "another: from the lowest to the highest loss within reach of one step along the gradient, geometric means "
         "over seeds themselves.",
         "In the profiles the x axis is the layer: 1 is next to the input, the last is the head. A median over layers "
@@ -64,7 +64,7 @@ def reading(cells: Sequence[Cell], shown: Sequence[str]) -> str:
         f"Shown at first: {', '.join(shown)}. Every other line can be ticked at the left.",
     ]
     if few and band_of(cells) == T_INTERVAL:
-        parts.append(f"With two seeds, and the two as their band: {', '.join(few)}.")
+        parts.append(f"With two seeds, which are their band: {', '.join(few)}.")
     if single:
         parts.append(f"{count(len(single), 'line')} of one seed, without a band: {', '.join(single)}.")
     if any(cell.going for cell in cells):
