@@ -64,7 +64,8 @@ def arms_of(root: Path, keep: Sequence[str]) -> Arms:
     """The sweep at `root`, with series of the names in `keep`.
 
     Raises:
-        UsageError: no such directory, no runs, several sweeps, one run, or no arm that has two seeds.
+        UsageError: no such directory, no runs, several sweeps, one run, or no arm that has two seeds, unless the
+            sweep goes on and will have some.
     """
     if not root.is_dir():
         raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
@@ -80,7 +81,8 @@ def arms_of(root: Path, keep: Sequence[str]) -> Arms:
     begun = replace(ended, runs=(*ended.runs, *going))
     prepared = prepare(begun) if begun.runs else None
     cells = cells_of(begun, prepared) if prepared else []
-    if not any(len(cell.runs) >= FEWEST for cell in cells):
+    seeds_to_come = bool(going) and ended.study is not None and "seed" in ended.study.axes
+    if not cells or not (seeds_to_come or any(len(cell.runs) >= FEWEST for cell in cells)):
         many = "no arm has two seeds at one learning rate, so there is nothing to average"
         raise UsageError("--compare", many, str(root), "Sweep some: bnlab sweep ... 'seed=range(0,6)'.")
     assert prepared is not None

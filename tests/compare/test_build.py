@@ -362,6 +362,8 @@ def test_one_run_or_no_seeds_or_several_sweeps_are_refused(root: Path, tmp_path:
         UsageError, match=r"^--compare: no arm has two seeds at one learning rate, .*'seed=range\(0,6\)'"
     ):
         build(root, tmp_path / "logs")
+    running(next(root.glob("batch/lr=0.05/seed=0-*")), 6)
+    assert len(build(root, tmp_path / "going").names) == 4  # more seeds will come
     above = tmp_path / "above"
     for name in ("one", "two"):
         shutil.copytree(root, above / name)
