@@ -247,8 +247,18 @@ def view(
         str | None, typer.Option("--filter", metavar="REGEX", help="Show the runs it matches only.")
     ] = None,
     bind_all: Annotated[bool, typer.Option("--bind-all", help="Answer other machines too. There is no login.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The arms of a sweep side by side, averaged over seeds.")
+    ] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
+    if compare:
+        from bnlab.view import compare as side_by_side
+
+        side_by_side.compare(
+            runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say
+        )
+        return
     from bnlab.view import show
 
     show.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)

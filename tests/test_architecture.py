@@ -20,7 +20,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("models", "probes", "tap", "precision", "journal", "folder", "evaluate"),
     3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
     4: ("sweep", "verify"),
-    5: ("analysis", "report"),
+    5: ("analysis", "report", "compare"),
     6: ("config", "terminal", "cli", "view", "listing", "__main__"),
 }
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
@@ -54,6 +54,7 @@ TORCHLESS = (
     "bnlab.config",
     "bnlab.analysis.verdicts",
     "bnlab.analysis.summary",
+    "bnlab.compare.build",
     "bnlab.sweep.run",
     "bnlab.sweep.executors",
 )

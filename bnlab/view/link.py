@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import urllib.parse
@@ -17,6 +18,9 @@ OVERVIEW = (
     "4_grad_norm/00_total",
 )
 """The tags to pin, where a run has them; board/tags.py gives them their names."""
+
+TICKED = 40
+"""As many runs, all of them, are ticked at first in TensorBoard's older pages; of more, none."""
 
 HEAD_BYTES = 1 << 18
 """Of an event file: its first event, which names the tags, and more."""
@@ -69,3 +73,20 @@ def deep_link(base: str, runs: Sequence[str], pins: Sequence[str], run_filter: s
     if run_filter is not None:
         query["runFilter"] = run_filter
     return f"{base.rstrip('/')}/?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}#timeseries"
+
+
+def compare_link(base: str, runs: Sequence[str], shown: Sequence[str], pins: Sequence[str], pattern: str | None) -> str:
+    """The address of the Custom Scalars page on which `shown` of the `runs` are ticked, or all that match a pattern;
+    the Time Series page beside it is set up as for single runs.
+
+    That page keeps its state behind the `#`: the ticks as JSON in base 64. What is not named there is ticked where
+    there are few runs, so that what is not to be is named too. The run at the top has no series, but the figures.
+    """
+    state = {"_smoothingWeight": "0"}
+    if pattern is not None:
+        state["regexInput"] = pattern
+    else:
+        ticks = {run: run in shown for run in (runs if len(runs) < TICKED else shown)} | {".": True}
+        state["runSelectionState"] = base64.b64encode(json.dumps(ticks, separators=(",", ":")).encode()).decode()
+    behind = "&".join(f"{key}={urllib.parse.quote(value, safe='')}" for key, value in state.items())
+    return deep_link(base, runs, pins, pattern).removesuffix("timeseries") + f"custom_scalars&{behind}"

@@ -91,13 +91,16 @@ class Server:
             raise UsageError("view", f"TensorBoard did not start: {self._why()}")
         return self._address
 
-    def wait(self) -> None:
-        """Until it ends, which it does not do by itself.
+    def wait(self, at_most_s: float | None = None) -> None:
+        """Until it ends, which it does not do by itself, or for so long.
 
         Raises:
-            UsageError: it has.
+            UsageError: it has ended.
         """
-        code = self._child.wait()
+        try:
+            code = self._child.wait(at_most_s)
+        except subprocess.TimeoutExpired:
+            return
         raise UsageError("view", f"TensorBoard ended with code {code}: {self._why()}")
 
     def _listen(self) -> None:

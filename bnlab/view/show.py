@@ -11,7 +11,7 @@ import socket
 import sys
 import urllib.parse
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bnlab.errors import UsageError
@@ -64,6 +64,25 @@ def view(
     Raises:
         UsageError: nothing to show, a filter that is no regular expression, or a server that does not start or ends.
     """
+    check(run_filter)
+    files = event_files(root)
+    runs = list(files)
+    words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))
+    lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it"]
+    if len(runs) > MANY_RUNS:
+        lines.append(f"above {MANY_RUNS} runs TensorBoard selects none at first: narrow them with --filter")
+
+    def link(base: str) -> str:
+        return deep_link(base, runs, tags_to_pin(files.values()), run_filter)
+
+    serve(words, link, lines, open_browser=open_browser, say=say)
+
+
+def check(run_filter: str | None) -> None:
+    """
+    Raises:
+        UsageError: a filter that is no regular expression, or no TensorBoard.
+    """
     if run_filter is not None:
         try:
             re.compile(run_filter)
@@ -71,20 +90,34 @@ def view(
             raise UsageError("--filter", f"not a regular expression ({error})", run_filter) from None
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("view", "tensorboard is not installed", remedy="Install it: pip install 'tensorboard>=2.21'.")
-    files = event_files(root)
-    runs = list(files)
-    words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))
+
+
+def serve(
+    words: Sequence[str],
+    link: Callable[[str], str],
+    lines: Sequence[str],
+    *,
+    open_browser: bool,
+    say: Callable[[str], None],
+    meanwhile: Callable[[Server], None] = Server.wait,
+) -> None:
+    """Start TensorBoard with this command line, say `lines` and the link, open it; then what is done `meanwhile`, until
+    Ctrl-C or SIGTERM.
+
+    Raises:
+        UsageError: a server that does not start or ends.
+    """
     with interruptible(), contextlib.suppress(KeyboardInterrupt), Server(words) as server:
         base = server.address()
-        link = deep_link(base, runs, tags_to_pin(files.values()), run_filter)
-        say(f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it")
-        if len(runs) > MANY_RUNS:
-            say(f"above {MANY_RUNS} runs TensorBoard selects none at first: narrow them with --filter")
-        if bind_all:
+        for line in lines:
+            say(line)
+        if "--bind_all" in words:
             say("--bind-all: anybody who reaches this machine can see these runs; there is no login")
-        say(link)
+        address = link(base)
+        say(address)
         if open_browser and with_browser(os.environ, sys.platform):
-            webbrowser.open(link)
+            webbrowser.open(address)
         elif os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY"):
-            say(f"from your own machine: {tunnel(urllib.parse.urlsplit(base).port or port)}")
-        server.wait()
+            port = urllib.parse.urlsplit(base).port
+            say(f"from your own machine: {tunnel(port or 80)}")
+        meanwhile(server)
