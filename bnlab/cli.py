@@ -247,8 +247,10 @@ def view(
         str | None, typer.Option("--filter", metavar="REGEX", help="Show the runs it matches only.")
     ] = None,
     bind_all: Annotated[bool, typer.Option("--bind-all", help="Answer other machines too. There is no login.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All tags of every run, of more than 50 runs too.")] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
     from bnlab.view import show
 
-    show.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
+    opened = not no_open
+    show.view(runs, port=port, open_browser=opened, run_filter=run_filter, bind_all=bind_all, full=full, say=say)
