@@ -56,7 +56,7 @@ def head(tree: Mapping[str, Any], begun_s: float) -> bytes:
     """
     provenance = tree.get("provenance") or {}
     spec = RunSpec.from_tree({key: value for key, value in tree.items() if key != "provenance"})
-    axes = provenance.get("axes") or ()
+    axes = provenance.get("axes") or ("norm", "optim.lr", "seed")
     values = columns(tree, axes)
     # Five columns are shown at first: those which differ, then the others by name.
     differing = {"log10_lr" if key == "optim.lr" else column(key) for key in axes}

@@ -18,7 +18,7 @@ import numpy as np
 
 from bnlab.board.card import head, tail
 from bnlab.board.events import PATTERN, EventFile, Profile, new_name
-from bnlab.board.histograms import Histograms
+from bnlab.board.histograms import PREFIX, Histograms
 from bnlab.board.tags import LIGHT, tags
 from bnlab.board.template import Template
 from bnlab.board.thin import Kept, Row, Thinner
@@ -81,7 +81,7 @@ class Board:
             self._templates[keys] = self._template(record)
         template = self._templates[keys]
         values = template.values(record)
-        histograms = self._histograms.of(record) if self.profile == "full" else b""
+        histograms = self._histograms.of(record) if template.histograms and self.profile == "full" else b""
         if not self._thinner.thins:
             if summary := template.message(values) + histograms:
                 self._file.add(record["step"], record["wall_s"], summary)
@@ -132,7 +132,7 @@ class Board:
     def _template(self, record: Record) -> Template:
         sources = tags(record, self.sites)
         shown = sources if self.profile == "full" else [source for source in sources if source[0] in LIGHT]
-        return Template(shown, len(self.sites))
+        return Template(shown, len(self.sites), histograms=any(key.startswith(PREFIX) for key in record))
 
     def _write(self, kept: Iterable[Kept]) -> None:
         assert self._file is not None

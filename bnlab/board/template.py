@@ -17,8 +17,9 @@ class Template:
     """The summary of records with the same keys, serialized once by protobuf; for each record its numbers are put in
     their places. Hundreds of scalars then cost little more than one."""
 
-    def __init__(self, sources: Sequence[Source], sites: int) -> None:
-        self.sites, self.tags = sites, [tag for tag, _, _ in sources]
+    def __init__(self, sources: Sequence[Source], sites: int, *, histograms: bool = False) -> None:
+        """`histograms`: whether such records have some; they are not in the template."""
+        self.histograms, self.sites, self.tags = histograms, sites, [tag for tag, _, _ in sources]
         self.scalars = [metric for _, metric, index in sources if index == -1]
         self.vectors = list(dict.fromkeys(metric for _, metric, index in sources if index != -1))
         row = {metric: number for number, metric in enumerate(self.vectors)}
