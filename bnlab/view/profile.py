@@ -28,16 +28,17 @@ def bring(root: Path, *, full: bool, say: Callable[[str], None]) -> None:
         return
     from bnlab.board.rebuild import rebuild
 
-    made, failed = 0, 0
+    count = len(wanted)
+    if many:
+        say(f"more than {FULL_RUNS} runs: shown with a dozen tags each; all tags: bnlab view RUNS --full")
+    elif full:
+        say(f"writing all tags of {count} run{'s' * (count != 1)}")
+    failed = 0
     for run, target in wanted:
         try:
-            made += rebuild(run, target)
+            rebuild(run, target)
         except (OSError, ValueError, KeyError, yaml.YAMLError):
             failed += 1
-    if many and made:
-        say(f"more than {FULL_RUNS} runs: shown with a dozen tags each; all tags: bnlab view RUNS --full")
-    elif full and made:
-        say(f"all tags of {made} run{'s' * (made != 1)} written")
     if failed:
         say(f"the events of {failed} run{'s' * (failed != 1)} could not be written anew, and stay as they are")
 

@@ -74,7 +74,8 @@ def view(
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("view", "tensorboard is not installed", remedy="Install it: pip install 'tensorboard>=2.21'.")
     if root.is_dir():
-        bring(root, full=full, say=say)
+        with interruptible():
+            bring(root, full=full, say=say)
     files = event_files(root)
     runs = list(files)
     words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))

@@ -51,11 +51,11 @@ def test_many_full_runs_become_light_ones_and_full_ones_again_when_asked(
     before = stamps(three)
     assert brought(three) == []
     assert stamps(three) == before
-    assert brought(three / "1", full=True) == ["all tags of 1 run written"]
+    assert brought(three / "1", full=True) == ["writing all tags of 1 run"]
     assert profiles(three) == ["light", "full", "light"]
     assert brought(three) == []
     assert profiles(three) == ["light", "full", "light"]
-    assert brought(three, full=True) == ["all tags of 2 runs written"]
+    assert brought(three, full=True) == ["writing all tags of 2 runs"]
     before = stamps(three)
     assert brought(three, full=True) == []
     assert stamps(three) == before
