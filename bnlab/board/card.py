@@ -8,7 +8,10 @@ no entry that is no run.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +23,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 
 from bnlab.board.template import scalar
 from bnlab.folder import ENDED
-from bnlab.spec import RunSpec
+from bnlab.spec import ModelSpec, canonical
 
 CARD = "run_card"
 RESULTS = {
@@ -48,14 +51,14 @@ USUAL = {
 """Keys of a spec that are columns for every run, and their names there."""
 
 
-def head(tree: Mapping[str, Any], begun_s: float) -> bytes:
-    """The card, the experiment and the run's row, as a Summary. `tree`: a spec.yaml.
+def head(tree: Mapping[str, Any], name: str, begun_s: float) -> bytes:
+    """The card, the experiment and the run's row, as a Summary. `tree`: a spec.yaml, of another version too; `name`: of
+    the run's folder, which ends in its id.
 
     Raises:
-        UsageError: not a spec of this version.
+        KeyError: not a spec.
     """
-    provenance = tree.get("provenance") or {}
-    spec = RunSpec.from_tree({key: value for key, value in tree.items() if key != "provenance"})
+    provenance, run = tree.get("provenance") or {}, _id(tree, name)
     axes = provenance.get("axes") or ("norm", "optim.lr", "seed")
     values = columns(tree, axes)
     # Five columns are shown at first: those which differ, then the others by name.
@@ -73,13 +76,13 @@ def head(tree: Mapping[str, Any], begun_s: float) -> bytes:
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=_tag(name)), display_name=name, description=meaning)
             for name, meaning in RESULTS.items()
-            if spec.loss == "cross_entropy" or not name.endswith("accuracy")
+            if tree["loss"] == "cross_entropy" or not name.endswith("accuracy")
         ],
     )
     parts = (
-        text_pb(CARD, card(spec, provenance)),
+        text_pb(CARD, card(tree, run)),
         _hparams(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment)),
-        summary_v2.hparams_pb(values, trial_id=spec.id, start_time_secs=begun_s),
+        summary_v2.hparams_pb(values, trial_id=run, start_time_secs=begun_s),
     )
     return b"".join(part.SerializeToString() for part in parts)
 
@@ -107,19 +110,21 @@ def column(key: str) -> str:
     return USUAL.get(key, key)
 
 
-def card(spec: RunSpec, provenance: Mapping[str, Any]) -> str:
+def card(tree: Mapping[str, Any], run: str) -> str:
     """A run's card, in Markdown."""
-    size = [f"{key} {value}" for key, value in spec.model.options.items()]
+    model, data, optim, provenance = tree["model"], tree["data"], tree["optim"], tree.get("provenance") or {}
+    shared = {field.name for field in dataclasses.fields(ModelSpec)}
+    size = [f"{key} {value}" for key, value in model.items() if key not in shared]
     sha, dirty = provenance.get("git_sha"), " with changes" if provenance.get("git_dirty") else ""
     rows = {
-        "norm": spec.norm.name,
-        "model": ", ".join([spec.model.name, *size, spec.model.activation]),
-        "data": f"{spec.data.name}, batches of {spec.data.batch_size}",
-        "optimizer": f"{spec.optim.name}, {spec.optim.schedule} learning rate",
-        "learning rate": f"{spec.optim.lr:.12g}",
-        "seed": spec.seed,
-        "length": f"{spec.steps} steps" if spec.steps else f"{spec.epochs} epochs",
-        "run": spec.id,
+        "norm": tree["norm"]["name"],
+        "model": ", ".join([model["name"], *size, model["activation"]]),
+        "data": f"{data['name']}, batches of {data['batch_size']}",
+        "optimizer": f"{optim['name']}, {optim['schedule']} learning rate",
+        "learning rate": f"{optim['lr']:.12g}",
+        "seed": tree["seed"],
+        "length": f"{tree['steps']} steps" if tree["steps"] else f"{tree['epochs']} epochs",
+        "run": run,
         "bnlab": provenance.get("bnlab"),
         "git": sha and f"{sha}{dirty}",
         "torch": provenance.get("torch"),
@@ -143,6 +148,14 @@ def tail(status: Mapping[str, Any], first_loss: float) -> bytes:
     end = HParamsPluginData(session_end_info=SessionEndInfo(status=api_pb2.STATUS_SUCCESS))
     scalars = [scalar(_tag(name), value) for name, value in found.items()]
     return b"".join([*scalars, _hparams(metadata.SESSION_END_INFO_TAG, end).SerializeToString()])
+
+
+def _id(tree: Mapping[str, Any], name: str) -> str:
+    """As the folder's name has it; of a folder that was renamed, something as good."""
+    if found := re.search(r"-([0-9a-f]{10})$", name):
+        return found[1]
+    text = canonical({key: value for key, value in tree.items() if key != "provenance"})
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _tag(name: str) -> str:

@@ -16,7 +16,7 @@ def rebuild(folder: RunFolder, profile: Profile) -> bool:
     """Whether the run's events were made anew: not where they are as wanted, nor where somebody is at work on the run.
 
     Raises:
-        UsageError: a spec of another version.
+        KeyError, ValueError: a spec or a journal that cannot be read.
         OSError: a folder that cannot be written.
     """
     if not folder.journal_file.is_file() or shown(folder) == profile or folder.alive():

@@ -110,9 +110,11 @@ class Board:
         self.close()
 
     def close(self) -> None:
-        """Without an end, as the file of a run that goes on."""
+        """Without an end, as the file of a run that goes on. One that is not complete yet is removed."""
         if self._file is not None:
             self._file.close()
+            if self._file.path.name == PART:
+                self._file.path.unlink()
             self._file = None
 
     def _begin(self) -> None:
@@ -127,7 +129,7 @@ class Board:
         self._first_loss = math.nan if loss is None else float(np.float32(loss))
         if self.spec is not None:
             assert self._file is not None
-            self._file.add(0, record["wall_s"], head(self.spec, record["wall_s"]))
+            self._file.add(0, record["wall_s"], head(self.spec, self.folder.name, record["wall_s"]))
 
     def _template(self, record: Record) -> Template:
         sources = tags(record, self.sites)

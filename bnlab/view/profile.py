@@ -20,9 +20,9 @@ def bring(root: Path, *, full: bool, say: Callable[[str], None]) -> None:
     many = not full and sum(_is_full(run) for run in runs) > FULL_RUNS
     wanted: list[tuple[RunFolder, Profile]] = []
     for run in runs:
-        now = shown(run) if run.journal_file.is_file() else None
         target: Profile = "full" if full or (_is_full(run) and not many) else "light"
-        if now != target and not run.alive():
+        as_it_is = target == "full" and _is_of_old(run)
+        if run.journal_file.is_file() and shown(run) != target and not as_it_is and not run.alive():
             wanted.append((run, target))
     if not wanted:
         return
@@ -43,6 +43,12 @@ def bring(root: Path, *, full: bool, say: Callable[[str], None]) -> None:
         say(f"the events of {failed} run{'s' * (failed != 1)} could not be written anew, and stay as they are")
 
 
+def _is_of_old(run: RunFolder) -> bool:
+    """Whether its events are of a version that knew no profiles: they show all tags, by the names of the sites, which
+    then were not written down elsewhere."""
+    return any(not file.name.endswith((".light", ".full")) for file in run.path.glob(PATTERN))
+
+
 def _is_full(run: RunFolder) -> bool:
-    """Whether its events show all tags; those of a version that knew no profiles do."""
+    """Whether its events show all tags."""
     return any(not file.name.endswith(".light") for file in run.path.glob(PATTERN))

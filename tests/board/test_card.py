@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from bnlab.board.card import CAP, column, columns, head, tail
-from bnlab.errors import UsageError
 from bnlab.spec import RunSpec
 
 RESULTS = ["diverged", "train_loss", "test_loss", "train_accuracy", "test_accuracy"]
@@ -38,9 +38,13 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
     spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
 ) -> None:
     more = {"provenance": {"axes": ["norm", "optim.lr", "model.init_scale"]}}
-    good = run(spec_of("norm=batch"), "batch/lr=0.05/seed=0-a", **more)
-    bad = run(spec_of("norm=none", "optim.lr=1e6", "model.depth=4"), "none/lr=1e6/seed=0-b", **more)
-    light = run(spec_of("norm=batch", "seed=1"), "batch/lr=0.05/seed=1-c", profile="light", **more)
+    specs = (
+        spec_of("norm=batch"),
+        spec_of("norm=none", "optim.lr=1e6", "model.depth=4"),
+        spec_of("norm=batch", "seed=1"),
+    )
+    good, bad = (run(spec, spec.folder, **more) for spec in specs[:2])
+    light = run(specs[2], specs[2].folder, profile="light", **more)
     assert bad.status["status"] == "diverged"
     server = tensorboard(tmp_path)
     found = {row["name"]: row for row in rows(server, 3)}
@@ -81,10 +85,10 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
 def test_a_run_s_card_is_shown_as_text(
     spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
 ) -> None:
-    ended = run(spec_of("norm=batch", "seed=3"), "a")
+    ended = run(spec_of("norm=batch", "seed=3"), "a-0123456789")
     server = tensorboard(tmp_path)
-    server.poll("data/plugin/text/tags", lambda tags: tags == {"a": ["run_card"]})
-    [shown] = server.get("data/plugin/text/text?run=a&tag=run_card")
+    server.poll("data/plugin/text/tags", lambda tags: tags == {"a-0123456789": ["run_card"]})
+    [shown] = server.get("data/plugin/text/text?run=a-0123456789&tag=run_card")
     for text in (
         "batch",
         "mlp, depth 2, width 6, relu",
@@ -93,7 +97,7 @@ def test_a_run_s_card_is_shown_as_text(
         "0.05",
     ):
         assert f"<td>{text}</td>" in shown["text"]
-    assert f"<td>{ended.setup.spec.id}</td>" in shown["text"]
+    assert "<td>0123456789</td>" in shown["text"]
     assert "<td>12 steps</td>" in shown["text"]
     assert "<code>bnlab " in shown["text"]
 
@@ -132,10 +136,17 @@ def test_a_run_that_has_not_ended_has_no_results(status: str | None) -> None:
 
 def test_a_regression_has_no_columns_for_accuracy(spec_of: Callable[..., RunSpec]) -> None:
     tree = spec_of(model="deep_linear").tree()
-    assert b"train_loss" in head(tree, 0.0)
-    assert b"accuracy" not in head(tree, 0.0)
+    assert b"train_loss" in head(tree, "a", 0.0)
+    assert b"accuracy" not in head(tree, "a", 0.0)
 
 
-def test_a_spec_of_another_version_has_no_card(spec_of: Callable[..., RunSpec]) -> None:
-    with pytest.raises(UsageError, match=r"^depht: no such key, got 3"):
-        head(spec_of().tree() | {"depht": 3}, 0.0)
+def test_a_spec_of_another_version_has_a_card_too(spec_of: Callable[..., RunSpec]) -> None:
+    tree = spec_of().tree() | {"another": 3}
+    assert b"digits" in head(tree, "seed=0-0123456789", 0.0)
+    assert b"0123456789" in head(tree, "seed=0-0123456789", 0.0)
+    renamed = [
+        re.findall(rb"\| run \| ([0-9a-f]{10}) \|", head(made, "copy", 0.0))[0] for made in (tree, tree | {"seed": 1})
+    ]
+    assert renamed[0] != renamed[1]
+    with pytest.raises(KeyError, match="loss"):
+        head({"another": 3, "optim": {"lr": 1.0}}, "copy", 0.0)

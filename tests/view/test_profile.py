@@ -71,14 +71,29 @@ def test_only_what_is_not_complete_is_made_anew(three: Path) -> None:
     assert before.items() <= stamps(three).items()
 
 
-def test_what_cannot_be_written_or_read_stays_and_is_told(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (three / "1" / "spec.yaml").write_text("not: [a, spec")
+def test_events_of_a_version_without_profiles_stay_unless_they_are_too_many(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in list(three.rglob(PATTERN)):
+        file.rename(file.with_name(file.name.removesuffix(".full")))
+    before = stamps(three)
+    assert brought(three) == brought(three, full=True) == []
+    assert stamps(three) == before
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    assert len(brought(three)) == 1
+    assert profiles(three) == ["light"] * 3
+
+
+@pytest.mark.parametrize("broken", ["not: [a, spec", "not: a spec"])
+def test_what_cannot_be_read_stays_and_is_told(broken: str, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (three / "1" / "spec.yaml").write_text(broken)
     [kept] = (three / "1").glob(PATTERN)
     monkeypatch.setattr(profile, "FULL_RUNS", 2)
     said = brought(three)
     assert said[-1] == "the events of 1 run could not be written anew, and stay as they are"
     assert profiles(three) == ["light", "full", "light"]
     assert list((three / "1").glob(PATTERN)) == [kept]
+    assert list(three.rglob(".board.part")) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
