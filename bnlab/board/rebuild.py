@@ -31,6 +31,8 @@ def rebuild(folder: RunFolder, profile: Profile) -> bool:
 
 def _rewrite(folder: RunFolder, profile: Profile) -> None:
     spec, records = folder.spec(), list(read(folder.journal_file))
+    if not isinstance(spec, dict):
+        raise ValueError(f"{folder.spec_file}: not a spec")
     if not records:
         return
     extent = Extent(records=len(records), steps=records[-1]["step"])

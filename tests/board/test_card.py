@@ -85,7 +85,7 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
 def test_a_run_s_card_is_shown_as_text(
     spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
 ) -> None:
-    ended = run(spec_of("norm=batch", "seed=3"), "a-0123456789")
+    run(spec_of("norm=batch", "seed=3"), "a-0123456789")
     server = tensorboard(tmp_path)
     server.poll("data/plugin/text/tags", lambda tags: tags == {"a-0123456789": ["run_card"]})
     [shown] = server.get("data/plugin/text/text?run=a-0123456789&tag=run_card")
