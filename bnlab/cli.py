@@ -250,8 +250,11 @@ def view(
     compare: Annotated[
         bool, typer.Option("--compare", help="The arms of a sweep side by side, averaged over seeds.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="All tags of every run, of more than 50 runs too.")] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
+    if compare and full:
+        raise UsageError("--full", "cannot go with --compare", remedy="A comparison has tags of its own.")
     if compare:
         from bnlab.view import compare as side_by_side
 
@@ -261,4 +264,5 @@ def view(
         return
     from bnlab.view import show
 
-    show.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
+    opened = not no_open
+    show.view(runs, port=port, open_browser=opened, run_filter=run_filter, bind_all=bind_all, full=full, say=say)

@@ -34,10 +34,19 @@ class Schedule:
     """
 
     def __init__(self, *, steps: int, points: int, eval_points: int) -> None:
-        self.every = math.ceil(steps / points)
+        self.steps, self.every = steps, math.ceil(steps / points)
         self.eval_every = self.every * math.ceil(steps / self.every / eval_points)
         early = {round(2 ** (half / 2)) for half in range(2 * self.every.bit_length())}
         self._extra = frozenset({step for step in early if step < self.every} | {steps - 1})
+
+    @property
+    def records(self) -> int:
+        """How many records a run has that comes to its end: of the measured steps, and of the end.
+
+        >>> Schedule(steps=100, points=5, eval_points=2).records
+        15
+        """
+        return len(self._extra.union(range(0, self.steps, self.every))) + 1
 
     def due(self, step: int, every: int = 1) -> bool:
         """Whether the step is measured; with `every`, by a probe that is due at every n-th of the equally spaced steps.

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from bnlab.board.run import Board
+from bnlab.board.events import Profile
+from bnlab.board.run import Board, Extent
 from bnlab.folder import RunFolder
 from bnlab.journal import Journal, Record, read
 from bnlab.observe import Observer
@@ -22,15 +23,34 @@ class Recorder:
     once, and a GPU is waited for less often."""
 
     def __init__(
-        self, folder: RunFolder, observer: Observer, listen: Callable[[Record], None], *, keep_bytes: int
+        self,
+        folder: RunFolder,
+        observer: Observer,
+        listen: Callable[[Record], None],
+        *,
+        keep_bytes: int,
+        profile: Profile,
     ) -> None:
-        """Goes on from the first `keep_bytes` bytes of the journal; the events are made anew from them."""
-        self.observer, self.listen = observer, listen
+        """Goes on from the first `keep_bytes` bytes of the journal; the events are made anew from them. The folder's
+        spec is written."""
+        self.folder, self.observer, self.listen = folder, observer, listen
         self.seconds = 0.0
         """Spent on measuring, summarizing and writing."""
         self._journal = Journal(folder.journal_file, keep_bytes=keep_bytes)
-        self._board = Board(folder.path, [site.name for site in observer.net.sites])
-        self._board.rewrite(read(folder.journal_file))
+        schedule = observer.schedule
+        self._board = Board(
+            folder.path,
+            [site.name for site in observer.net.sites],
+            extent=Extent(records=schedule.records, steps=schedule.steps),
+            profile=profile,
+            spec=folder.spec(),
+        )
+        try:
+            self._board.rewrite(read(folder.journal_file))
+        except BaseException:
+            self._journal.close()
+            self._board.close()
+            raise
         self._pending: list[tuple[Record, Mapping[str, Tensor], Mapping[str, Raw]]] = []
         self._written = time.monotonic()
 
@@ -74,5 +94,10 @@ class Recorder:
         return self._journal.sync()
 
     def close(self) -> None:
+        """The run has come to an end or to a stop, and its status is written."""
         self._journal.close()
-        self._board.close()
+        journal = self.folder.journal_file
+        try:
+            self._board.end(self.folder.status(), read(journal), journal.stat().st_size)
+        finally:
+            self._board.close()

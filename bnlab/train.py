@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bnlab import checkpoint, host
+from bnlab.board.events import Profile
 from bnlab.evaluate import at_chance, evaluate
 from bnlab.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.journal import Record
@@ -48,12 +49,14 @@ def train(
     provenance: Mapping[str, Any] | None = None,
     listen: Callable[[Record], None] = lambda record: None,
     stopped: Callable[[], str | None] = lambda: None,
+    profile: Profile = "full",
 ) -> Status:
     """Train one run to its end, or from where it stopped; the final status, as in status.json.
 
     `provenance` is written beside where the run came from, and stays as it was when the run was begun, whoever goes on
     with it. `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is
-    saved and the status is `interrupted`. A run that has ended already is not touched, unless `fresh`.
+    saved and the status is `interrupted`. `profile` is that of its event file. A run that has ended already is not
+    touched, unless `fresh`.
 
     Raises:
         BusyError: another process is at work on this run.
@@ -66,9 +69,10 @@ def train(
         if status.get("status") in ENDED:
             return status
         spec = setup.spec
-        folder.write_spec(spec.tree(), _provenance(folder, spec, provenance or {}))
+        sites = {"sites": [site.name for site in setup.net.sites]}  # for whoever reads the journal without the net
+        folder.write_spec(spec.tree(), _provenance(folder, spec, {**(provenance or {}), **sites}))
         try:
-            with Run(setup, folder, listen) as run:
+            with Run(setup, folder, listen, profile) as run:
                 return run.train(stopped)
         except Exception as error:
             folder.log(traceback.format_exc())
@@ -81,14 +85,15 @@ def train(
 class Run:
     """One run at work: its parts, its open journal and board, how far it is."""
 
-    def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None]) -> None:
+    def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None], profile: Profile) -> None:
         self.setup, self.folder, self.listen = setup, folder, listen
         self.module = setup.net.module
         # For modules that draw from torch's global generator; a checkpoint brings its state back.
         torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
         self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
-        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=self.progress.journal_bytes)
+        kept = self.progress.journal_bytes
+        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
         self._started = self._saved = self._beat = time.monotonic()
         self._before = replace(self.progress)  # what earlier parts of this run took
 

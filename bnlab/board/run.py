@@ -1,124 +1,142 @@
 """The TensorBoard view of a run's journal.
 
-The event file is a view. It is written from the same records as the journal, one event a record, and written anew from
-the journal when a run resumes, so that every reader agrees with the journal.
+The event file is a view. It is written from the same records as the journal, and written anew from the journal when a
+run resumes, so that every reader agrees with the journal. The `full` profile shows all that was measured, at most 500
+points a tag; the `light` one a dozen tags of at most 200 points, for sweeps of many runs: what TensorBoard needs of
+memory and time goes by the number of points.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
-from bnlab.board.events import PATTERN, EventFile
-from bnlab.board.tags import Source, tags
+from bnlab.board.card import head, tail
+from bnlab.board.events import PATTERN, EventFile, Profile, new_name
+from bnlab.board.histograms import PREFIX, Histograms
+from bnlab.board.tags import LIGHT, tags
+from bnlab.board.template import Template
+from bnlab.board.thin import Kept, Row, Thinner
 from bnlab.journal import Record
-from bnlab.probes.activations import HISTOGRAM_LIMIT, histogram_edges
+
+POINTS: dict[Profile, int] = {"full": 500, "light": 200}
+"""At most so many a tag."""
+
+PART = ".board.part"
+"""The name of a file that is not complete yet: one that TensorBoard does not look at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How long a run is: what a file shows of it depends on that."""
+
+    records: int
+    steps: int
 
 
 class Board:
     """Writes one run's event file."""
 
-    def __init__(self, folder: Path, sites: Sequence[str]) -> None:
-        self.folder, self.sites = folder, list(sites)
-        self._templates: dict[tuple[str, ...], _Template] = {}
-        self._file: Any = None
+    def __init__(
+        self,
+        folder: Path,
+        sites: Sequence[str],
+        *,
+        extent: Extent,
+        profile: Profile = "full",
+        spec: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`extent`: of the run when it will have ended. `spec`: its spec.yaml, for a card and a row in the table."""
+        self.folder, self.sites, self.extent, self.profile, self.spec = folder, list(sites), extent, profile, spec
+        self._file: EventFile | None = None
+        self._begin()
 
     def rewrite(self, records: Iterable[Record]) -> None:
-        """A new event file that shows `records`, in place of what was there."""
-        for old in self.folder.glob(PATTERN):
-            old.unlink()
-        self._file = EventFile(self.folder)
+        """A new event file that shows `records`, in place of what was there: complete before the old one goes."""
+        if self._file is not None:
+            self._file.close()
+        self._file = EventFile(self.folder, name=PART)
+        self._begin()
         for record in records:
             self.add(record)
-        self.flush()
+        old = list(self.folder.glob(PATTERN))
+        self._file.move(new_name(self.profile))
+        for file in old:
+            file.unlink()
 
     def add(self, record: Record) -> None:
-        """One event for one record. A value that is not finite is shown as NaN, which TensorBoard marks."""
+        """One record. A value that is not finite is shown as NaN, which TensorBoard marks."""
+        assert self._file is not None
+        if self.records == 0:
+            self._head(record)
+        self.records += 1
+        self._last = record["step"], record["wall_s"]
         keys = tuple(record)
         if keys not in self._templates:
-            self._templates[keys] = _Template(tags(record, self.sites), len(self.sites))
-        summary = self._templates[keys].filled(record)
-        histograms = [_histogram(key, record[key]) for key in keys if key.startswith("histogram.")]
+            self._templates[keys] = self._template(record)
+        template = self._templates[keys]
+        values = template.values(record)
+        histograms = self._histograms.of(record) if template.histograms and self.profile == "full" else b""
+        if not self._thinner.thins:
+            if summary := template.message(values) + histograms:
+                self._file.add(record["step"], record["wall_s"], summary)
+            return
         if histograms:
-            summary += Summary(value=histograms).SerializeToString()
-        self._file.add(record["step"], record["wall_s"], summary)
+            self._file.add(record["step"], record["wall_s"], histograms)
+        row = Row(step=record["step"], wall_s=record["wall_s"], template=template, values=values)
+        self._write(self._thinner.add(row))
 
     def flush(self) -> None:
+        assert self._file is not None
         self._file.flush()
 
+    def end(self, status: Mapping[str, Any], journal: Iterable[Record], journal_bytes: int) -> None:
+        """Everything that was held back, and the results. What has come to an end earlier than it was to is written
+        anew, if anything was left out, with all the points that there is room for."""
+        actual = Extent(records=self.records, steps=self._last[0])
+        if actual != self.extent and (self._thinner.thins or self._histograms.left_out):
+            self.extent = actual
+            self.rewrite(journal)
+        assert self._file is not None
+        self._write(self._thinner.end())
+        if results := tail(status, self._first_loss):
+            self._file.add(*self._last, results)
+        self._file.seal(self._last[1], journal_bytes)
+        self.close()
+
     def close(self) -> None:
-        self._file.close()
+        """Without an end, as the file of a run that goes on. One that is not complete yet is removed."""
+        if self._file is not None:
+            self._file.close()
+            if self._file.path.name == PART:
+                self._file.path.unlink()
+            self._file = None
 
+    def _begin(self) -> None:
+        self._templates: dict[tuple[str, ...], Template] = {}
+        self._thinner = Thinner(limit=POINTS[self.profile], records=self.extent.records)
+        self._histograms = Histograms(self.extent.steps)
+        self.records, self._last, self._first_loss = 0, (0, 0.0), math.nan
 
-class _Template:
-    """The summary of records with the same keys, serialized once by protobuf; for each record its numbers are put in
-    their places. Hundreds of scalars then cost little more than one."""
+    def _head(self, record: Record) -> None:
+        """What stands before the first record, at its time: a file made anew is the same."""
+        loss = record.get("train_loss")
+        self._first_loss = math.nan if loss is None else float(np.float32(loss))
+        if self.spec is not None:
+            assert self._file is not None
+            self._file.add(0, record["wall_s"], head(self.spec, self.folder.name, record["wall_s"]))
 
-    def __init__(self, sources: Sequence[Source], sites: int) -> None:
-        self.sites = sites
-        self.scalars = [metric for _, metric, index in sources if index == -1]
-        self.vectors = list(dict.fromkeys(metric for _, metric, index in sources if index != -1))
-        row = {metric: number for number, metric in enumerate(self.vectors)}
-        width = sites + 1  # every site, then the median
-        self._take = [
-            self.scalars.index(metric)
-            if index == -1
-            else len(self.scalars) + row[metric] * width + (sites if index is None else index)
-            for _, metric, index in sources
-        ]
-        message, ends = b"", []
-        for tag, _, _ in sources:
-            message += Summary(value=[Summary.Value(tag=tag, simple_value=1.0)]).SerializeToString()
-            ends.append(len(message))  # a float's four bytes are the last of its value
-        self._bytes = np.frombuffer(message, dtype=np.uint8).copy()
-        self._places = np.asarray(ends, dtype=np.int64)[:, None] + np.arange(-4, 0)
+    def _template(self, record: Record) -> Template:
+        sources = tags(record, self.sites)
+        shown = sources if self.profile == "full" else [source for source in sources if source[0] in LIGHT]
+        return Template(shown, len(self.sites), histograms=any(key.startswith(PREFIX) for key in record))
 
-    def filled(self, record: Record) -> bytes:
-        """The summary's bytes with the numbers of `record`."""
-        scalars = [math.nan if record[metric] is None else record[metric] for metric in self.scalars]
-        vectors = np.array([record[metric] for metric in self.vectors], dtype=np.float32).reshape(-1, self.sites)
-        table = np.column_stack([vectors, finite_medians(vectors)])
-        numbers = np.concatenate([np.array(scalars, dtype=np.float32), table.ravel()])[self._take]
-        self._bytes[self._places] = numbers.view(np.uint8).reshape(-1, 4)
-        message: bytes = self._bytes.tobytes()
-        return message
-
-
-def finite_medians(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The median of each row's finite values, NaN where there is none.
-
-    >>> finite_medians(np.array([[3.0, 1.0, np.nan, 2.0], [np.inf, 1.0, 4.0, np.nan]])).tolist()
-    [2.0, 2.5]
-    """
-    finite = np.isfinite(rows)
-    ordered = np.sort(np.where(finite, rows, np.nan), axis=1)  # NaN comes last
-    count = finite.sum(axis=1)
-    line = np.arange(len(rows))
-    middle: np.ndarray[Any, Any] = ordered[line, np.maximum(count - 1, 0) // 2] + ordered[line, count // 2]
-    return middle / 2
-
-
-def _histogram(key: str, counts: Sequence[float]) -> Any:
-    """`histogram.act_in.L03_fc` with its counts, as TensorBoard's histogram. TensorBoard draws from the first bucket
-    to the last on a linear axis, so empty ones at the ends are left out; each tail bin is drawn just outside the
-    limit."""
-    _, point, site = key.split(".", 2)
-    limits = [-2 * HISTOGRAM_LIMIT, *histogram_edges(), 2 * HISTOGRAM_LIMIT]  # bin i lies between limits i and i + 1
-    filled = [index for index, count in enumerate(counts) if count] or [len(counts) // 2]
-    kept = range(filled[0], filled[-1] + 1)
-    middles = [(limits[index] + limits[index + 1]) / 2 for index in kept]
-    histo = HistogramProto(
-        min=limits[kept[0]],
-        max=limits[kept[-1] + 1],
-        num=float(sum(counts)),
-        sum=float(sum(counts[index] * x for index, x in zip(kept, middles, strict=True))),
-        sum_squares=float(sum(counts[index] * x * x for index, x in zip(kept, middles, strict=True))),
-        bucket_limit=[limits[index + 1] for index in kept],
-        bucket=[float(counts[index]) for index in kept],
-    )
-    return Summary.Value(tag=f"9_hist_{point}/{site}", histo=histo)
+    def _write(self, kept: Iterable[Kept]) -> None:
+        assert self._file is not None
+        for row, mask in kept:
+            self._file.add(row.step, row.wall_s, row.template.message(row.values, mask))

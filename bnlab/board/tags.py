@@ -68,6 +68,25 @@ GROUPS = {
 PERCENTILES = {"act_p15": "p15", "act_p50": "p50", "act_p85": "p85"}
 """Of the first, the middle and the last hidden site only."""
 
+LIGHT = (
+    "1_progress/loss",
+    "1_progress/accuracy",
+    "1_progress/eval_loss",
+    "1_progress/eval_accuracy",
+    "1_progress/lr",
+    "2_drift_mean_pre/00_median_of_layers",
+    "3_drift_logvar_pre/00_median_of_layers",
+    "4_grad_norm/00_total",
+    "4_grad_norm/00_first_over_last",
+    "5_landscape/loss_range",
+    "5_landscape/grad_change_rel",
+    "5_sharpness/lambda_max",
+)
+"""What the light profile shows of a run, as far as the run has it: one line each, nothing by layer."""
+
+FULL_RUNS = 50
+"""Of more runs than these, TensorBoard is shown the light profile alone."""
+
 Source = tuple[str, str, int | None]
 """A tag, the metric it shows, and which value of it: a site's index, None for the median of the sites, -1 for a
 scalar."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnlab.board.tags import FULL_RUNS
 from bnlab.folder import RunFolder
 from bnlab.study import Cell
 from bnlab.sweep.base import Executor, Outcome
@@ -62,7 +63,8 @@ class Sweep:
         Raises:
             UsageError: a status that cannot be read.
         """
-        self.fresh, self.provenance, self.tell = fresh, provenance or {}, tell
+        self.fresh, self.tell = fresh, tell
+        self.provenance = {**(provenance or {}), "axes": _varying(cells)}
         self.standings: dict[str, Standing] = {}
         self._has_failed, self._begun_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
@@ -131,6 +133,7 @@ class Sweep:
                     folder=standing.folder,
                     fresh=self.fresh and key in self._again,
                     provenance=self.provenance,
+                    profile="light" if len(self.standings) > FULL_RUNS else "full",
                 )
 
     def _now(self, key: str, folder: RunFolder) -> tuple[State, Status]:
@@ -175,3 +178,12 @@ class Sweep:
         before = self.standings[key]
         self.standings[key] = Standing(cell=before.cell, folder=before.folder, state=state, status=status, error=error)
         self.tell(self.standings[key])
+
+
+def _varying(cells: Sequence[Cell]) -> list[str]:
+    """The axes on which the cells differ."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for key, value in cell.values.items():
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, found in values.items() if len(found) > 1]

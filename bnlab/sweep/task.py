@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnlab.errors import UsageError
 from bnlab.folder import BusyError, RunFolder
 from bnlab.spec import RunSpec
 from bnlab.sweep import stopping
+
+if TYPE_CHECKING:
+    from bnlab.board.events import Profile
 
 BUSY, REFUSED = "busy", "refused"
 """How else a task may end, beside a run's status: somebody is at work on it; its spec cannot be set up, and nothing was
@@ -22,12 +25,14 @@ written."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A run to train, or to go on with. `provenance` goes into its spec.yaml."""
+    """A run to train, or to go on with. `provenance` goes into its spec.yaml; `profile` is of its
+    event file (board/run.py)."""
 
     spec: RunSpec
     folder: RunFolder
     fresh: bool
     provenance: Mapping[str, Any]
+    profile: Profile = "full"
 
 
 def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
@@ -39,7 +44,14 @@ def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
     host.prepare(task.spec.threads)
     try:
         setup = assemble(task.spec)
-        return train(setup, task.folder, fresh=task.fresh, provenance=task.provenance, stopped=stopped)
+        return train(
+            setup,
+            task.folder,
+            fresh=task.fresh,
+            provenance=task.provenance,
+            stopped=stopped,
+            profile=task.profile,
+        )
     except BusyError as error:
         return {"status": BUSY, "error": str(error)}
     except UsageError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from bnlab.errors import UsageError
 from bnlab.terminal.runs import TRAIN_FIRST
 from bnlab.view.link import deep_link, tags_to_pin
+from bnlab.view.profile import bring
 from bnlab.view.server import Server, command, interruptible
 
 MANY_RUNS = 500
@@ -57,14 +58,18 @@ def view(
     open_browser: bool = True,
     run_filter: str | None = None,
     bind_all: bool = False,
+    full: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+    """Serve until Ctrl-C or SIGTERM. `full`: with all tags, however many runs there are.
 
     Raises:
         UsageError: nothing to show, a filter that is no regular expression, or a server that does not start or ends.
     """
     check(run_filter)
+    if root.is_dir():
+        with interruptible():
+            bring(root, full=full, say=say)
     files = event_files(root)
     runs = list(files)
     words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))

@@ -16,9 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from bnlab.board.run import Board
-from bnlab.board.tags import tags
+from bnlab.board.events import Profile
+from bnlab.board.histograms import Histograms
+from bnlab.board.run import Board, Extent
+from bnlab.board.tags import LIGHT, tags
 from bnlab.journal import read
+from bnlab.observe import Schedule
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.spec import RunSpec
 
@@ -75,18 +78,23 @@ SHOWN: dict[str, float] = {
 }
 
 
+AROUND = ("run_card", "_hparams_/", "9_result/")
+"""Tags of what stands before the records and after them."""
+
+
 def _events(folder: Path) -> list[Event]:
-    """By TensorBoard's own loader, which checks the checksums; without the version event."""
+    """Those of the records, by TensorBoard's own loader, which checks the checksums."""
     [file] = folder.glob("events.out.tfevents.*")
     first, *rest = LegacyEventFileLoader(str(file)).Load()
     assert first.file_version == "brain.Event:2"
-    return rest
+    summaries = [event for event in rest if event.HasField("summary")]
+    return [event for event in summaries if not event.summary.value[0].tag.startswith(AROUND)]
 
 
-def _written(folder: Path, records: list[dict[str, Any]], sites: list[str]) -> list[Event]:
-    board = Board(folder, sites)
+def _written(folder: Path, records: list[dict[str, Any]], sites: list[str], profile: Profile = "full") -> list[Event]:
+    board = Board(folder, sites, extent=Extent(records=len(records), steps=records[-1]["step"]), profile=profile)
     board.rewrite(records)
-    board.close()
+    board.end({}, records, 0)
     return _events(folder)
 
 
@@ -247,7 +255,9 @@ def test_the_event_file_of_a_diverged_run_shows_the_step_of_divergence(
 
 def test_the_framing_is_that_of_a_tfrecord(tmp_path: Path) -> None:
     """Length, its checksum, the message, its checksum; a changed byte is found by TensorBoard's reader."""
-    _written(tmp_path, [RECORD], SITES)
+    board = Board(tmp_path, SITES, extent=Extent(records=1, steps=40))
+    board.rewrite([RECORD])
+    board.close()
     [file] = tmp_path.glob("events.out.tfevents.*")
     data = bytearray(file.read_bytes())
     [length] = struct.unpack("<Q", data[:8])
@@ -256,3 +266,38 @@ def test_the_framing_is_that_of_a_tfrecord(tmp_path: Path) -> None:
     data[20 + length + 8] ^= 1
     file.write_bytes(data)
     assert list(LegacyEventFileLoader(str(file)).Load())[1:] == []
+
+
+def test_the_light_profile_shows_a_dozen_tags_and_no_layer(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    spec = spec_of("probes=full", "probes.activations.batch=24", "probes.sharpness.every=1")
+    full, light = run(spec, "full"), run(spec, "light", profile="light")
+    every, few = _events(full.folder.path), _events(light.folder.path)
+    assert len(LIGHT) == 12
+    assert {value.tag for event in few for value in event.summary.value} == set(LIGHT)
+    wanted = [(event.step, {tag: x for tag, x in _scalars(event).items() if tag in LIGHT}) for event in every]
+    assert [(event.step, _scalars(event)) for event in few] == [
+        (step, pytest.approx(found, nan_ok=True, abs=0)) for step, found in wanted
+    ]
+
+
+def test_histograms_are_kept_of_fifty_steps_at_most(tmp_path: Path) -> None:
+    counts = [*COUNTS[:61], 3.0, *COUNTS[62:]]
+    records = [{"step": step, "histogram.pre.L01_fc": counts, "wall_s": float(step)} for step in range(400)]
+    steps = [event.step for event in _written(tmp_path, records, SITES) if event.summary.value]
+    assert len(steps) == 50
+    assert steps == [-(-399 * part // 50) for part in range(50)]
+
+
+def test_histograms_at_every_fourth_of_the_usual_points_are_all_kept(tmp_path: Path) -> None:
+    """200 points, of which every fourth has histograms: 50 steps, whatever the length of the run."""
+    for steps in (200, 300, 997, 1000, 5003):
+        schedule = Schedule(steps=steps, points=200, eval_points=50)
+        kept = Histograms(steps)
+        shown = [
+            kept.of({"step": step, "histogram.pre.L01_fc": COUNTS}) != b""
+            for step in range(0, steps, 4 * schedule.every)
+        ]
+        assert all(shown), steps
+        assert not kept.left_out

@@ -377,3 +377,14 @@ def test_verdicts_are_told_and_held_against_what_was_expected(
         ("lower_loss", "refuted", [-0.75, -0.25])
     ]
     assert reported == [Path("runs/tiny")] * 2
+
+
+@pytest.mark.parametrize(("seeds", "profile"), [(25, "full"), (26, "light")])
+def test_more_than_fifty_runs_are_written_with_the_light_profile(seeds: int, profile: str, tmp_path: Path) -> None:
+    """Which is no part of what a run is: its id is the same in both."""
+    _, cells = config.load_study("quickstart", (f"seed=range(0,{seeds})", "optim.lr=0.1"))
+    tasks = list(Sweeping(cells, tmp_path)._tasks())
+    assert len(tasks) == 2 * seeds
+    assert {task.profile for task in tasks} == {profile}
+    assert [task.provenance["axes"] for task in tasks] == [["norm", "seed"]] * len(tasks)
+    assert tasks[0].spec.id == config.load("quickstart", ["norm=none", "steps=300", "optim.lr=0.1"]).id

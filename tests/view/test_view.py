@@ -162,7 +162,7 @@ def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
     words = server.command(Path("/r"), port=0, bind_all=True, runs=1000)
     assert "--bind_all" in words
     assert "--host" not in words
-    assert "scalars=200,histograms=10" in words
+    assert "scalars=500,histograms=10" in words
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
@@ -290,6 +290,28 @@ def chromium(playwright: Any) -> Any:
         return playwright.chromium.launch(executable_path=path, args=words)
     except Exception as error:
         pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.browser
+def test_the_table_of_runs_has_a_row_for_each(
+    runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]
+) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra")
+    _, link = viewed(str(runs))
+    poll(link, "data/plugin/scalars/tags", lambda found: len(found) == 4)
+    with api.sync_playwright() as playwright:
+        browser = chromium(playwright)
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(link.replace("#timeseries", "#hparams"))
+        cells = page.locator("tf-hparams-table-view vaadin-grid-cell-content")
+        for name in show.event_files(runs):
+            api.expect(cells.filter(has_text=name.rpartition("-")[2])).to_have_count(1, timeout=30_000)
+        for column in ("Trial ID", "norm", "diverged", "test_accuracy"):
+            api.expect(cells.filter(has_text=re.compile(rf"^\s*{column}\s*$"))).to_have_count(1, timeout=30_000)
+        browser.close()
+    assert errors == []
 
 
 @pytest.mark.browser

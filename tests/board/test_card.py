@@ -1,0 +1,152 @@
+"""A run's card, and its row in the HParams table, as a real server shows them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from bnlab.board.card import CAP, column, columns, head, tail
+from bnlab.spec import RunSpec
+
+RESULTS = ["diverged", "train_loss", "test_loss", "train_accuracy", "test_accuracy"]
+GROUPS = {"startIndex": 0, "sliceSize": 100, "colParams": [], "includeMetrics": True, "experimentName": ""}
+STATUSES = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+
+
+def rows(server: Any, count: int) -> list[dict[str, Any]]:
+    """The rows of the table, when there are so many with results."""
+    body = GROUPS | {"allowedStatuses": STATUSES}
+
+    def complete(found: Any) -> bool:
+        return sum(bool(group.get("metricValues")) for group in found.get("sessionGroups", [])) >= count
+
+    found: list[dict[str, Any]] = server.poll("data/plugin/hparams/session_groups", complete, body)["sessionGroups"]
+    return found
+
+
+def results(row: dict[str, Any]) -> dict[str, float]:
+    return {value["name"]["tag"].removeprefix("9_result/"): value["value"] for value in row["metricValues"]}
+
+
+def test_the_table_has_a_row_for_every_run_and_its_results(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
+) -> None:
+    more = {"provenance": {"axes": ["norm", "optim.lr", "model.init_scale"]}}
+    specs = (
+        spec_of("norm=batch"),
+        spec_of("norm=none", "optim.lr=1e6", "model.depth=4"),
+        spec_of("norm=batch", "seed=1"),
+    )
+    good, bad = (run(spec, spec.folder, **more) for spec in specs[:2])
+    light = run(specs[2], specs[2].folder, profile="light", **more)
+    assert bad.status["status"] == "diverged"
+    server = tensorboard(tmp_path)
+    found = {row["name"]: row for row in rows(server, 3)}
+    assert set(found) == {ended.setup.spec.id for ended in (good, bad, light)}
+    for ended in (good, bad, light):
+        spec, row = ended.setup.spec, found[ended.setup.spec.id]
+        assert row["hparams"] == {
+            "norm": spec.norm.name,
+            "lr": spec.optim.lr,
+            "log10_lr": pytest.approx(math.log10(spec.optim.lr)),
+            "seed": spec.seed,
+            "model": "mlp",
+            "depth": spec.model.options["depth"],
+            "data": "digits",
+            "batch_size": 16,
+            "optim": "sgd",
+            "model.init_scale": 1,
+        }
+        [session] = row["sessions"]
+        assert (session["name"], session["status"]) == (
+            ended.folder.path.relative_to(tmp_path).as_posix(),
+            "STATUS_SUCCESS",
+        )
+        assert sorted(results(row)) == sorted(RESULTS)
+    assert results(found[good.setup.spec.id]) == pytest.approx({"diverged": 0} | good.status["metrics"], rel=1e-6)
+    first = bad.records[0]["train_loss"]
+    worst = {"diverged": 1, "train_loss": first, "test_loss": first, "train_accuracy": 0, "test_accuracy": 0}
+    assert results(found[bad.setup.spec.id]) == pytest.approx(worst, rel=1e-6)
+
+    experiment = server.get("data/plugin/hparams/experiment", {"experimentName": ""})
+    assert [metric["displayName"] for metric in experiment["metricInfos"]] == RESULTS
+    names = [info["name"] for info in experiment["hparamInfos"]]
+    assert names[:3] == ["log10_lr", "model.init_scale", "norm"], "what differs comes first: five columns are shown"
+    assert len(names) == 10
+    assert len(server.get("data/runs")) == 3, "no run beside the runs"
+
+
+def test_a_run_s_card_is_shown_as_text(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
+) -> None:
+    run(spec_of("norm=batch", "seed=3"), "a-0123456789")
+    server = tensorboard(tmp_path)
+    server.poll("data/plugin/text/tags", lambda tags: tags == {"a-0123456789": ["run_card"]})
+    [shown] = server.get("data/plugin/text/text?run=a-0123456789&tag=run_card")
+    for text in (
+        "batch",
+        "mlp, depth 2, width 6, relu",
+        "digits, batches of 16",
+        "sgd, constant learning rate",
+        "0.05",
+    ):
+        assert f"<td>{text}</td>" in shown["text"]
+    assert "<td>0123456789</td>" in shown["text"]
+    assert "<td>12 steps</td>" in shown["text"]
+    assert "<code>bnlab " in shown["text"]
+
+
+def test_what_a_run_is_told_by_follows_the_axes_of_its_sweep(spec_of: Callable[..., RunSpec]) -> None:
+    tree = spec_of("norm=group", "norm.groups=2").tree()
+    assert columns(tree, ["norm.groups", "norm.layers"])["norm.groups"] == 2
+    assert columns(tree, ["norm.layers"])["norm.layers"] == "all"
+    assert columns(tree | {"norm": tree["norm"] | {"layers": [0, 1]}}, ["norm.layers"])["norm.layers"] == "[0, 1]"
+    assert "norm.momentum" not in columns(tree, ["norm.momentum"])
+    full = tree | {"data": tree["data"] | {"batch_size": "full"}}
+    assert "batch_size" not in columns(full, [])
+    assert [column(key) for key in ("data.batch_size", "optim.momentum")] == ["batch_size", "optim.momentum"]
+
+
+def scalars(message: bytes) -> dict[str, float]:
+    return {
+        value.tag.removeprefix("9_result/"): value.simple_value
+        for value in Summary.FromString(message).value
+        if value.HasField("simple_value")
+    }
+
+
+@pytest.mark.parametrize(
+    ("final", "first", "shown"), [(0.5, 2.0, 0.5), (3.0, 2.0, 2.0), (None, 2.0, 2.0), (None, math.nan, CAP)]
+)
+def test_a_final_loss_is_at_most_the_first(final: float | None, first: float, shown: float) -> None:
+    status = {"status": "finished", "metrics": {"train_loss": final, "test_accuracy": None}}
+    assert scalars(tail(status, first)) == {"diverged": 0.0, "train_loss": shown, "test_accuracy": 0.0}
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed", None])
+def test_a_run_that_has_not_ended_has_no_results(status: str | None) -> None:
+    assert tail({"status": status, "metrics": {"train_loss": 1.0}}, 2.0) == b""
+
+
+def test_a_regression_has_no_columns_for_accuracy(spec_of: Callable[..., RunSpec]) -> None:
+    tree = spec_of(model="deep_linear").tree()
+    assert b"train_loss" in head(tree, "a", 0.0)
+    assert b"accuracy" not in head(tree, "a", 0.0)
+
+
+def test_a_spec_of_another_version_has_a_card_too(spec_of: Callable[..., RunSpec]) -> None:
+    tree = spec_of().tree() | {"another": 3}
+    assert b"digits" in head(tree, "seed=0-0123456789", 0.0)
+    assert b"0123456789" in head(tree, "seed=0-0123456789", 0.0)
+    renamed = [
+        re.findall(rb"\| run \| ([0-9a-f]{10}) \|", head(made, "copy", 0.0))[0] for made in (tree, tree | {"seed": 1})
+    ]
+    assert renamed[0] != renamed[1]
+    with pytest.raises(KeyError, match="loss"):
+        head({"another": 3, "optim": {"lr": 1.0}}, "copy", 0.0)

@@ -1,0 +1,123 @@
+"""Which event files `bnlab view` makes anew before TensorBoard is started, and what it says of that."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab.board.events import PATTERN, shown
+from bnlab.cli import main
+from bnlab.folder import RunFolder, find_runs
+from bnlab.spec import RunSpec
+from bnlab.view import profile, show
+from bnlab.view.profile import bring
+
+
+@pytest.fixture
+def three(spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Path) -> Path:
+    """Three runs with all their tags, and 2 as the number that is too many."""
+    ended = run(spec_of(), "runs/0")
+    for number in (1, 2):
+        shutil.copytree(ended.folder.path, tmp_path / f"runs/{number}")
+    return tmp_path / "runs"
+
+
+def profiles(root: Path) -> list[str | None]:
+    return [shown(run) for run in find_runs(root)]
+
+
+def stamps(root: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in root.rglob(PATTERN)}
+
+
+def brought(root: Path, *, full: bool = False) -> list[str]:
+    said: list[str] = []
+    bring(root, full=full, say=said.append)
+    return said
+
+
+def test_many_full_runs_become_light_ones_and_full_ones_again_when_asked(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert brought(three) == []
+    assert profiles(three) == ["full"] * 3
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    assert brought(three) == ["more than 2 runs: shown with a dozen tags each; all tags: bnlab view RUNS --full"]
+    assert profiles(three) == ["light"] * 3
+    before = stamps(three)
+    assert brought(three) == []
+    assert stamps(three) == before
+    assert brought(three / "1", full=True) == ["writing all tags of 1 run"]
+    assert profiles(three) == ["light", "full", "light"]
+    assert brought(three) == []
+    assert profiles(three) == ["light", "full", "light"]
+    assert brought(three, full=True) == ["writing all tags of 2 runs"]
+    before = stamps(three)
+    assert brought(three, full=True) == []
+    assert stamps(three) == before
+
+
+def test_only_what_is_not_complete_is_made_anew(three: Path) -> None:
+    [cut] = (three / "1").glob(PATTERN)
+    cut.write_bytes(cut.read_bytes()[:1000])
+    before = stamps(three)
+    del before[cut.name]
+    assert brought(three) == []
+    assert profiles(three) == ["full"] * 3
+    assert before.items() <= stamps(three).items()
+
+
+def test_events_of_a_version_without_profiles_stay_unless_they_are_too_many(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in list(three.rglob(PATTERN)):
+        file.rename(file.with_name(file.name.removesuffix(".full")))
+    before = stamps(three)
+    assert brought(three) == brought(three, full=True) == []
+    assert stamps(three) == before
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    assert len(brought(three)) == 1
+    assert profiles(three) == ["light"] * 3
+
+
+@pytest.mark.parametrize("broken", ["not: [a, spec", "not: a spec", "nor this"])
+def test_what_cannot_be_read_stays_and_is_told(broken: str, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (three / "1" / "spec.yaml").write_text(broken)
+    [kept] = (three / "1").glob(PATTERN)
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    said = brought(three)
+    assert said[-1] == "the events of 1 run could not be written anew, and stay as they are"
+    assert profiles(three) == ["light", "full", "light"]
+    assert list((three / "1").glob(PATTERN)) == [kept]
+    assert list(three.rglob(".board.part")) == []
+
+
+def test_what_cannot_be_written_stays_and_is_told(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    (three / "2" / ".board.part").mkdir()  # in the way of the new file, for root too
+    assert brought(three)[-1] == "the events of 1 run could not be written anew, and stay as they are"
+    assert profiles(three) == ["light", "light", "full"]
+
+
+def test_a_run_at_work_and_a_run_without_a_journal_stay_as_they_are(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunFolder, "alive", lambda folder: folder.path.name == "1")
+    (three / "2" / "journal.jsonl").unlink()
+    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    before = stamps(three)
+    brought(three)
+    assert [len(set(before) & {file.name for file in (three / name).glob(PATTERN)}) for name in "012"] == [0, 1, 1]
+
+
+def test_the_flag_asks_for_all_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(show, "view", lambda runs, **options: asked.append(options["full"]))
+    for words in (["--full"], []):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["view", "runs", *words])
+    assert asked == [True, False]
