@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable
@@ -83,8 +84,13 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
 
 
 def test_a_run_s_card_is_shown_as_text(
-    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
+    spec_of: Callable[..., RunSpec],
+    run: Callable[..., Any],
+    tensorboard: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bnlab", "train", "--config", "it is"])
     run(spec_of("norm=batch", "seed=3"), "a-0123456789")
     server = tensorboard(tmp_path)
     server.poll("data/plugin/text/tags", lambda tags: tags == {"a-0123456789": ["run_card"]})
@@ -99,7 +105,7 @@ def test_a_run_s_card_is_shown_as_text(
         assert f"<td>{text}</td>" in shown["text"]
     assert "<td>0123456789</td>" in shown["text"]
     assert "<td>12 steps</td>" in shown["text"]
-    assert "<code>bnlab " in shown["text"]
+    assert "<td><code>bnlab train --config 'it is'</code></td>" in html.unescape(shown["text"])
 
 
 def test_what_a_run_is_told_by_follows_the_axes_of_its_sweep(spec_of: Callable[..., RunSpec]) -> None:
