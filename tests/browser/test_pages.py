@@ -1,0 +1,148 @@
+"""What people see of the `quickstart` study: pages of TensorBoard and the report, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from bnlab.report.figures import figures
+from bnlab.view import link as links
+
+pytestmark = pytest.mark.browser
+expect = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra").expect
+
+RUNS = 60
+SOON = {"timeout": 30_000}
+Told = Callable[..., Any]
+
+
+def on(page: str, link: str) -> str:
+    """The link to another of TensorBoard's pages."""
+    return link.replace("#timeseries", f"#{page}")
+
+
+@pytest.fixture(scope="module")
+def link(study: Path, viewed: Callable[..., str]) -> str:
+    return viewed(str(study))
+
+
+def test_the_link_shows_the_pinned_cards_in_a_colour_for_each_norm(
+    link: str, told: Told, opened: Callable[..., Any]
+) -> None:
+    tags = told(link, "data/plugin/scalars/tags", lambda found: len(found) == RUNS)
+    seen = opened(link)
+    cards = seen.page.locator("metrics-pinned-view card-view")
+    expect(cards).to_have_count(len(links.OVERVIEW), **SOON)
+    expect(cards.first.locator("line-chart")).to_be_visible(**SOON)
+    names = cards.locator(".tag")
+    expect(names).to_have_count(len(links.OVERVIEW), **SOON)
+    assert names.evaluate_all("all => all.map(tag => tag.title)") == list(links.OVERVIEW)
+    rows = seen.page.locator("runs-data-table tb-data-table-content-row")
+    expect(rows).to_have_count(RUNS, **SOON)
+    told_rows = rows.evaluate_all(
+        """all => all.map(row => [
+            row.textContent.trim(),
+            getComputedStyle(row.querySelector('.run-color-swatch')).backgroundColor,
+        ])"""
+    )
+    colours = {
+        norm: {colour for name, colour in told_rows if name.startswith(f"{norm}/")} for norm in ("batch", "none")
+    }
+    assert {norm: len(found) for norm, found in colours.items()} == {"batch": 1, "none": 1}
+    assert colours["batch"] != colours["none"]
+    assert seen.page.locator("input.slider-input").first.input_value() == "0"
+    assert {name for name, _ in told_rows} == set(tags)
+    assert seen.errors == []
+    assert seen.asked == {urlsplit(link).netloc}
+
+
+def test_the_table_has_a_row_a_run_with_its_columns(link: str, told: Told, opened: Callable[..., Any]) -> None:
+    runs = told(link, "data/runs", lambda found: len(found) == RUNS)
+    seen = opened(on("hparams", link), height=2600)
+    cells = seen.page.locator("tf-hparams-table-view vaadin-grid-cell-content")
+    expect(cells.filter(has_text=re.compile(r"^\s*[0-9a-f]{10}\s*$"))).to_have_count(RUNS, **SOON)
+    ids = [text.strip() for text in cells.all_text_contents() if re.fullmatch(r"\s*[0-9a-f]{10}\s*", text)]
+    assert sorted(ids) == sorted(run.rpartition("-")[2] for run in runs)
+    for column in ("Trial ID", "norm", "log10_lr", "seed", "diverged", "train_loss", "test_accuracy"):
+        expect(cells.filter(has_text=re.compile(rf"^\s*{column}\s*$"))).to_have_count(1, **SOON)
+    assert seen.errors == []
+    assert seen.asked == {urlsplit(link).netloc}
+
+
+def test_histograms_of_both_arms_are_there_with_all_tags(
+    study: Path, tmp_path: Path, viewed: Callable[..., str], told: Told, opened: Callable[..., Any]
+) -> None:
+    """Of one rate and seed, as somebody would who wants to see the layers."""
+    for norm in ("batch", "none"):
+        [run] = (study / norm / "lr=0.0562").glob("seed=0-*")
+        shutil.copytree(run, tmp_path / norm / run.parent.name / run.name)
+    link = viewed(str(tmp_path), "--full")
+    tags = told(link, "data/plugin/histograms/tags", lambda found: len(found) == 2)
+    names = set().union(*tags.values())
+    assert len(names) == 6
+    seen = opened(f"{on('timeseries', link).partition('?')[0]}?tagFilter=9_hist#timeseries", height=2000)
+    cards = seen.page.locator("histogram-card")
+    expect(cards).to_have_count(2 * len(names), **SOON)
+    ridges = cards.locator("svg .histogram")
+    expect(ridges.first).to_be_visible(**SOON)
+    shown = cards.evaluate_all("all => all.map(card => card.innerText)")
+    for norm in ("batch", "none"):
+        assert sum(f"{norm}/lr=" in text for text in shown) == len(names)
+    assert seen.errors == []
+    assert seen.asked == {urlsplit(link).netloc}
+
+
+def test_arms_side_by_side_show_their_bands_and_a_depth_profile(
+    study: Path, viewed: Callable[..., str], told: Told, opened: Callable[..., Any]
+) -> None:
+    link = viewed(str(study), "--compare")
+    layout = told(link, "data/plugin/custom_scalars/layout", bool)
+    charts = [chart for category in layout["category"] for chart in category["chart"]]
+    bands = sum("margin" in chart for chart in charts)
+    told(link, "data/runs", lambda found: len(found) == 11)
+    seen = opened(link, height=3000)
+    margins = seen.page.locator("tf-custom-scalar-margin-chart-card")
+    lines = seen.page.locator("tf-custom-scalar-multi-line-chart-card")
+    expect(margins).to_have_count(bands, **SOON)
+    expect(lines).to_have_count(len(charts) - bands, **SOON)
+    drawn = re.compile(r"M.*L")
+    expect(margins.first.locator("path.area").first).to_have_attribute("d", drawn, **SOON)
+    expect(lines.last.locator("path.line").first).to_have_attribute("d", drawn, **SOON)
+    assert seen.errors == []
+    assert seen.asked == {urlsplit(link).netloc}
+    assert dict(parse_qsl(urlsplit(link).query))["smoothing"] == "0"
+
+
+def test_the_report_fits_a_desk_a_phone_and_paper_by_day_and_by_night(study: Path, opened: Callable[..., Any]) -> None:
+    views = {
+        "day": {"width": 1180, "color_scheme": "light"},
+        "night": {"width": 1180, "color_scheme": "dark"},
+        "phone": {"width": 390, "color_scheme": "light"},
+        "paper": {"width": 700, "color_scheme": "dark"},
+    }
+    inks, drawn = {}, {}
+    for name, how in views.items():
+        seen = opened((study / "report.html").as_uri(), **how)
+        if name == "paper":
+            seen.page.emulate_media(media="print", color_scheme="dark")
+        found = seen.page.evaluate(
+            """() => ({
+                wide: document.documentElement.scrollWidth - innerWidth,
+                ink: getComputedStyle(document.body).color,
+                shown: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+            })"""
+        )
+        assert found["wide"] == 0, name
+        assert all(found["shown"]), name
+        inks[name], drawn[name] = found["ink"], len(found["shown"])
+        assert seen.errors == []
+        assert {host for host in seen.asked if host} == set()
+    assert inks["day"] == inks["phone"] == inks["paper"] != inks["night"]
+    assert set(drawn.values()) == {drawn["day"]}
+    assert 4 <= drawn["day"] <= len(figures())
