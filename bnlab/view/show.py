@@ -84,7 +84,7 @@ def view(
         link = deep_link(base, runs, tags_to_pin(files.values()), run_filter)
         say(f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it")
         if len(runs) > MANY_RUNS:
-            say(f"above {MANY_RUNS} runs TensorBoard selects none at first: narrow them with --filter")
+            say(f"above {MANY_RUNS} runs TensorBoard selects none at first: tick the box above the (filtered) list")
         if bind_all:
             say("--bind-all: anybody who reaches this machine can see these runs; there is no login")
         say(link)
