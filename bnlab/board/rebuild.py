@@ -38,8 +38,7 @@ def _rewrite(folder: RunFolder, profile: Profile) -> None:
     extent = Extent(records=len(records), steps=records[-1]["step"])
     board = Board(folder.path, _sites(spec, records), extent=extent, profile=profile, spec=spec)
     try:
-        board.rewrite(records)
-        board.end(folder.status(), records, folder.journal_file.stat().st_size)
+        board.whole(records, folder.status(), folder.journal_file.stat().st_size)
     finally:
         board.close()
 

@@ -57,17 +57,16 @@ class Board:
         self._begin()
 
     def rewrite(self, records: Iterable[Record]) -> None:
-        """A new event file that shows `records`, in place of what was there: complete before the old one goes."""
-        if self._file is not None:
-            self._file.close()
-        self._file = EventFile(self.folder, name=PART)
-        self._begin()
-        for record in records:
-            self.add(record)
-        old = list(self.folder.glob(PATTERN))
-        self._file.move(new_name(self.profile))
-        for file in old:
-            file.unlink()
+        """A new event file that shows `records`, in place of what was there; `add` goes on in it."""
+        self._apart(records)
+        self._replace()
+
+    def whole(self, records: Iterable[Record], status: Mapping[str, Any], journal_bytes: int) -> None:
+        """The event file of a run that nobody is at work on: complete before the old one goes."""
+        self._apart(records)
+        self._finish(status, journal_bytes)
+        self._replace()
+        self.close()
 
     def add(self, record: Record) -> None:
         """One record. A value that is not finite is shown as NaN, which TensorBoard marks."""
@@ -101,13 +100,10 @@ class Board:
         actual = Extent(records=self.records, steps=self._last[0])
         if actual != self.extent and (self._thinner.thins or self._histograms.left_out):
             self.extent = actual
-            self.rewrite(journal)
-        assert self._file is not None
-        self._write(self._thinner.end())
-        if results := tail(status, self._first_loss):
-            self._file.add(*self._last, results)
-        self._file.seal(self._last[1], journal_bytes)
-        self.close()
+            self.whole(journal, status, journal_bytes)
+        else:
+            self._finish(status, journal_bytes)
+            self.close()
 
     def close(self) -> None:
         """Without an end, as the file of a run that goes on. One that is not complete yet is removed."""
@@ -116,6 +112,28 @@ class Board:
             if self._file.path.name == PART:
                 self._file.path.unlink()
             self._file = None
+
+    def _apart(self, records: Iterable[Record]) -> None:
+        """A file at which TensorBoard does not look yet."""
+        self.close()
+        self._file = EventFile(self.folder, name=PART)
+        self._begin()
+        for record in records:
+            self.add(record)
+
+    def _replace(self) -> None:
+        assert self._file is not None
+        old = list(self.folder.glob(PATTERN))
+        self._file.move(new_name(self.profile))
+        for file in old:
+            file.unlink()
+
+    def _finish(self, status: Mapping[str, Any], journal_bytes: int) -> None:
+        assert self._file is not None
+        self._write(self._thinner.end())
+        if results := tail(status, self._first_loss):
+            self._file.add(*self._last, results)
+        self._file.seal(self._last[1], journal_bytes)
 
     def _begin(self) -> None:
         self._templates: dict[tuple[str, ...], Template] = {}

@@ -23,6 +23,9 @@ from bnlab.view.server import Server, command, interruptible
 MANY_RUNS = 500
 """Above this, TensorBoard selects no run at first and shows an empty page."""
 
+MANY_LINES = 20
+"""Above this, a card is hard to read."""
+
 
 def event_files(root: Path) -> dict[str, Path]:
     """Run name, as TensorBoard shows it (its path below `root`), -> its event file.
@@ -75,7 +78,11 @@ def view(
     words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))
     lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it"]
     if len(runs) > MANY_RUNS:
-        lines.append(f"above {MANY_RUNS} runs TensorBoard selects none at first: narrow them with --filter")
+        lines.append(
+            f"above {MANY_RUNS} runs TensorBoard selects none at first: tick the box above the (filtered) list"
+        )
+    if len(runs) > MANY_LINES and len({run.rpartition("/seed=")[0] for run in runs}) < len(runs):
+        lines.append(f"averaged over seeds: bnlab view {shlex.quote(str(root))} --compare")
 
     def link(base: str) -> str:
         return deep_link(base, runs, tags_to_pin(files.values()), run_filter)
