@@ -1,12 +1,15 @@
-"""What the tests share: small specs, runs, comparisons bit by bit, and small files in the formats of real data sets."""
+"""What the tests share: small specs, runs, comparisons bit by bit, small files in the formats of real data sets,
+and a browser."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import importlib
+import shutil
+import urllib.parse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,3 +201,55 @@ def tiny() -> Callable[..., dict[str, bytes]]:
 def published() -> dict[str, Source]:
     """The sources as bnlab has them; everywhere else in the tests they are small."""
     return PUBLISHED
+
+
+# -- a browser -------------------------------------------------------------------------------------
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless browser: the system's, or playwright's own."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    with api.sync_playwright() as playwright:
+        try:
+            launched = playwright.chromium.launch(executable_path=path, args=QUIET.split())
+        except Exception as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield launched
+        launched.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A page, and what went wrong on it."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+    """The hosts that it sent requests to."""
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
+    """Opens an address in a new page."""
+    pages = []
+
+    def open_it(address: str, *, width: int = 1500, height: int = 1000, **more: Any) -> Opened:
+        page = browser.new_page(viewport={"width": width, "height": height}, **more)
+        pages.append(page)
+        found = Opened(page)
+        page.on("console", lambda message: found.errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: found.asked.add(urllib.parse.urlsplit(request.url).netloc))
+        page.goto(address)
+        return found
+
+    yield open_it
+    for page in pages:
+        page.close()

@@ -114,6 +114,11 @@ def test_arms_side_by_side_show_their_bands_and_a_depth_profile(
     drawn = re.compile(r"M.*L")
     expect(margins.first.locator("path.area").first).to_have_attribute("d", drawn, **SOON)
     expect(lines.last.locator("path.line").first).to_have_attribute("d", drawn, **SOON)
+    boxes = seen.page.locator("tf-runs-selector paper-checkbox")
+    expect(boxes).to_have_count(11)
+    ticked = boxes.evaluate_all("all => all.filter(box => box.checked).map(box => box.name)")
+    assert 3 <= len(ticked) <= 7
+    assert {name.split("/")[0] for name in ticked} == {"batch norm", "no norm", "."}
     assert seen.errors == []
     assert seen.asked == {urlsplit(link).netloc}
     assert dict(parse_qsl(urlsplit(link).query))["smoothing"] == "0"
@@ -131,16 +136,17 @@ def test_the_report_fits_a_desk_a_phone_and_paper_by_day_and_by_night(study: Pat
         seen = opened((study / "report.html").as_uri(), **how)
         if name == "paper":
             seen.page.emulate_media(media="print", color_scheme="dark")
+        loaded = "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+        seen.page.wait_for_function(loaded, **SOON)
         found = seen.page.evaluate(
             """() => ({
                 wide: document.documentElement.scrollWidth - innerWidth,
                 ink: getComputedStyle(document.body).color,
-                shown: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+                shown: document.images.length,
             })"""
         )
         assert found["wide"] == 0, name
-        assert all(found["shown"]), name
-        inks[name], drawn[name] = found["ink"], len(found["shown"])
+        inks[name], drawn[name] = found["ink"], found["shown"]
         assert seen.errors == []
         assert {host for host in seen.asked if host} == set()
     assert inks["day"] == inks["phone"] == inks["paper"] != inks["night"]

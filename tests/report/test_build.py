@@ -228,49 +228,33 @@ def test_a_folder_of_studies_has_a_page_that_leads_to_their_reports(tmp_path: Pa
     assert all((tmp_path / link).is_file() for link in links)
 
 
-def chromium(playwright: Any) -> Any:
-    """A headless browser: the system's, or playwright's own."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    words = f"{quiet} --disable-component-update --disable-sync".split()
-    try:
-        return playwright.chromium.launch(executable_path=path, args=words)
-    except Exception as error:
-        pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
-
-
 @pytest.mark.browser
-def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra")
+def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built, browser: Any) -> None:
     path = built.path
     seen: dict[str, dict[str, Any]] = {}
     said: list[str] = []
     asked: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = chromium(playwright)
-        for name, width, scheme, media in (
-            ("day", 1180, "light", "screen"),
-            ("night", 1180, "dark", "screen"),
-            ("phone", 390, "light", "screen"),
-            ("paper", 700, "dark", "print"),
-        ):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page.on("console", lambda message: said.append(message.text))
-            page.on("request", lambda request: asked.append(request.url))
-            page.emulate_media(media=media, color_scheme=scheme)
-            page.goto(path.as_uri())
-            seen[name] = page.evaluate(
-                """() => ({
-                    wide: document.documentElement.scrollWidth - innerWidth,
-                    paper: getComputedStyle(document.body).backgroundColor,
-                    ink: getComputedStyle(document.body).color,
-                    shown: [...document.images].map(i => i.complete && i.naturalWidth > 0),
-                    twin: [...document.images].map(i => i.currentSrc !== i.src),
-                })"""
-            )
-            page.close()
-        browser.close()
+    for name, width, scheme, media in (
+        ("day", 1180, "light", "screen"),
+        ("night", 1180, "dark", "screen"),
+        ("phone", 390, "light", "screen"),
+        ("paper", 700, "dark", "print"),
+    ):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.emulate_media(media=media, color_scheme=scheme)
+        page.goto(path.as_uri())
+        seen[name] = page.evaluate(
+            """() => ({
+                wide: document.documentElement.scrollWidth - innerWidth,
+                paper: getComputedStyle(document.body).backgroundColor,
+                ink: getComputedStyle(document.body).color,
+                shown: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+                twin: [...document.images].map(i => i.currentSrc !== i.src),
+            })"""
+        )
+        page.close()
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
     assert {name: found["wide"] for name, found in seen.items()} == dict.fromkeys(seen, 0)
