@@ -158,11 +158,30 @@ def sweep(
 
 
 @app.command("runs")
-def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Table of runs; of one run, its card."""
-    from bnlab.terminal import runs as below
+def runs_command(
+    runs: Runs = Path("runs"),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only runs with norm=batch,none or optim.lr>=0.1; also != < > <="),
+    ] = None,
+    sort: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="In the order of a key; -KEY downwards.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Table of runs; of one run, its card.
 
-    below.show_runs(runs, as_json)
+    Runs can be chosen (--where, all conditions must hold) and sorted (--sort, the first key foremost, runs without a
+    value last), by any column of the table, any key of the spec, any final metric: status, train_loss, test_accuracy,
+    seed, optim.lr, model.depth, data, ...
+
+    bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
+    """
+    from bnlab.terminal import runs as below
+    from bnlab.terminal.selecting import Selection
+
+    selection = Selection(where=where or (), sort=sort or ())
+    below.show_runs(runs, as_json, selection if selection.keys() or where else None)
 
 
 @app.command()
@@ -252,3 +271,24 @@ def view(
     from bnlab.view import show
 
     show.view(runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> None:
+    """Print what makes a shell complete commands, configs, keys, values and folders of runs.
+
+    bash: bnlab completion bash > ~/.local/share/bash-completion/completions/bnlab
+
+    zsh: bnlab completion zsh > DIR/_bnlab, where DIR is in $fpath
+    """
+    from bnlab.terminal import completion as below
+
+    say(below.script(shell))
+
+
+@app.command("complete-line", hidden=True)
+def complete_line(line: str, breaks: Annotated[str, typer.Argument()] = "") -> None:
+    """What the scripts ask: words that can stand at the end of LINE."""
+    from bnlab.terminal import completion as below
+
+    below.show(typer.main.get_command(app), line, breaks)

@@ -134,6 +134,7 @@ def without_clock(journal: Path) -> list[dict[str, Any]]:
         ["view", "-h"],
         ["evaluate", "--help"],
         ["list", "-h"],
+        ["completion", "-h"],
         [],
     ],
 )
@@ -162,6 +163,7 @@ def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
         "list",
         "verify",
         "view",
+        "completion",
         "data",
     ]
 

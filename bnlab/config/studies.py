@@ -35,7 +35,7 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     dirs = config_dirs(user_dir)
     with hydra_over(dirs):
         reader = Overrides(dirs)
-        study = _typed_over(_found(name, dirs), overrides, reader)
+        study = _typed_over(find(name, dirs), overrides, reader)
         composer = Composer(study.base, dirs, reader)
         fixed = [f"{key}={_text(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
@@ -51,7 +51,12 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     return dataclasses.replace(study, axes=resolved), list(cells.values())
 
 
-def _found(name: str, dirs: Sequence[Path]) -> Study:
+def find(name: str, dirs: Sequence[Path]) -> Study:
+    """The study of that name, or an experiment as one without axes and claims.
+
+    Raises:
+        UsageError: there is none, or its YAML is no study.
+    """
     studies, experiments = available("studies", dirs), available("experiments", dirs)
     if name in studies:
         return _read(studies[name])
