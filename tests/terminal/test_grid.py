@@ -88,7 +88,7 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Any) -> None:
     display, out = shown(standings, 100, 30)
     halfway(display, standings, clock)
     assert out.lines == [
-        "sweep  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s",
+        "sweep  mlp_digits  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s",
         "",
         "norm   0.01      0.0562    0.316     1.78        10",
         "─" * 55,
@@ -155,6 +155,31 @@ def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, 
         assert out.screen.display[0].startswith("sweep"[:columns])
         assert out.screen.cursor.y < rows
         assert not out.screen.history.top
+
+
+def test_a_narrow_screen_has_the_facts_that_count(shown: Shown, clock: Any) -> None:
+    standings = grid("norm=none,batch,layer", RATES, "seed=range(3)")
+    for columns, line in (
+        (67, "sweep  mlp_digits  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s"),
+        (65, "sweep  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s"),
+        (53, "sweep  43/45 runs, 6 diverged, 1 failed, eta 1 s"),
+    ):
+        display, out = shown(standings, columns, 16)
+        halfway(display, standings, clock)
+        assert out.lines[0] == line
+
+
+def test_long_names_of_arms_are_cut_in_the_middle(shown: Shown, clock: Any) -> None:
+    standings = grid("norm=none,batch_reference", "model.activation=relu,sigmoid", "optim.lr=0.1,1", "seed=0,1")
+    _, out = shown(standings, 60, 16)
+    assert [line[:32].rstrip() for line in out.lines[4:8]] == [
+        "none activation=relu", "none activation=sigmoid",
+        "batch_reference activation=relu", "batch_reference activation=sigmoid"[:32],
+    ]  # fmt: skip
+    _, out = shown(standings, 36, 16)
+    assert [line.split("  ")[0] for line in out.lines[4:8]] == [
+        "none activation=relu", "none activation=sigmoid", "batch_refere…vation=relu", "batch_refere…ion=sigmoid",
+    ]  # fmt: skip
 
 
 def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Any) -> None:
@@ -238,13 +263,13 @@ def test_plain_lines_tell_each_tenth(clock: Any) -> None:
 SWEEP = ["sweep", "--config", "tiny", "--config-dir", str(CONFIGS), "seed=0,1,2", "launch.workers=2"]
 
 
-@pytest.mark.parametrize("size", [(100, 30), (44, 16)])
+@pytest.mark.parametrize("size", [(60, 16), (44, 16)])
 def test_a_sweep_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal: InTerminal) -> None:
     found = in_terminal(tmp_path, SWEEP, size, FORCE_COLOR="1")
     lines = [line.rstrip() for line in found.screen.display]
     assert found.code == 0
     assert not found.screen.cursor.hidden
-    first = next(index for index, line in enumerate(lines) if line.startswith("sweep  12/12 runs, "))
+    first = next(index for index, line in enumerate(lines) if line.startswith("sweep  ") and "12/12 runs, " in line)
     assert lines[first + 2].split()[0] in ("norm", "lr")
     assert re.search(r"^(none|0\.05) +●●● \d", "\n".join(lines), re.M)
     assert "12 runs: 12 finished" in lines
@@ -261,6 +286,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, in_terminal: InTerminal) -> No
     assert not found.screen.cursor.hidden
     assert "Traceback" not in text
     assert "go on   bnlab sweep --config tiny seed=0,1,2" in text
+    assert "^C" not in text
+    assert text.count("sweep  ") == 1
 
 
 def test_plain_lines_where_the_process_is_shared(tmp_path: Path, in_terminal: InTerminal) -> None:
