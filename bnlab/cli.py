@@ -29,6 +29,7 @@ data = typer.Typer(help="Data sets that do not come with bnlab.", no_args_is_hel
 app.add_typer(data, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")]
 ConfigDir = Annotated[
     Path | None, typer.Option(help="Your own configs, looked at before the packaged ones.  [default: ./configs]")
 ]
@@ -72,7 +73,7 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    plain: Plain = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again from step 0, whatever is there.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved spec, and train nothing.")] = False,
 ) -> None:
@@ -116,7 +117,7 @@ def sweep(
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    plain: Plain = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all again from step 0, whatever is there.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
@@ -192,6 +193,7 @@ def evaluate(
         typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
     ] = None,
     as_json: Json = False,
+    plain: Plain = False,
 ) -> None:
     """Ask trained nets again: under a shift of the test data, with other statistics. Trains and writes nothing."""
     from bnlab.config.questions import load_questions
@@ -199,7 +201,7 @@ def evaluate(
     questions = load_questions(tuple(overrides or ()))
     from bnlab.terminal import evaluating
 
-    evaluating.show(runs, questions, as_json)
+    evaluating.show(runs, questions, as_json, plain)
 
 
 @app.command()
@@ -231,7 +233,7 @@ def data_fetch(
         Path | None, typer.Option("--from", metavar="DIR", help="Take files that are there; download nothing.")
     ] = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no bar.")] = False,
+    plain: Plain = False,
 ) -> None:
     """Download a data set and check it, or take it from a folder."""
     from bnlab.terminal import fetching
