@@ -31,6 +31,8 @@ WORST_FIRST = ("failed", "diverged", "running", "waiting", "finished")
 BEST = Style(color="green", bold=True)
 ABOVE, BELOW, AFTER = 4, 2, 4
 """Lines of a frame above and below its grid, and those left for what comes after the last frame."""
+LOSS = 7
+"""Signs of most losses: 0.00123."""
 LR, SEED = "optim.lr", "seed"
 NAME = 24
 """Signs of a study's name; an arm's is cut where the grid has no room for it."""
@@ -54,6 +56,12 @@ class Spot:
             text = f" {number(self.loss, 3)}" + ("*" if self.best else "")
             found.append(Segment(text, BEST if self.best else PLAIN))
         return found
+
+    def room(self, full: bool, tight: bool) -> int:
+        """Signs it takes, less that of the best; unless `tight`, those it may come to, so that columns stay where they
+        are from the beginning on."""
+        known = 0 if self.loss is None else 1 + len(number(self.loss, 3))
+        return (len(self.states) if full else min(1, len(self.states))) + (known if tight else max(1 + LOSS, known))
 
 
 class LiveGrid(Tally):
@@ -128,50 +136,54 @@ def table(standings: Iterable[Standing], signs: Signs, width: int, room: int) ->
     head = varying[0].rpartition(".")[2] if varying else "norm"
     lrs = {rate: f"{rate:g}" for rate in rates}
     there = {(arm, lrs[rate]): spot for (arm, rate), spot in spots.items()}
+    turned = {(rate, arm): spot for (arm, rate), spot in there.items()}
+    ways = ((head, arms, [*lrs.values()], there), ("lr", [*lrs.values()], arms, turned))
     layouts = []
-    for full, name in itertools.product((True, False), NAMES):
+    for full, tight, name in itertools.product((True, False), (False, True), NAMES):
         short = {arm: shortened(arm, name, signs) for arm in arms}
-        across = _Layout(head, arms, list(lrs.values()), there, short)
-        turned = {(rate, arm): spot for (arm, rate), spot in there.items()}
-        for layout in (across, _Layout("lr", list(lrs.values()), arms, turned, short)):
-            if layout.width(signs, full) <= width:
-                yield from layout.lines(signs, full, width, room)
+        for way in ways:
+            layout = _Layout(*way, short, full, tight)
+            if layout.width() <= width:
+                yield from layout.lines(signs, width, room)
                 return
             layouts.append(layout)
-    yield from min(layouts, key=lambda layout: layout.width(signs, False)).lines(signs, False, width, room)
+    yield from min(layouts, key=_Layout.width).lines(signs, width, room)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A grid with its rows and columns chosen; `short` are names as they are shown."""
+    """A grid with its rows and columns chosen; `short` are names as they are shown, `full` has a sign for each seed."""
 
     head: str
     rows: Sequence[str]
     columns: Sequence[str]
     spots: Mapping[tuple[str, str], Spot]
     short: Mapping[str, str]
+    full: bool
+    tight: bool
 
     def _shown(self, name: str) -> str:
         return self.short.get(name, name)
 
-    def _widths(self, signs: Signs, full: bool) -> list[int]:
+    def _widths(self) -> list[int]:
         first = max(len(self.head), *(len(self._shown(row)) for row in self.rows))
         return [first] + [
-            max([len(self._shown(column))] + [_length(self._spot(row, column).line(signs, full)) for row in self.rows])
+            max([len(self._shown(column)), *(self._spot(row, column).room(self.full, self.tight) for row in self.rows)])
             for column in self.columns
         ]
 
-    def width(self, signs: Signs, full: bool) -> int:
-        widths = self._widths(signs, full)
-        return sum(widths) + 2 * (len(widths) - 1)
+    def width(self) -> int:
+        """With the sign of the best place, which else stands between two columns, behind the last one."""
+        widths = self._widths()
+        return sum(widths) + 2 * (len(widths) - 1) + 1
 
     def _spot(self, row: str, column: str) -> Spot:
         return self.spots.get((row, column), Spot((), None))
 
-    def lines(self, signs: Signs, full: bool, width: int, room: int) -> Iterator[Line]:
-        first, *widths = self._widths(signs, full)
+    def lines(self, signs: Signs, width: int, room: int) -> Iterator[Line]:
+        first, *widths = self._widths()
         shown, used = 0, first
-        while shown < len(widths) and used + 2 + widths[shown] <= width - (2 if shown + 1 < len(widths) else 0):
+        while shown < len(widths) and used + 2 + widths[shown] <= width - (2 if shown + 1 < len(widths) else 1):
             used += 2 + widths[shown]
             shown += 1
         columns, cut = self.columns[:shown], shown < len(self.columns)
@@ -182,10 +194,10 @@ class _Layout:
             if row is None:
                 yield [Segment(f"{signs.cut} {len(self.rows) - room + 1} more", DIM)]
                 continue
-            line = [Segment(f"{self._shown(row):<{first}}", PLAIN)]
+            line = [Segment(f"{self._shown(row):<{first}}  ", PLAIN)]
             for column, size in zip(columns, widths, strict=False):
-                spot = self._spot(row, column).line(signs, full)
-                line += [Segment("  ", PLAIN), *spot, Segment(" " * (size - _length(spot)), PLAIN)]
+                spot = self._spot(row, column).line(signs, self.full)
+                line += [*spot, Segment(" " * (size + 2 - _length(spot)), PLAIN)]
             yield line
 
     def _fitting(self, room: int, signs: Signs) -> Iterator[str | None]:
