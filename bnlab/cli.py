@@ -279,9 +279,9 @@ def view(
 def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> None:
     """Print what makes a shell complete commands, configs, keys, values and folders of runs.
 
-    bash: bnlab completion bash > ~/.local/share/bash-completion/completions/bnlab
+    In ~/.bashrc: eval "$(bnlab completion bash)"
 
-    zsh: bnlab completion zsh > DIR/_bnlab, where DIR is in $fpath
+    In ~/.zshrc, after compinit: eval "$(bnlab completion zsh)"
     """
     from bnlab.terminal import completion as below
 

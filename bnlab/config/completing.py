@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs, description
-from bnlab.config.studies import find
+from bnlab.config.studies import as_typed, find
 from bnlab.errors import UsageError
 from bnlab.spec import GROUPS, RunSpec
 from bnlab.typed import words_of
@@ -78,7 +78,7 @@ def _keys(begun: str, values: dict[str, Any], typed: Iterable[str]) -> Iterator[
                 seen.add(opening)
                 yield opening, ""
         else:
-            yield f"{key}=", f"{_typed(value)} if it is not set"
+            yield f"{key}=", f"{as_typed(value)} if it is not set"
 
 
 def _words(key: str, values: dict[str, Any]) -> list[Offer]:
@@ -88,21 +88,10 @@ def _words(key: str, values: dict[str, Any]) -> list[Offer]:
     hints = get_type_hints(kind, include_extras=True) if kind else {}
     now = values.get(key)
     words = words_of(hints[name or group]) if (name or group) in hints else words_of(type(now))
-    shown = _typed(now)
+    shown = as_typed(now)
     if key in values and shown not in words:
         words = [shown, *words]
     return [(word, "if it is not set" if key in values and word == shown else "") for word in words]
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed.
-
-    >>> _typed(None), _typed(True), _typed(0.1), _typed([0, 2]), _typed([])
-    ('null', 'true', '0.1', '[0,2]', '[]')
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(_typed(item) for item in value)}]" if isinstance(value, list) else str(value)
 
 
 def _values(config: str | None, dirs: Sequence[Path], given: Sequence[str]) -> dict[str, Any]:

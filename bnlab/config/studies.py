@@ -37,7 +37,7 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         reader = Overrides(dirs)
         study = _typed_over(find(name, dirs), overrides, reader)
         composer = Composer(study.base, dirs, reader)
-        fixed = [f"{key}={_text(value)}" for key, value in study.overrides.items()]
+        fixed = [f"{key}={as_typed(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
         cells: dict[str, Cell] = {}
@@ -143,13 +143,17 @@ def _axis_text(value: Any) -> str:
     >>> _axis_text("range(0, 6)"), _axis_text([0.1, None, "batch"]), _axis_text([[1, 2], [3]])
     ('range(0, 6)', '0.1,null,batch', '[1,2],[3]')
     """
-    return ",".join(_text(item) for item in value) if isinstance(value, list) else _text(value)
+    return ",".join(as_typed(item) for item in value) if isinstance(value, list) else as_typed(value)
 
 
-def _text(value: Any) -> str:
-    """A value out of YAML as typed; a string is taken to be typed already."""
+def as_typed(value: Any) -> str:
+    """A value out of YAML as it is typed; a string is taken to be typed already.
+
+    >>> as_typed(None), as_typed(True), as_typed(0.1), as_typed([0, 2]), as_typed([])
+    ('null', 'true', '0.1', '[0,2]', '[]')
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(_text(item) for item in value)}]"
+        return f"[{','.join(as_typed(item) for item in value)}]"
     return repr(rounded(value)) if isinstance(value, float) else str(value)
