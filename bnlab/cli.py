@@ -29,6 +29,7 @@ data = typer.Typer(help="Data sets that do not come with bnlab.", no_args_is_hel
 app.add_typer(data, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")]
 ConfigDir = Annotated[
     Path | None, typer.Option(help="Your own configs, looked at before the packaged ones.  [default: ./configs]")
 ]
@@ -72,7 +73,7 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    plain: Plain = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again from step 0, whatever is there.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved spec, and train nothing.")] = False,
 ) -> None:
@@ -116,7 +117,7 @@ def sweep(
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    plain: Plain = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all again from step 0, whatever is there.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
@@ -158,11 +159,30 @@ def sweep(
 
 
 @app.command("runs")
-def runs_command(runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Table of runs; of one run, its card."""
-    from bnlab.terminal import runs as below
+def runs_command(
+    runs: Runs = Path("runs"),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only runs with norm=batch,none or optim.lr>=0.1; also != < > <="),
+    ] = None,
+    sort: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="In the order of a key; -KEY downwards.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Table of runs; of one run, its card.
 
-    below.show_runs(runs, as_json)
+    Runs can be chosen (--where, all conditions must hold) and sorted (--sort, the first key foremost, runs without a
+    value last), by any column of the table, any key of the spec, any final metric: status, train_loss, test_accuracy,
+    seed, optim.lr, model.depth, data, ...
+
+    bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
+    """
+    from bnlab.terminal import runs as below
+    from bnlab.terminal.selecting import Selection
+
+    selection = Selection(where=where or (), sort=sort or ())
+    below.show_runs(runs, as_json, selection if selection.keys() or where else None)
 
 
 @app.command()
@@ -173,6 +193,7 @@ def evaluate(
         typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
     ] = None,
     as_json: Json = False,
+    plain: Plain = False,
 ) -> None:
     """Ask trained nets again: under a shift of the test data, with other statistics. Trains and writes nothing."""
     from bnlab.config.questions import load_questions
@@ -180,7 +201,7 @@ def evaluate(
     questions = load_questions(tuple(overrides or ()))
     from bnlab.terminal import evaluating
 
-    evaluating.show(runs, questions, as_json)
+    evaluating.show(runs, questions, as_json, plain)
 
 
 @app.command()
@@ -212,7 +233,7 @@ def data_fetch(
         Path | None, typer.Option("--from", metavar="DIR", help="Take files that are there; download nothing.")
     ] = None,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no bar.")] = False,
+    plain: Plain = False,
 ) -> None:
     """Download a data set and check it, or take it from a folder."""
     from bnlab.terminal import fetching
@@ -266,3 +287,24 @@ def view(
 
     opened = not no_open
     show.view(runs, port=port, open_browser=opened, run_filter=run_filter, bind_all=bind_all, full=full, say=say)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> None:
+    """Print what makes a shell complete commands, configs, keys, values and folders of runs.
+
+    In ~/.bashrc: eval "$(bnlab completion bash)"
+
+    In ~/.zshrc, after compinit: eval "$(bnlab completion zsh)"
+    """
+    from bnlab.terminal import completion as below
+
+    say(below.script(shell))
+
+
+@app.command("complete-line", hidden=True)
+def complete_line(line: str, breaks: Annotated[str, typer.Argument()] = "") -> None:
+    """What the scripts ask: words that can stand at the end of LINE."""
+    from bnlab.terminal import completion as below
+
+    below.show(typer.main.get_command(app), line, breaks)

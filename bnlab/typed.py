@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
@@ -55,6 +55,23 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
     except ValidationError as error:
         raise _told(error, options, prefix=f"{prefix}.") from None
     return {name: getattr(checked, name) for name in known}
+
+
+def words_of(kind: Any) -> list[str]:
+    """The words that stand for values of a type, as they are typed: of a number there are none.
+
+    >>> words_of(Literal["full"] | int), words_of(bool | None)
+    (['full'], ['false', 'true', 'null'])
+    """
+    if get_origin(kind) is Annotated:
+        return words_of(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if kind is bool or kind is type(None):
+        return ["false", "true"] if kind is bool else ["null"]
+    if get_origin(kind) in (list, tuple, dict):
+        return []
+    return [word for member in get_args(kind) for word in words_of(member)]
 
 
 def option_defaults(constructor: Callable[..., Any]) -> dict[str, Any]:

@@ -73,13 +73,14 @@ def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command in a process of its own."""
+    """Starts a command in a process of its own, in a pipe, in an environment as that of automated builds."""
     processes: list[subprocess.Popen[str]] = []
 
     def begin(*words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "bnlab", *words],
             cwd=tmp_path,
+            env=os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -134,6 +135,7 @@ def without_clock(journal: Path) -> list[dict[str, Any]]:
         ["view", "-h"],
         ["evaluate", "--help"],
         ["list", "-h"],
+        ["completion", "-h"],
         [],
     ],
 )
@@ -162,6 +164,7 @@ def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
         "list",
         "verify",
         "view",
+        "completion",
         "data",
     ]
 

@@ -65,6 +65,15 @@ class Composer:
         _one_length(plain, list(values))
         return RunSpec.from_tree(resolved(rounded(plain)))
 
+    def values(self, choices: Mapping[str, str]) -> dict[str, Any]:
+        """Every key that can be set where these options of groups are chosen, and what it is if it is not.
+
+        Raises:
+            UsageError: an unknown group option.
+        """
+        chosen = tuple(f"{group}={self.overrides.option(group, option)}" for group, option in choices.items())
+        return dict(_leaves(self._base(chosen).plain))
+
     def _resolved(self, base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
         tree = copy.deepcopy(base.tree)
         for key, value in values.items():

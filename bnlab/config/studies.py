@@ -35,9 +35,9 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     dirs = config_dirs(user_dir)
     with hydra_over(dirs):
         reader = Overrides(dirs)
-        study = _typed_over(_found(name, dirs), overrides, reader)
+        study = _typed_over(find(name, dirs), overrides, reader)
         composer = Composer(study.base, dirs, reader)
-        fixed = [f"{key}={_text(value)}" for key, value in study.overrides.items()]
+        fixed = [f"{key}={as_typed(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
         cells: dict[str, Cell] = {}
@@ -51,7 +51,12 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     return dataclasses.replace(study, axes=resolved), list(cells.values())
 
 
-def _found(name: str, dirs: Sequence[Path]) -> Study:
+def find(name: str, dirs: Sequence[Path]) -> Study:
+    """The study of that name, or an experiment as one without axes and claims.
+
+    Raises:
+        UsageError: there is none, or its YAML is no study.
+    """
     studies, experiments = available("studies", dirs), available("experiments", dirs)
     if name in studies:
         return _read(studies[name])
@@ -138,13 +143,17 @@ def _axis_text(value: Any) -> str:
     >>> _axis_text("range(0, 6)"), _axis_text([0.1, None, "batch"]), _axis_text([[1, 2], [3]])
     ('range(0, 6)', '0.1,null,batch', '[1,2],[3]')
     """
-    return ",".join(_text(item) for item in value) if isinstance(value, list) else _text(value)
+    return ",".join(as_typed(item) for item in value) if isinstance(value, list) else as_typed(value)
 
 
-def _text(value: Any) -> str:
-    """A value out of YAML as typed; a string is taken to be typed already."""
+def as_typed(value: Any) -> str:
+    """A value out of YAML as it is typed; a string is taken to be typed already.
+
+    >>> as_typed(None), as_typed(True), as_typed(0.1), as_typed([0, 2]), as_typed([])
+    ('null', 'true', '0.1', '[0,2]', '[]')
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(_text(item) for item in value)}]"
+        return f"[{','.join(as_typed(item) for item in value)}]"
     return repr(rounded(value)) if isinstance(value, float) else str(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bnlab.probes.base import to_host
 from bnlab.setup import assemble
 from bnlab.spec import RunSpec
 from bnlab.terminal import tables
+from bnlab.terminal.counting import Count
 from bnlab.terminal.runs import runs_below, spec_of, status_of
 from bnlab.terminal.signs import print_json, say
 
@@ -35,8 +37,8 @@ class Answer:
     metrics: Mapping[str, float]
 
 
-def show(root: Path, questions: Sequence[Question], as_json: bool) -> None:
-    """Print the answers of all runs at or below `root` that have a checkpoint.
+def show(root: Path, questions: Sequence[Question], as_json: bool, plain: bool) -> None:
+    """Print the answers of all runs at or below `root` that have a checkpoint; on stderr, how many there are so far.
 
     Raises:
         UsageError: no such runs, or a question that one of them cannot be asked; before any is answered.
@@ -46,7 +48,13 @@ def show(root: Path, questions: Sequence[Question], as_json: bool) -> None:
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(root), "A run saves one at its end.")
     specs = [(folder, [asked(spec_of(folder), question) for question in questions]) for folder in saved]
-    answers = [answer for folder, of_run in specs for answer in ask(folder, of_run)]
+    answers = []
+    with Count("answer", len(saved) * len(questions), sys.stderr, plain=plain) as count:
+        count()
+        for folder, of_run in specs:
+            for answer in ask(folder, of_run):
+                answers.append(answer)
+                count()
     left_out = [str(folder.path) for folder in folders if folder not in saved]
     if as_json:
         print_json({"evaluations": [asdict(answer) for answer in answers], "left_out": left_out})
@@ -56,20 +64,19 @@ def show(root: Path, questions: Sequence[Question], as_json: bool) -> None:
         say(f"left out   {path}: no checkpoint, {status_of(RunFolder(Path(path)))['status']}")
 
 
-def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> list[Answer]:
-    """The answers of one run's net, as its checkpoint has it.
+def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[Answer]:
+    """The answers of one run's net, as its checkpoint has it, one after the other.
 
     Raises:
         UsageError: what the specs ask makes no sense, or the checkpoint is not of such a net.
     """
-    answers = []
     for spec in specs:
         host.prepare(spec.threads)
         setup = assemble(spec)
         step = checkpoint.restore_weights(folder.checkpoint_file, setup.net.module)
         test = setup.dataset.test
         found: dict[str, Any] = to_host(evaluate(setup.inference, test, spec.loss, spec.reduction))
-        answer = Answer(
+        yield Answer(
             run=str(folder.path),
             status=status_of(folder)["status"],
             step=step,
@@ -80,5 +87,3 @@ def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> list[Answer]:
             examples=len(test),
             metrics={f"test_{name}": float(value) for name, value in found.items()},
         )
-        answers.append(answer)
-    return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from bnlab.study import Cell
 from bnlab.sweep.ledger import DONE
 from bnlab.sweep.run import Standing
 from bnlab.terminal.frames import Frames, Line
-from bnlab.terminal.signs import Signs, age, number, signs_for
+from bnlab.terminal.signs import Signs, age, number, shortened, signs_for
 from bnlab.terminal.tally import Tally, at_work_elsewhere
 
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
@@ -30,7 +31,12 @@ WORST_FIRST = ("failed", "diverged", "running", "waiting", "finished")
 BEST = Style(color="green", bold=True)
 ABOVE, BELOW, AFTER = 4, 2, 4
 """Lines of a frame above and below its grid, and those left for what comes after the last frame."""
+LOSS = 7
+"""Signs of most losses: 0.00123."""
 LR, SEED = "optim.lr", "seed"
+NAME = 24
+"""Signs of a study's name; an arm's is cut where the grid has no room for it."""
+NAMES = (10_000, 32, NAME, 16, 12, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,12 @@ class Spot:
             text = f" {number(self.loss, 3)}" + ("*" if self.best else "")
             found.append(Segment(text, BEST if self.best else PLAIN))
         return found
+
+    def room(self, full: bool, tight: bool) -> int:
+        """Signs it takes, less that of the best; unless `tight`, those it may come to, so that columns stay where they
+        are from the beginning on."""
+        known = 0 if self.loss is None else 1 + len(number(self.loss, 3))
+        return (len(self.states) if full else min(1, len(self.states))) + (known if tight else max(1 + LOSS, known))
 
 
 class LiveGrid(Tally):
@@ -73,15 +85,21 @@ class LiveGrid(Tally):
     def lines(self, width: int, height: int) -> Iterator[Line]:
         """The frame."""
         below = AFTER if self._closed else 1  # the last line of the screen is the cursor's
-        counted = f"{self.ended}/{len(self.standings)} runs"
-        eta = self.eta_s()
-        facts = [counted, *self.counts(), age(self.elapsed_s()), f"eta {'-' if eta is None else age(math.ceil(eta))}"]
-        yield [Segment("sweep", BOLD), Segment("  " + ", ".join(facts), PLAIN)]
+        yield [Segment("sweep", BOLD), Segment(f"  {self._facts(width - len('sweep  '))}", PLAIN)]
         yield [Segment(at_work_elsewhere(self.elsewhere), DIM)] if self.elsewhere and not self._closed else []
         yield from table(self.standings.values(), self.signs, width, height - ABOVE - BELOW - below)
         yield []
         failed = any(standing.failed for standing in self.standings.values())
         yield legend(_signs_of(self.signs), width, failed)
+
+    def _facts(self, width: int) -> str:
+        """How far it is, and of what; on a narrow screen without what can be missed most easily."""
+        name = shortened(next((one.cell.spec.name for one in self.standings.values()), ""), NAME, self.signs)
+        counted, eta = f"{self.ended}/{len(self.standings)} runs", self.eta_s()
+        left = f"eta {'-' if eta is None else age(math.ceil(eta))}"
+        some = ", ".join([counted, *self.counts(), left])
+        all_of_them = ", ".join([counted, *self.counts(), age(self.elapsed_s()), left])
+        return next((text for text in (f"{name}  {all_of_them}", all_of_them) if len(text) <= width), some)
 
 
 def _signs_of(signs: Signs) -> dict[str, str]:
@@ -117,58 +135,69 @@ def table(standings: Iterable[Standing], signs: Signs, width: int, room: int) ->
     rates = sorted({rate for _, rate in spots})
     head = varying[0].rpartition(".")[2] if varying else "norm"
     lrs = {rate: f"{rate:g}" for rate in rates}
-    across = _Layout(head, arms, list(lrs.values()), {(arm, lrs[rate]): spot for (arm, rate), spot in spots.items()})
-    down = _Layout("lr", list(lrs.values()), arms, {(lrs[rate], arm): spot for (arm, rate), spot in spots.items()})
-    for full in (True, False):
-        for layout in (across, down):
-            if layout.width(signs, full) <= width:
-                yield from layout.lines(signs, full, width, room)
+    there = {(arm, lrs[rate]): spot for (arm, rate), spot in spots.items()}
+    turned = {(rate, arm): spot for (arm, rate), spot in there.items()}
+    ways = ((head, arms, [*lrs.values()], there), ("lr", [*lrs.values()], arms, turned))
+    layouts = []
+    for full, tight, name in itertools.product((True, False), (False, True), NAMES):
+        short = {arm: shortened(arm, name, signs) for arm in arms}
+        for way in ways:
+            layout = _Layout(*way, short, full, tight)
+            if layout.width() <= width:
+                yield from layout.lines(signs, width, room)
                 return
-    narrower = min((across, down), key=lambda layout: layout.width(signs, False))
-    yield from narrower.lines(signs, False, width, room)
+            layouts.append(layout)
+    yield from min(layouts, key=_Layout.width).lines(signs, width, room)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A grid with its rows and columns chosen."""
+    """A grid with its rows and columns chosen; `short` are names as they are shown, `full` has a sign for each seed."""
 
     head: str
     rows: Sequence[str]
     columns: Sequence[str]
     spots: Mapping[tuple[str, str], Spot]
+    short: Mapping[str, str]
+    full: bool
+    tight: bool
 
-    def _widths(self, signs: Signs, full: bool) -> list[int]:
-        first = max(len(self.head), *(len(row) for row in self.rows))
+    def _shown(self, name: str) -> str:
+        return self.short.get(name, name)
+
+    def _widths(self) -> list[int]:
+        first = max(len(self.head), *(len(self._shown(row)) for row in self.rows))
         return [first] + [
-            max([len(column)] + [_length(self._spot(row, column).line(signs, full)) for row in self.rows])
+            max([len(self._shown(column)), *(self._spot(row, column).room(self.full, self.tight) for row in self.rows)])
             for column in self.columns
         ]
 
-    def width(self, signs: Signs, full: bool) -> int:
-        widths = self._widths(signs, full)
-        return sum(widths) + 2 * (len(widths) - 1)
+    def width(self) -> int:
+        """With the sign of the best place, which else stands between two columns, behind the last one."""
+        widths = self._widths()
+        return sum(widths) + 2 * (len(widths) - 1) + 1
 
     def _spot(self, row: str, column: str) -> Spot:
         return self.spots.get((row, column), Spot((), None))
 
-    def lines(self, signs: Signs, full: bool, width: int, room: int) -> Iterator[Line]:
-        first, *widths = self._widths(signs, full)
+    def lines(self, signs: Signs, width: int, room: int) -> Iterator[Line]:
+        first, *widths = self._widths()
         shown, used = 0, first
-        while shown < len(widths) and used + 2 + widths[shown] <= width - (2 if shown + 1 < len(widths) else 0):
+        while shown < len(widths) and used + 2 + widths[shown] <= width - (2 if shown + 1 < len(widths) else 1):
             used += 2 + widths[shown]
             shown += 1
         columns, cut = self.columns[:shown], shown < len(self.columns)
-        heads = "".join(f"  {column:<{size}}" for column, size in zip(columns, widths, strict=False))
+        heads = "".join(f"  {self._shown(column):<{size}}" for column, size in zip(columns, widths, strict=False))
         yield [Segment(f"{self.head:<{first}}{heads}" + (f" {signs.cut}" if cut else ""), DIM)]
         yield [Segment(signs.line * (used + 2 * cut), DIM)]
         for row in self._fitting(room, signs):
             if row is None:
                 yield [Segment(f"{signs.cut} {len(self.rows) - room + 1} more", DIM)]
                 continue
-            line = [Segment(f"{row:<{first}}", PLAIN)]
+            line = [Segment(f"{self._shown(row):<{first}}  ", PLAIN)]
             for column, size in zip(columns, widths, strict=False):
-                spot = self._spot(row, column).line(signs, full)
-                line += [Segment("  ", PLAIN), *spot, Segment(" " * (size - _length(spot)), PLAIN)]
+                spot = self._spot(row, column).line(signs, self.full)
+                line += [*spot, Segment(" " * (size + 2 - _length(spot)), PLAIN)]
             yield line
 
     def _fitting(self, room: int, signs: Signs) -> Iterator[str | None]:

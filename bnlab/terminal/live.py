@@ -12,10 +12,13 @@ from rich.style import Style
 
 from bnlab.terminal.frames import Frames, Line
 from bnlab.terminal.progress import Progress, Record
-from bnlab.terminal.signs import Signs, number, signs_for, sparkline, thinned
+from bnlab.terminal.signs import Signs, number, shortened, signs_for, sparkline, thinned
 
 HISTORY = 60
 """Values of the drift that are kept for each layer."""
+
+NAME = 8
+"""Signs of a name that are kept at the least, however narrow the screen."""
 
 LOSSES = 512
 """Values of the loss that are kept: when there are twice as many, every second one goes."""
@@ -89,7 +92,9 @@ class LiveTable(Progress):
 
     def lines(self, width: int, height: int) -> Iterator[Line]:
         """The frame."""
-        yield [Segment("train", BOLD), Segment(f"  {self.title}", PLAIN)]
+        name, gap, facts = self.title.partition("  ")
+        name = shortened(name, max(NAME, width - len(f"train  {gap}{facts}")), self.signs)
+        yield [Segment("train", BOLD), Segment(f"  {name}{gap}{facts}", PLAIN)]
         yield self._bar(width)
         yield self._loss(width)
         shown = {name: row for name, metrics in COLUMNS.items() if (row := self._row(metrics)) is not None}
@@ -155,10 +160,12 @@ class Table:
         signs: Signs,
         width: int,
     ) -> None:
-        self.sites, self.shown, self.signs = sites, shown, signs
-        self.name_width = max(len("layer"), *(len(name) for name in sites))
+        self.shown, self.signs = shown, signs
         self.digits = 3 if width >= 56 else 2
         self.cell = self.digits + 6  # -1.23e-05 and a blank before it
+        room = max(NAME, width - len(shown) * self.cell - 1)
+        self.sites = [shortened(name, room, signs) for name in sites]
+        self.name_width = max(len("layer"), *(len(name) for name in self.sites))
         narrow = self.name_width + len(shown) * self.cell + 1
         self.curve = min(HISTORY, width - narrow - 2) if drifts else 0
         self.curve = self.curve if self.curve >= 12 else 0

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ import yaml
 
 from bnlab.errors import UsageError
 from bnlab.folder import RunFolder, find_runs
-from bnlab.terminal.signs import print_json
+from bnlab.terminal.selecting import SAME, Selection, leaves, value_of
+from bnlab.terminal.signs import print_json, say
+
+SAME_COLUMN = ("norm.name", "optim.lr")
+"""Keys that the table has a column of under another name."""
 
 TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
 
@@ -38,26 +42,33 @@ class RunRow:
         return asdict(self)
 
 
-def show_runs(root: Path, as_json: bool) -> None:
-    """Print the table of the runs below `root`, or the card of the run that it is.
+def show_runs(root: Path, as_json: bool, selection: Selection | None = None) -> None:
+    """Print the table of the runs below `root`, or of those selected; without a selection, of one run its card.
 
     Raises:
-        UsageError: no runs there.
+        UsageError: no runs there, or a selection that makes no sense of them.
     """
     from bnlab.terminal import tables
 
-    if RunFolder(root).spec_file.is_file():
+    if selection is None and RunFolder(root).spec_file.is_file():
         shown = card(RunFolder(root))
         if as_json:
             print_json(shown)
         else:
             tables.show_card(shown)
         return
-    rows = [row(folder).tree() for folder in runs_below(root)]
+    found = [_known(folder) for folder in runs_below(root)]
+    columns = [field.name for field in fields(RunRow)]
+    asked = selection.keys() if selection else []
+    more = [key for key in asked if key not in columns and SAME.get(key, key) not in (*columns, *SAME_COLUMN)]
+    taken = selection.of([values for _, values in found]) if selection else range(len(found))
+    rows = [found[i][0].tree() | {key: value_of(found[i][1], key) for key in more} for i in taken]
     if as_json:
         print_json({"runs": rows})
+    elif rows:
+        tables.show_runs(rows, more=more)
     else:
-        tables.show_runs(rows)
+        say(f"none of {len(found)} runs")
 
 
 def runs_below(root: Path) -> list[RunFolder]:
@@ -76,9 +87,14 @@ def runs_below(root: Path) -> list[RunFolder]:
 
 def row(folder: RunFolder) -> RunRow:
     """What one line of a table tells; a file that cannot be read costs its figures only."""
+    return _known(folder)[0]
+
+
+def _known(folder: RunFolder) -> tuple[RunRow, dict[str, Any]]:
+    """Its row, and all that can be asked of it: the row, the spec, the status with its final metrics."""
     status, spec = status_of(folder), spec_of(folder)
     metrics = _mapping(status.get("metrics"))
-    return RunRow(
+    row = RunRow(
         run=str(folder.path),
         status=status["status"],
         norm=_mapping(spec.get("norm")).get("name"),
@@ -90,6 +106,9 @@ def row(folder: RunFolder) -> RunRow:
         test_accuracy=metrics.get("test_accuracy"),
         age_s=age_s(folder),
     )
+    final = {f"final_{name}": value for name, value in metrics.items()}
+    others = {key: value for key, value in status.items() if key != "metrics"}
+    return row, {**dict(leaves(spec)), **dict(leaves(others)), **metrics, **final, **row.tree()}
 
 
 def status_of(folder: RunFolder) -> dict[str, Any]:

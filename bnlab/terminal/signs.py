@@ -14,7 +14,8 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
-    """`spark` from low to high; `bad` stands for a value that is not finite, and a run that diverged."""
+    """`spark` from low to high; `bad` stands for a value that is not finite, and a run that diverged; `gap` for what is
+    left out of a name."""
 
     spark: str
     bad: str
@@ -25,6 +26,7 @@ class Signs:
     finished: str
     running: str
     waiting: str
+    gap: str
     failed: str = "!"
 
     @property
@@ -32,8 +34,12 @@ class Signs:
         return "".join(getattr(self, field.name) for field in fields(self))
 
 
-DRAWN = Signs(spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮", finished="●", running="◐", waiting="·")
-ASCII = Signs(spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":", finished="o", running=">", waiting=".")
+DRAWN = Signs(
+    spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮", finished="●", running="◐", waiting="·", gap="…"
+)
+ASCII = Signs(
+    spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":", finished="o", running=">", waiting=".", gap="~"
+)
 
 
 def signs_for(encoding: str | None) -> Signs:
@@ -118,6 +124,18 @@ def thinned(values: Sequence[float], width: int) -> list[float]:
     ends = [round((index + 1) * len(values) / width) for index in range(width)]
     stretches = [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return [next((x for x in stretch if not math.isfinite(x)), stretch[-1]) for stretch in stretches]
+
+
+def shortened(text: str, width: int, signs: Signs) -> str:
+    """At most `width` signs, cut in the middle: names begin alike, and end with what tells them apart.
+
+    >>> shortened("L03_features.layer1.conv2", 12, DRAWN), shortened("L03_fc", 12, DRAWN)
+    ('L03_fe…conv2', 'L03_fc')
+    """
+    if len(text) <= width:
+        return text
+    kept = max(0, width - len(signs.gap))
+    return text[: kept - kept // 2] + signs.gap[:width] + text[len(text) - kept // 2 :]
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:

@@ -40,12 +40,13 @@ def console(out: TextIO) -> Console:
     )
 
 
-def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
-    """One line a run. On a narrow screen columns go that the path tells as well."""
+def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more: Sequence[str] = ()) -> None:
+    """One line a run, with the keys `more` as columns of their own. On a narrow screen columns go that the path tells
+    as well."""
     out = out or sys.stdout
     target = console(out)
-    heads = ["status", "norm", "lr", "seed", "step", "train loss", "test acc", "age", "run"]
-    cells = [_cells(row) for row in rows]
+    heads = ["status", "norm", "lr", "seed", "step", "train loss", "test acc", *more, "age", "run"]
+    cells = [_cells(row) | {key: "-" if row[key] is None else _plain(row[key]) for key in more} for row in rows]
     for spare in ([], ["seed"], ["norm", "lr"], ["age"], ["step"]):
         heads = [head for head in heads if head not in spare]
         widths = [max(len(head), *(len(cell[head]) for cell in cells)) for head in heads]
@@ -54,6 +55,7 @@ def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> N
     table = _table(out)
     for head in heads:
         right = head in ("lr", "seed", "step", "train loss", "test acc", "age")
+        right = right or (head in more and not any(isinstance(row[head], str | list) for row in rows))
         table.add_column(head, justify="right" if right else "left", no_wrap=head != "run", overflow="fold")
     for cell in cells:
         table.add_row(

@@ -26,7 +26,7 @@ class Screen(io.StringIO):
         self.screen = pyte.HistoryScreen(columns, rows, history=1000)
         self._stream = pyte.Stream(self.screen)
         self._name = encoding
-        self.written = ""
+        self.writes: list[str] = []
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -36,9 +36,13 @@ class Screen(io.StringIO):
         return True
 
     def write(self, text: str) -> int:
-        self.written += text
+        self.writes.append(text)
         self._stream.feed(text.replace("\n", "\r\n"))
         return len(text)
+
+    @property
+    def written(self) -> str:
+        return "".join(self.writes)
 
     @property
     def lines(self) -> list[str]:

@@ -167,6 +167,14 @@ def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_told(trai
     assert (code, out, err.startswith("RUNS: no run here has a checkpoint")) == (2, "", True)
 
 
+def test_with_json_progress_is_on_stderr(trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.terminal.counting.LINES_AFTER_S", 0)
+    code, out, err = _said("evaluate", trained(), "eval_bn=running,batch", "--json")
+    assert code == 0
+    assert [answer["eval_bn"] for answer in json.loads(out)["evaluations"]] == ["running", "batch"]
+    assert [line.split("  ")[0] for line in err.splitlines()] == ["answer 1/2", "answer 2/2"]
+
+
 def test_every_key_that_can_be_asked_is_one_of_a_spec(spec_of: SpecOf) -> None:
     tree: Any = spec_of().tree()
     for key in KEYS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from bnlab import config
 from bnlab.folder import RunFolder
+from bnlab.study import Cell
 from bnlab.sweep.run import Standing
 from bnlab.terminal.grid import LiveGrid
 from bnlab.terminal.tally import Tally, TallyLines
@@ -22,9 +24,14 @@ RATES = "optim.lr=0.01,0.0562,0.316,1.78,10"
 InTerminal = Callable[..., Any]
 
 
+@functools.cache
+def cells_of(*overrides: str) -> list[Cell]:
+    return config.load_study("mlp_digits", overrides)[1]
+
+
 def grid(*overrides: str) -> list[Standing]:
     """The cells of a grid, none begun."""
-    cells = config.load_study("mlp_digits", overrides)[1]
+    cells = cells_of(*overrides)
     return [
         Standing(cell=cell, folder=RunFolder(Path("runs") / cell.spec.folder), state="missing", status={})
         for cell in cells
@@ -88,13 +95,13 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Any) -> None:
     display, out = shown(standings, 100, 30)
     halfway(display, standings, clock)
     assert out.lines == [
-        "sweep  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s",
+        "sweep  mlp_digits  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s",
         "",
-        "norm   0.01      0.0562    0.316     1.78        10",
-        "─" * 55,
-        "none   ●●● 1.01  ●●● 1.06  ●●● 1.32  ✕✕✕         ✕✕✕",
-        "batch  ●●● 100   ●●● 17.8  ●●● 3.16  ●●● 0.562*  ●◐· 11",
-        "layer  !●● 1.01  ●●● 1.06  ●●● 1.32  ●●● 2.78    ●●● 11",
+        "norm   0.01         0.0562       0.316        1.78         10",
+        "─" * 70,
+        "none   ●●● 1.01     ●●● 1.06     ●●● 1.32     ✕✕✕          ✕✕✕",
+        "batch  ●●● 100      ●●● 17.8     ●●● 3.16     ●●● 0.562*   ●◐· 11",
+        "layer  !●● 1.01     ●●● 1.06     ●●● 1.32     ●●● 2.78     ●●● 11",
         "",
         "● finished  ◐ running  ✕ diverged  ! failed  · waiting  * best mean loss",
     ]
@@ -107,7 +114,7 @@ def test_a_frame_of_60_by_16_fits(shown: Shown, clock: Any) -> None:
     standings = grid("norm=none,batch,layer", RATES, "seed=range(3)")
     display, out = shown(standings, 60, 16)
     halfway(display, standings, clock)
-    assert out.lines[2] == "norm   0.01      0.0562    0.316     1.78        10"
+    assert out.lines[2] == "lr      none         batch        layer"
     assert out.lines[-1] == "● finished  ◐ running  ✕ diverged  ! failed  · waiting"
 
 
@@ -116,13 +123,13 @@ def test_a_narrow_screen_has_the_grid_the_other_way_round(shown: Shown, clock: A
     display, out = shown(standings, 44, 16)
     halfway(display, standings, clock)
     assert out.lines[2:9] == [
-        "lr      none      batch       layer",
-        "─" * 38,
-        "0.01    ●●● 1.01  ●●● 100     !●● 1.01",
-        "0.0562  ●●● 1.06  ●●● 17.8    ●●● 1.06",
-        "0.316   ●●● 1.32  ●●● 3.16    ●●● 1.32",
-        "1.78    ✕✕✕       ●●● 0.562*  ●●● 2.78",
-        "10      ✕✕✕       ●◐· 11      ●●● 11",
+        "lr      none      batch      layer",
+        "─" * 37,
+        "0.01    ●●● 1.01  ●●● 100    !●● 1.01",
+        "0.0562  ●●● 1.06  ●●● 17.8   ●●● 1.06",
+        "0.316   ●●● 1.32  ●●● 3.16   ●●● 1.32",
+        "1.78    ✕✕✕       ●●● 0.562* ●●● 2.78",
+        "10      ✕✕✕       ●◐· 11     ●●● 11",
     ]
 
 
@@ -135,12 +142,12 @@ def test_where_no_seed_has_room_there_is_one_sign_for_all(shown: Shown, clock: A
     clock.now += 1
     display.tick()
     assert out.lines[2:8] == [
-        "norm   0.01     0.0562  0.316   1.78    10",
-        "─" * 44,
-        "none   ✕ 1.01   ✕ 1.06  ✕ 1.32  ✕ 2.78  ✕ 11",
-        "batch  ● 1.01*  ● 1.06  ● 1.32  ● 2.78  ● 11",
-        "layer  ● 1.01   ● 1.06  ● 1.32  ● 2.78  ● 11",
-        "rms    ● 1.01   ● 1.06  ● 1.32  ● 2.78  ● 11",
+        "norm   0.01    0.0562  0.316   1.78    10",
+        "─" * 43,
+        "none   ✕ 1.01  ✕ 1.06  ✕ 1.32  ✕ 2.78  ✕ 11",
+        "batch  ● 1.01* ● 1.06  ● 1.32  ● 2.78  ● 11",
+        "layer  ● 1.01  ● 1.06  ● 1.32  ● 2.78  ● 11",
+        "rms    ● 1.01  ● 1.06  ● 1.32  ● 2.78  ● 11",
     ]
 
 
@@ -157,6 +164,42 @@ def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, 
         assert not out.screen.history.top
 
 
+def test_a_narrow_screen_has_the_facts_that_count(shown: Shown, clock: Any) -> None:
+    standings = grid("norm=none,batch,layer", RATES, "seed=range(3)")
+    for columns, line in (
+        (67, "sweep  mlp_digits  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s"),
+        (65, "sweep  43/45 runs, 6 diverged, 1 failed, 24 s, eta 1 s"),
+        (53, "sweep  43/45 runs, 6 diverged, 1 failed, eta 1 s"),
+    ):
+        display, out = shown(standings, columns, 16)
+        halfway(display, standings, clock)
+        assert out.lines[0] == line
+
+
+def test_long_names_of_arms_are_cut_in_the_middle(shown: Shown, clock: Any) -> None:
+    standings = grid("norm=none,batch_reference", "model.activation=relu,sigmoid", "optim.lr=0.1,1", "seed=0,1")
+    _, out = shown(standings, 60, 16)
+    assert [line[:32].rstrip() for line in out.lines[4:8]] == [
+        "none activation=relu", "none activation=sigmoid",
+        "batch_reference activation=relu", "batch_reference activation=sigmoid"[:32],
+    ]  # fmt: skip
+    _, out = shown(standings, 49, 16)
+    assert [line.split("  ")[0] for line in out.lines[4:8]] == [
+        "none activation=relu", "none activation=sigmoid", "batch_refere…vation=relu", "batch_refere…ion=sigmoid",
+    ]  # fmt: skip
+
+
+def test_columns_stay_where_they_are(shown: Shown, clock: Any) -> None:
+    standings = grid("norm=none,batch,layer", RATES, "seed=range(3)")
+    display, out = shown(standings, 100, 30)
+    head = out.lines[2]
+    for standing in standings:
+        display.tell(ended(standing, loss=0.0123))
+        clock.now += 1
+        display.tick()
+        assert out.lines[2] == head
+
+
 def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Any) -> None:
     standings = grid("norm=none,batch", "seed=range(3)")
     display, out = shown(standings, 60, 16)
@@ -170,10 +213,10 @@ def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Any) -> Non
 def test_arms_are_told_apart_by_all_that_varies(shown: Shown, clock: Any) -> None:
     _, out = shown(grid("model.depth=2,3", "norm=none,batch", "seed=0,1", "optim.lr=0.1"), 60, 16)
     assert [line.split("  ")[0] for line in out.lines[2:8]] == [
-        "norm", "─" * 18, "none depth=2", "batch depth=2", "none depth=3", "batch depth=3",
+        "norm", "─" * 25, "none depth=2", "batch depth=2", "none depth=3", "batch depth=3",
     ]  # fmt: skip
     _, out = shown(grid("model.depth=2,3", "seed=0,1"), 60, 16)
-    assert [line.split()[0] for line in out.lines[2:6]] == ["depth", "─" * 10, "2", "3"]
+    assert [line.split()[0] for line in out.lines[2:6]] == ["depth", "─" * 17, "2", "3"]
 
 
 def test_a_rate_at_which_a_seed_diverged_is_not_the_best(shown: Shown, clock: Any) -> None:
@@ -194,7 +237,7 @@ def test_ascii_terminals_get_ascii(shown: Shown, clock: Any) -> None:
     halfway(display, standings, clock)
     display.close()
     assert out.written.isascii()
-    assert out.lines[5] == "batch  ooo 100   ooo 17.8  ooo 3.16  ooo 0.562*  o>. 11"
+    assert out.lines[5] == "batch  ooo 100      ooo 17.8     ooo 3.16     ooo 0.562*   o>. 11"
 
 
 # -- how long the rest takes -------------------------------------------------------------------------------------------
@@ -238,13 +281,13 @@ def test_plain_lines_tell_each_tenth(clock: Any) -> None:
 SWEEP = ["sweep", "--config", "tiny", "--config-dir", str(CONFIGS), "seed=0,1,2", "launch.workers=2"]
 
 
-@pytest.mark.parametrize("size", [(100, 30), (44, 16)])
+@pytest.mark.parametrize("size", [(60, 16), (44, 16)])
 def test_a_sweep_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal: InTerminal) -> None:
     found = in_terminal(tmp_path, SWEEP, size, FORCE_COLOR="1")
     lines = [line.rstrip() for line in found.screen.display]
     assert found.code == 0
     assert not found.screen.cursor.hidden
-    first = next(index for index, line in enumerate(lines) if line.startswith("sweep  12/12 runs, "))
+    first = next(index for index, line in enumerate(lines) if line.startswith("sweep  ") and "12/12 runs, " in line)
     assert lines[first + 2].split()[0] in ("norm", "lr")
     assert re.search(r"^(none|0\.05) +●●● \d", "\n".join(lines), re.M)
     assert "12 runs: 12 finished" in lines
@@ -261,6 +304,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, in_terminal: InTerminal) -> No
     assert not found.screen.cursor.hidden
     assert "Traceback" not in text
     assert "go on   bnlab sweep --config tiny seed=0,1,2" in text
+    assert "^C" not in text
+    assert text.count("sweep  ") == 1
 
 
 def test_plain_lines_where_the_process_is_shared(tmp_path: Path, in_terminal: InTerminal) -> None:

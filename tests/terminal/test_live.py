@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bnlab.terminal import live
 from bnlab.terminal.live import LiveTable
@@ -110,11 +112,88 @@ def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, 
         display.listen(record(step, **(awkward if step % 3 else {})))
         clock.now += 0.3
         display.tick()
-        assert out.screen.display[0].startswith("train  quickstart"[:columns])
+        assert out.screen.display[0].startswith("train  quickstart" if columns > 40 else "train  quic…art")
         assert out.screen.display[1].startswith("step ")
         assert out.screen.cursor.y < rows
         assert not out.screen.history.top
     assert out.written.count("\x1b[?2026h") == out.written.count("\x1b[?2026l") == 41
+
+
+def test_a_frame_is_one_write_over_the_frame_before(shown: Shown, clock: Clock) -> None:
+    display, out = shown(100, 30)
+    display.listen(record(0))
+    halfway(display, clock)
+    writes = len(out.writes)
+    for step in range(10):
+        display.listen(record(step))
+        display.draw()
+    frames = out.writes[writes:]
+    assert len(frames) == 10
+    for frame in frames:
+        assert frame.startswith("\x1b[?2026h\r\x1b[26A\x1b[1mtrain")
+        assert frame.endswith("\r\x1b[?2026l")
+        assert not re.search(r"\x1b\[\d*J|\x1b\[[12]K", frame)  # nothing but the rest of a line is erased
+
+
+def test_a_frame_of_fewer_lines_leaves_none_behind(shown: Shown, clock: Clock) -> None:
+    display, out = shown(60, 16, SITES[:3])
+    halfway(display, clock)
+    assert len(out.lines) == 9
+    display.latest = {"train_loss": 1.0}
+    display.draw()
+    assert len(out.lines) == 3
+    print("below", file=out)
+    assert out.screen.cursor.y == 3
+
+
+def test_what_is_printed_meanwhile_stands_above(
+    screen_of: Callable[..., Screen], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = screen_of(60, 16)
+    monkeypatch.setattr(sys, "stderr", out)
+    display = LiveTable("quickstart  batch", 1000, lambda: 0, out, SITES[:2])
+    display.tick()
+    display.listen(record(1, 2))
+    print("UserWarning: one", file=sys.stderr)
+    print("and", "two", file=sys.stderr)
+    assert out.lines[:3] == ["UserWarning: one", "and two", "train  quickstart  batch"]
+    sys.stderr.write("three")
+    display.close()
+    assert out.lines[2:4] == ["three", "train  quickstart  batch"]
+    assert sum("train" in line for line in out.lines) == 1
+    assert sys.stderr is out
+
+
+def test_a_screen_that_is_made_narrower_has_one_frame(
+    shown: Shown, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As terminals do that break the lines that have become too long."""
+    display, out = shown(60, 16, SITES[:3])
+    halfway(display, clock)
+    lines = out.lines
+    assert len(lines[-1]) > 40
+    broken = [line[start : start + 40] for line in lines for start in range(0, max(1, len(line)), 40)]
+    out.screen.reset()
+    out.screen.resize(16, 40)
+    out.write("\n".join(broken) + "\r\x1b[A")
+    monkeypatch.setenv("COLUMNS", "40")
+    display.frames.console = Console(file=out, force_terminal=True)
+    display.draw()
+    assert [line.split()[0] for line in out.lines if line] == ["train", "step", "loss", "layer", "─" * 39, *SITES[:3]]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_long_names_are_cut_in_the_middle(columns: int, rows: int, shown: Shown, clock: Clock) -> None:
+    sites = [f"L{index:02d}_features.{'block.' * 12}conv{index}" for index in range(4)]
+    display, out = shown(columns, rows, sites)
+    display.title = f"{'an experiment ' * 9}of mine  batch  lr=0.3  seed=0"
+    halfway(display, clock)
+    assert re.fullmatch(r"train  an .*….* mine  batch  lr=0\.3  seed=0", out.lines[0])
+    rows_of_layers = out.lines[6:10]
+    assert [bool(re.match(rf"L0{index}_\S*…\S*{index} ", line)) for index, line in enumerate(rows_of_layers)] == [
+        True
+    ] * 4
+    assert all(len(line.split()) >= 5 for line in rows_of_layers)  # and all their figures are there
 
 
 def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Clock) -> None:
@@ -132,7 +211,7 @@ def test_slow_frames_are_rarer(shown: Shown, clock: Clock) -> None:
     flush = out.flush
 
     def slow() -> None:
-        clock.now += 0.1 / 3  # a frame flushes three times
+        clock.now += 0.1
         flush()
 
     out.flush = slow  # type: ignore[method-assign]
@@ -276,6 +355,10 @@ def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal:
     frames = found.raw.split(b"\x1b[?2026h")[1:]
     assert frames
     assert all(b"\x1b[?2026l" in frame for frame in frames)
+    assert b"\x1b[2J" not in found.raw
+    screen = [line.rstrip() for line in [*found.screen.display]]
+    past = ["".join(cell.data for _, cell in sorted(line.items())).rstrip() for line in found.screen.history.top]
+    assert sum(line.startswith("train  ") for line in [*past, *screen]) == 1  # and no other frame is left behind
 
 
 def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InTerminal) -> None:
@@ -287,6 +370,8 @@ def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InT
     assert re.search(r"^interrupted  loss \S+; step \d+/200000$", text, re.M)
     assert re.search(rf"^go on        bnlab {' '.join(words)}$", text, re.M)
     assert "Traceback" not in text
+    assert "^C" not in text
+    assert text.startswith("train  quickstart  batch  lr=0.3  seed=0\nstep ")
 
 
 def test_no_color_is_respected(tmp_path: Path, in_terminal: InTerminal) -> None:
