@@ -9,7 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def prepare(threads: int) -> None:
 
 
 @cache
-def best_device() -> str:
+def best_device() -> Literal["cuda", "mps", "cpu"]:
     """What `device=auto` is on this machine."""
     if torch.cuda.is_available():
         return "cuda"

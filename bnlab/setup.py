@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 
+from bnlab import host
 from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
 from bnlab.errors import UsageError
 from bnlab.evaluate import Inference
@@ -51,6 +52,8 @@ def assemble(spec: RunSpec) -> Setup:
             larger than the data, a norm on a layer that does not exist, a device that is not there, ...
     """
     load_plugins(spec.plugins)
+    if spec.device == "auto":
+        spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
     dataset = prepared(DATA.build(spec.data.name, spec.data.options), spec.data).to(device, dtype)
     if dataset.classes is None and spec.loss == "cross_entropy":

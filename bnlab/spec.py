@@ -128,7 +128,8 @@ class RunSpec:
     reduction: Literal["mean", "sum"]
     eval_bn: EvalBN
     eval_batch_size: Literal["auto", "full"] | AtLeastOne
-    device: Literal["cpu", "cuda", "mps"]
+    device: Literal["cpu", "cuda", "mps", "auto"]
+    """`auto` is gone once a config is read (config/compose.py), so that an id says where bits are from."""
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "tf32", "bfloat16"]
     threads: AtLeastOne

@@ -197,7 +197,7 @@ def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
 
 
 def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`device=auto` as the device that it is here, so that a run's id says where its bits are from."""
+    """`device=auto` as the device that it is here."""
     if tree.get("device") != "auto":
         return tree
     from bnlab.host import best_device  # which asks torch
