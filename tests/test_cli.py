@@ -158,13 +158,13 @@ def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
     assert [line.split()[0] for line in said.out.split("Commands:\n")[1].splitlines()] == [
         "train",
         "sweep",
-        "runs",
         "evaluate",
+        "runs",
         "report",
-        "list",
-        "verify",
         "view",
+        "list",
         "completion",
+        "verify",
         "data",
     ]
 
