@@ -105,7 +105,7 @@ def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill seed {seed}")  # shown when the test fails
     folder = RunFolder(tmp_path / "killed")
-    command = [sys.executable, "-c", KILLER, str(folder.path), json.dumps(spec.tree()), str(seed), "7"]
+    command = [sys.executable, "-c", KILLER, str(folder.path), json.dumps(spec.tree()), str(seed), "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     attempts = [json.loads(line) for line in done.stdout.splitlines()]
     print(done.stdout)

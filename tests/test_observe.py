@@ -51,11 +51,11 @@ USUAL = ("batch", "none", "noisy_batch", "group")
 
 
 def _pairs(norm: str, model: str) -> list[tuple[str, str]]:
-    """All for two of the norms; else two that have every position and every optimizer, or one where it takes long."""
+    """All for two of the norms; of the usual ones two that have every position and every optimizer, else one."""
     ends = [PAIRS[0], PAIRS[-1]]
     if norm in ("batch", "none"):
         return ends if model in LARGER else PAIRS
-    return PAIRS[:1] if model in LARGER else ends
+    return ends if norm in USUAL and model not in LARGER else PAIRS[NORM_NAMES.index(norm) % 2 :: 4]
 
 
 CASES = [

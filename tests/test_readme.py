@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bnlab.cli import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,10 +44,17 @@ def test_the_readme_has_commands_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab train")])
-def test_a_training_command_of_the_readme_trains(command: str, tmp_path: Path) -> None:
-    done = _bnlab([*shlex.split(command)[1:], "steps=2"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert ("finished" in done.stdout) is ("--show" not in command)
+def test_a_training_command_of_the_readme_trains(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*shlex.split(command)[1:], "steps=2"])
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert ("finished" in capsys.readouterr().out) is ("--show" not in command)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bnlab sweep")])

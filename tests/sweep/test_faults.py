@@ -23,7 +23,7 @@ WaitFor = Callable[..., Any]
 
 LONGER = ("steps=500", "launch.checkpoint_s=0.05")
 """Long enough to be killed in the middle, with checkpoints to go on from."""
-ROUNDS = 5
+ROUNDS = 3
 
 
 def owners(root: Path) -> list[int]:
@@ -46,7 +46,7 @@ def statuses(root: Path) -> list[str]:
 def test_a_sweep_killed_again_and_again_equals_an_undisturbed_one(
     sweep: Sweep, start: Start, traces_of: Traces, wait_for: WaitFor, tmp_path: Path
 ) -> None:
-    """Five times over: a run is killed, then the sweep, each at a random moment; then the line is typed again."""
+    """Three times over: a run is killed, then the sweep, each at a random moment; then the line is typed again."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill seed {seed}")  # shown when the test fails
     draw = random.Random(seed)
