@@ -100,7 +100,7 @@ def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(
     case: str, spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     model, overrides = CASES[case]
-    spec = spec_of(*overrides, *PROBED, "steps=60", model=model)
+    spec = spec_of(*overrides, *PROBED, "steps=36", model=model)
     whole = run(spec, "whole")
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill seed {seed}")  # shown when the test fails
