@@ -21,6 +21,8 @@ from bnlab.spec import RunSpec
 from bnlab.train import train
 
 EXPERIMENTS = list(config.available("experiments", [config.packaged_dir()]))
+ONE_A_MODEL = {config.load(name, ()).model.name: name for name in reversed(EXPERIMENTS)}
+"""An experiment with each model that experiments have."""
 
 
 def _load(*overrides: str) -> RunSpec:
@@ -54,8 +56,8 @@ def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str
 
 
 @pytest.mark.parametrize("norm", list(config.available("norm", [config.packaged_dir()])))
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.endswith("_small")])
-def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
+@pytest.mark.parametrize("name", sorted(ONE_A_MODEL.values()))
+def test_every_norm_goes_with_an_experiment_of_every_model(name: str, norm: str) -> None:
     spec = config.load(name, _fitting(name, f"norm={norm}"))
     assert spec.norm.name == norm
     if norm == "instance" and spec.model.name in ("mlp", "deep_linear"):
@@ -65,9 +67,14 @@ def test_every_norm_goes_with_every_experiment(name: str, norm: str) -> None:
         assemble(spec)
 
 
-@pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_set_of_probes_goes_with_every_experiment(name: str, probes: str) -> None:
+def test_every_experiment_goes_with_every_probe(name: str) -> None:
+    assemble(config.load(name, _fitting(name, "probes=full")))
+
+
+@pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))
+@pytest.mark.parametrize("name", sorted(ONE_A_MODEL.values()))
+def test_every_set_of_probes_goes_with_an_experiment_of_every_model(name: str, probes: str) -> None:
     assemble(config.load(name, _fitting(name, f"probes={probes}")))
 
 
