@@ -125,11 +125,12 @@ def serve(
             say(line)
         if "--bind_all" in words:
             say("--bind-all: anybody who reaches this machine can see these runs; there is no login")
-        address = link(base)
-        say(address)
-        if open_browser and with_browser(os.environ, sys.platform):
-            webbrowser.open(address)
-        elif os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY"):
+        seen = with_browser(os.environ, sys.platform)
+        if not seen:
             port = urllib.parse.urlsplit(base).port
             say(f"from your own machine: {tunnel(port or 80)}")
+        address = link(base)
+        say(address)
+        if seen and open_browser:
+            webbrowser.open(address)
         meanwhile(server)

@@ -264,6 +264,23 @@ def test_the_server_ends_however_view_ends(
     assert all_gone(below)
 
 
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_where_no_browser_would_be_seen_the_way_from_elsewhere_is_told(display: str, runs: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SSH_", "DISPLAY", "WAYLAND_"))}
+    words = [sys.executable, "-m", "bnlab", "view", "--no-open", str(runs)]
+    seen = kept | ({"DISPLAY": display} if display else {})
+    said: list[str] = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=seen) as process:
+        assert process.stdout is not None
+        while not said or not said[-1].startswith("http"):
+            said.append(process.stdout.readline())
+            assert said[-1], said
+        process.terminate()
+    port = urllib.parse.urlsplit(said[-1]).port
+    told = [line for line in said if re.match(rf"from your own machine: ssh -N -L {port}:127\.0\.0\.1:{port} ", line)]
+    assert len(told) == (sys.platform not in ("darwin", "win32") and not display)
+
+
 def test_a_server_that_ends_is_told(runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("finds the process in /proc, which Linux has")
