@@ -6,8 +6,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import json
 import shutil
+import time
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -201,6 +204,45 @@ def tiny() -> Callable[..., dict[str, bytes]]:
 def published() -> dict[str, Source]:
     """The sources as bnlab has them; everywhere else in the tests they are small."""
     return PUBLISHED
+
+
+# -- a TensorBoard server --------------------------------------------------------------------------
+
+START_S = 120
+
+
+class Asked:
+    """A server that has started, at the address that a link leads to."""
+
+    def __init__(self, link: str) -> None:
+        parts = urllib.parse.urlsplit(link)
+        self.base = f"{parts.scheme}://{parts.netloc}"
+
+    def text(self, path: str = "", body: Any = None) -> str:
+        """The answer to a question, which is posted if it has a body."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.base}/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: str = answer.read().decode()
+            return found
+
+    def get(self, path: str, body: Any = None) -> Any:
+        """What the answer says."""
+        return json.loads(self.text(path, body))
+
+    def poll(self, path: str, wanted: Callable[[Any], bool], body: Any = None) -> Any:
+        """The same, once it is as wanted: a server reads runs as it goes."""
+        limit = time.monotonic() + START_S
+        while not wanted(found := self.get(path, body)):
+            assert time.monotonic() < limit, str(found)[:2000]
+            time.sleep(0.1)
+        return found
+
+
+@pytest.fixture(scope="session")
+def asked() -> Callable[[str], Asked]:
+    """`asked(link)`"""
+    return Asked
 
 
 # -- a browser -------------------------------------------------------------------------------------

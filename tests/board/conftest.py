@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,40 +10,17 @@ import pytest
 
 from bnlab.view.server import Server, command
 
-START_S = 120
-
-
-class Asked:
-    """A server that has started."""
-
-    def __init__(self, base: str) -> None:
-        self.base = base.rstrip("/")
-
-    def get(self, path: str, body: Any = None) -> Any:
-        """The answer to a question, which is posted if it has a body."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.base}/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def poll(self, path: str, wanted: Callable[[Any], bool], body: Any = None) -> Any:
-        limit = time.monotonic() + START_S
-        while not wanted(found := self.get(path, body)):
-            assert time.monotonic() < limit, found
-            time.sleep(0.1)
-        return found
-
 
 @pytest.fixture
-def tensorboard() -> Iterator[Callable[..., Asked]]:
+def tensorboard(asked: Callable[[str], Any]) -> Iterator[Callable[..., Any]]:
     """`tensorboard(root)` starts one on it, which looks for news every second; with the slow loader if asked."""
     servers: list[Server] = []
 
-    def start(root: Path, *more: str) -> Asked:
+    def start(root: Path, *more: str) -> Any:
         words = command(root, port=0, bind_all=False, runs=1)
         server = Server([*words[:-1], "1", *more])
         servers.append(server.__enter__())
-        return Asked(server.address())
+        return asked(server.address())
 
     yield start
     for server in servers:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -59,33 +53,3 @@ def viewed() -> Iterator[Callable[..., str]]:
     for process in processes:
         with process:
             process.terminate()
-
-
-@pytest.fixture
-def told() -> Callable[..., Any]:
-    """`told(link, path, wanted)`: what TensorBoard answers there, once it is as wanted; it reads runs as it goes."""
-
-    def ask(link: str, path: str, wanted: Callable[[Any], bool]) -> Any:
-        parts = urllib.parse.urlsplit(link)
-        limit = time.monotonic() + WAIT_S
-        while True:
-            with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/{path}", timeout=30) as answer:
-                found = json.loads(answer.read())
-            if wanted(found):
-                return found
-            assert time.monotonic() < limit, str(found)[:2000]
-            time.sleep(0.1)
-
-    return ask
-
-
-@pytest.fixture
-def norm_of() -> Callable[[str], str]:
-    """The norm in a run's name."""
-
-    def norm(run: str) -> str:
-        found = re.search(r"([^/]+)/lr=", run)
-        assert found is not None, run
-        return found.group(1)
-
-    return norm

@@ -19,7 +19,7 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs the [browser] 
 
 RUNS = 60
 SOON = {"timeout": 30_000}
-Told = Callable[..., Any]
+Asked = Callable[[str], Any]
 
 
 def on(page: str, link: str) -> str:
@@ -33,9 +33,9 @@ def link(study: Path, viewed: Callable[..., str]) -> str:
 
 
 def test_the_link_shows_the_pinned_cards_in_a_colour_for_each_norm(
-    link: str, told: Told, opened: Callable[..., Any]
+    link: str, asked: Asked, opened: Callable[..., Any]
 ) -> None:
-    tags = told(link, "data/plugin/scalars/tags", lambda found: len(found) == RUNS)
+    tags = asked(link).poll("data/plugin/scalars/tags", lambda found: len(found) == RUNS)
     seen = opened(link)
     cards = seen.page.locator("metrics-pinned-view card-view")
     expect(cards).to_have_count(len(links.OVERVIEW), **SOON)
@@ -62,8 +62,8 @@ def test_the_link_shows_the_pinned_cards_in_a_colour_for_each_norm(
     assert seen.asked == {urlsplit(link).netloc}
 
 
-def test_the_table_has_a_row_a_run_with_its_columns(link: str, told: Told, opened: Callable[..., Any]) -> None:
-    runs = told(link, "data/runs", lambda found: len(found) == RUNS)
+def test_the_table_has_a_row_a_run_with_its_columns(link: str, asked: Asked, opened: Callable[..., Any]) -> None:
+    runs = asked(link).poll("data/runs", lambda found: len(found) == RUNS)
     seen = opened(on("hparams", link), height=2600)
     cells = seen.page.locator("tf-hparams-table-view vaadin-grid-cell-content")
     expect(cells.filter(has_text=re.compile(r"^\s*[0-9a-f]{10}\s*$"))).to_have_count(RUNS, **SOON)
@@ -76,14 +76,14 @@ def test_the_table_has_a_row_a_run_with_its_columns(link: str, told: Told, opene
 
 
 def test_histograms_of_both_arms_are_there_with_all_tags(
-    study: Path, tmp_path: Path, viewed: Callable[..., str], told: Told, opened: Callable[..., Any]
+    study: Path, tmp_path: Path, viewed: Callable[..., str], asked: Asked, opened: Callable[..., Any]
 ) -> None:
     """Of one rate and seed, as somebody would who wants to see the layers."""
     for norm in ("batch", "none"):
         [run] = (study / norm / "lr=0.0562").glob("seed=0-*")
         shutil.copytree(run, tmp_path / norm / run.parent.name / run.name)
     link = viewed(str(tmp_path), "--full")
-    tags = told(link, "data/plugin/histograms/tags", lambda found: len(found) == 2)
+    tags = asked(link).poll("data/plugin/histograms/tags", lambda found: len(found) == 2)
     names = set().union(*tags.values())
     assert len(names) == 6
     seen = opened(f"{on('timeseries', link).partition('?')[0]}?tagFilter=9_hist#timeseries", height=2000)
@@ -99,13 +99,13 @@ def test_histograms_of_both_arms_are_there_with_all_tags(
 
 
 def test_arms_side_by_side_show_their_bands_and_a_depth_profile(
-    study: Path, viewed: Callable[..., str], told: Told, opened: Callable[..., Any]
+    study: Path, viewed: Callable[..., str], asked: Asked, opened: Callable[..., Any]
 ) -> None:
     link = viewed(str(study), "--compare")
-    layout = told(link, "data/plugin/custom_scalars/layout", bool)
+    layout = asked(link).poll("data/plugin/custom_scalars/layout", bool)
     charts = [chart for category in layout["category"] for chart in category["chart"]]
     bands = sum("margin" in chart for chart in charts)
-    told(link, "data/runs", lambda found: len(found) == 11)
+    asked(link).poll("data/runs", lambda found: len(found) == 11)
     seen = opened(link, height=3000)
     margins = seen.page.locator("tf-custom-scalar-margin-chart-card")
     lines = seen.page.locator("tf-custom-scalar-multi-line-chart-card")

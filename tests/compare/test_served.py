@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,23 +25,7 @@ from bnlab.cli import main
 from bnlab.view import compare, link
 from bnlab.view.server import Server, command
 
-START_S = 120
 PAIR = ["no norm/lr=0.05", "batch norm/lr=0.05"]
-
-
-def get(base: str, path: str) -> Any:
-    parts = urllib.parse.urlsplit(base)
-    with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/{path}", timeout=30) as answer:
-        assert answer.status == 200
-        return json.loads(answer.read())
-
-
-def poll(base: str, path: str, wanted: Callable[[Any], bool]) -> Any:
-    limit = time.monotonic() + START_S
-    while not wanted(found := get(base, path)):
-        assert time.monotonic() < limit, found
-        time.sleep(0.1)
-    return found
 
 
 def hash_of(address: str) -> dict[str, str]:
@@ -141,13 +124,15 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_left(
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_answers_with_the_layout_and_the_lines(viewed: tuple[str, list[str]], swept: Path) -> None:
+def test_tensorboard_answers_with_the_layout_and_the_lines(
+    viewed: tuple[str, list[str]], swept: Path, asked: Callable[[str], Any]
+) -> None:
     address, said = viewed
     assert said[0] == f"12 runs of {swept} as 4 lines, averaged over seeds, Ctrl-C ends it"
-    runs = poll(address, "data/runs", lambda found: len(found) == 5)
+    runs = asked(address).poll("data/runs", lambda found: len(found) == 5)
     assert runs[:2] == PAIR  # the order of colours
     assert runs[-1] == "."
-    found = poll(address, "data/plugin/custom_scalars/layout", bool)
+    found = asked(address).poll("data/plugin/custom_scalars/layout", bool)
     first = found["category"][0]
     assert first["title"] == "1. Loss and accuracy; band: 95 % t-interval of the mean over seeds"
     chart = next(chart for chart in first["chart"] if chart["title"] == "log10 training loss")
@@ -155,7 +140,7 @@ def test_tensorboard_answers_with_the_layout_and_the_lines(viewed: tuple[str, li
     wanted = "|".join(f"({re.escape(series[end])})" for end in ("value", "lower", "upper"))
     run = urllib.parse.quote(PAIR[1])
     route = f"data/plugin/custom_scalars/scalars?run={run}&tag="
-    answer = poll(address, route + urllib.parse.quote(wanted), lambda found: found["tag_to_events"])
+    answer = asked(address).poll(route + urllib.parse.quote(wanted), lambda found: found["tag_to_events"])
     curves = {tag: [(step, value) for _, step, value in events] for tag, events in answer["tag_to_events"].items()}
     assert curves.keys() == set(series.values())
     bands = zip(*(curves[series[end]] for end in ("lower", "value", "upper")), strict=True)
@@ -163,15 +148,17 @@ def test_tensorboard_answers_with_the_layout_and_the_lines(viewed: tuple[str, li
     for category in found["category"]:
         for lines in (chart["multiline"] for chart in category["chart"] if "multiline" in chart):
             for regex in lines["tag"]:
-                events = get(address, route + urllib.parse.quote(regex))["tag_to_events"]
+                events = asked(address).get(route + urllib.parse.quote(regex))["tag_to_events"]
                 assert len(events) == 1
     for plugin, tags in (("images", len(list((swept / "figures").glob("*.png")))), ("text", 3)):
-        there = get(address, f"data/plugin/{plugin}/tags")["."]
+        there = asked(address).get(f"data/plugin/{plugin}/tags")["."]
         assert len(there) == tags
         assert all(tag.startswith("0_figures/") for tag in there)
 
 
-def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(tmp_path: Path) -> None:
+def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(
+    tmp_path: Path, asked: Callable[[str], Any]
+) -> None:
     def of(*points: tuple[int, float]) -> Content:
         return Content(series={"a/b": points}, texts={"0_figures/t": str(points)})
 
@@ -182,10 +169,10 @@ def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(tmp_path:
     route = "data/plugin/scalars/scalars?run=batch%20norm/lr%3D1&tag=a/b"
     with Server(words) as server:
         base = server.address()
-        poll(base, "data/plugin/scalars/tags", bool)
+        asked(base).poll("data/plugin/scalars/tags", bool)
         for points in (((0, 1.0), (10, 2.0), (20, 3.0)), ((0, 5.0), (5, 6.0)), ((0, 7.0), (5, 8.0), (30, 9.0))):
             write(run, of(*points))
-            found = poll(base, route, lambda found, points=points: len(found) == len(points))
+            found = asked(base).poll(route, lambda found, points=points: len(found) == len(points))
             assert [(step, value) for _, step, value in found] == list(points)
             assert len(list(run.iterdir())) == 1
 

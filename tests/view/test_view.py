@@ -25,8 +25,6 @@ from bnlab.errors import UsageError
 from bnlab.view import link as links
 from bnlab.view import server, show
 
-START_S = 120
-
 
 def train(runs: Path, *overrides: str) -> None:
     """A tiny run below `runs`, in this process."""
@@ -190,21 +188,6 @@ def test_a_server_that_does_not_start_says_why(runs: Path) -> None:
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-def get(link: str, path: str = "") -> Any:
-    parts = urllib.parse.urlsplit(link)
-    with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/{path}", timeout=30) as answer:
-        assert answer.status == 200
-        return answer.read().decode()
-
-
-def poll(link: str, path: str, wanted: Callable[[Any], bool]) -> Any:
-    limit = time.monotonic() + START_S
-    while not wanted(found := json.loads(get(link, path))):
-        assert time.monotonic() < limit, found
-        time.sleep(0.1)
-    return found
-
-
 def children(pid: int) -> list[int]:
     """All processes below `pid`."""
     parents: dict[int, int] = {}
@@ -232,13 +215,14 @@ def all_gone(pids: list[int]) -> bool:
 
 
 def test_tensorboard_answers_with_the_runs(
-    runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]
+    runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]], asked: Callable[[str], Any]
 ) -> None:
     process, link = viewed(str(runs), "--filter", "lr=0.3")
-    assert "TensorBoard" in get(link)
+    server_there = asked(link)
+    assert "TensorBoard" in server_there.text()
     names = list(show.event_files(runs))
-    assert poll(link, "data/runs", lambda found: len(found) == 4) == names
-    tags = poll(link, "data/plugin/scalars/tags", lambda found: len(found) == 4)
+    assert server_there.poll("data/runs", lambda found: len(found) == 4) == names
+    tags = server_there.poll("data/plugin/scalars/tags", lambda found: len(found) == 4)
     pins = [card["tag"] for card in json.loads(query_of(link)["pinnedCards"])]
     assert pins == list(links.OVERVIEW)
     assert all(set(pins) <= set(tags[name]) for name in names)
