@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [--json] [--turns N] [--net mlp|cnn]
 
-All contestants train the same net on the same data with one thread, taking turns of 100 steps in one process
-(turns.py); ratios are medians over turns of a contestant's time over the bare loop's in the same round. A run of
+All contestants train the same net on the same data, each with one thread in a process of its own, taking turns of 100
+steps (turns.py); ratios are medians over turns of a contestant's time over the bare loop's in the same round. A run of
 2,000 steps with the default 200 points measures every 10 steps; the denser measurements of a run's first steps fall
 into the first turn, which is not counted. The test set is evaluated at step 0 only, since the bare loop evaluates
 nothing.
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from turns import Contestant, race, ratio
+from turns import Apart, race, ratio
 
 from bnlab import config, host
 from bnlab.data.base import Dataset, Split
@@ -99,10 +99,12 @@ def naive_loop(make: Callable[[], nn.Module], every: int, folder: Path) -> Any:
     figure."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
     now = {"step": 0}
+    writer: Any = None
 
     def hooked() -> nn.Module:
+        nonlocal writer
+        writer = SummaryWriter(str(folder))  # here, since it starts a thread, and contestants are forked
         net = make()
         layers = [layer for layer in net if isinstance(layer, nn.Linear | nn.Conv2d)]  # type: ignore[attr-defined]
         for index, layer in enumerate(layers):
@@ -150,21 +152,17 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
     """Every contestant on one net; a row for each."""
     make = {"mlp": bare_mlp, "cnn": bare_cnn}[net]
     contestants = [
-        Contestant("bare loop", bare_loop(make)),
-        Contestant("bnlab, probes=none", bnlab_loop(net, "none", 200, folder / "none")),
-        Contestant("bnlab, probes=economy", bnlab_loop(net, "economy", 200, folder / "economy")),
-        Contestant(
-            "bnlab, moments and gradient norms, every step", bnlab_loop(net, "economy", STEPS, folder / "every")
-        ),
-        Contestant(
-            "the same with update ratios and delta norms", bnlab_loop(net, "economy", STEPS, folder / "all", True)
-        ),
-        Contestant("hooks with .item(), every 10 steps", naive_loop(make, 10, folder / "naive10")),
-        Contestant("hooks with .item(), every step", naive_loop(make, 1, folder / "naive1")),
+        Apart("bare loop", bare_loop(make)),
+        Apart("bnlab, probes=none", bnlab_loop(net, "none", 200, folder / "none")),
+        Apart("bnlab, probes=economy", bnlab_loop(net, "economy", 200, folder / "economy")),
+        Apart("bnlab, moments and gradient norms, every step", bnlab_loop(net, "economy", STEPS, folder / "every")),
+        Apart("the same with update ratios and delta norms", bnlab_loop(net, "economy", STEPS, folder / "all", True)),
+        Apart("hooks with .item(), every 10 steps", naive_loop(make, 10, folder / "naive10")),
+        Apart("hooks with .item(), every step", naive_loop(make, 1, folder / "naive1")),
     ]
     if net == "cnn":
         first = bare_loop(lambda: bare_cnn(torch.contiguous_format))
-        contestants.append(Contestant("bare loop, channels first", first))
+        contestants.append(Apart("bare loop, channels first", first))
     race(contestants, turns=turns, steps=TURN)
     bare = contestants[0]
     budgets = BUDGETS[net]

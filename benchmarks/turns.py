@@ -1,16 +1,18 @@
-"""Contestants that take turns in one process, so that a noisy machine is equally unkind to all of them.
+"""Contestants that take turns, so that a noisy machine is equally unkind to all of them.
 
-Each runs in its own thread, but only one at a time: it is given a number of steps, is timed for just those, and waits
-until its next turn.
+Each runs in its own thread, or in its own process, but only one at a time: it is given a number of steps, is timed for
+just those, and waits until its next turn.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 
 
 class _Over(BaseException):
@@ -70,7 +72,56 @@ class Contestant:
         self._left -= 1
 
 
-def race(contestants: Sequence[Contestant], *, turns: int, steps: int, warm_up: int = 1) -> None:
+class Apart:
+    """A contestant in a process of its own, on its main thread, as a run is: to other threads a C library may give
+    memory in another way, which is felt where large tensors come and go."""
+
+    def __init__(self, name: str, body: Callable[[Callable[[], None]], object]) -> None:
+        """`body` is begun in a fork of this process, which must have no other threads."""
+        self.name, self.slices = name, list[float]()
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_run_apart, args=(body, theirs), daemon=True)
+        self._process.start()
+
+    def turn(self, steps: int) -> None:
+        """Let it take `steps` steps."""
+        self._pipe.send(steps)
+        took = self._pipe.recv()
+        if isinstance(took, str):
+            raise RuntimeError(f"{self.name} failed: {took}")
+        self.slices.append(took)
+
+    def end(self) -> None:
+        """Stop it where it waits."""
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _run_apart(body: Callable[[Callable[[], None]], object], pipe: Connection) -> None:
+    """In the process."""
+    left, start = 0, 0.0
+
+    def tick() -> None:
+        nonlocal left, start
+        if left == 0:
+            if start:
+                pipe.send(time.perf_counter() - start)
+            granted = pipe.recv()
+            if granted is None:
+                raise _Over
+            left, start = granted, time.perf_counter()
+        left -= 1
+
+    try:
+        body(tick)
+    except _Over:
+        return
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def race(contestants: Sequence[Contestant | Apart], *, turns: int, steps: int, warm_up: int = 1) -> None:
     """`turns` turns of `steps` steps for each, in an order that rotates; the first `warm_up` turns are not counted."""
     for index in range(turns):
         shift = index % len(contestants)
@@ -81,7 +132,7 @@ def race(contestants: Sequence[Contestant], *, turns: int, steps: int, warm_up: 
         del contestant.slices[:warm_up]
 
 
-def ratio(contestant: Contestant, reference: Contestant) -> float:
+def ratio(contestant: Contestant | Apart, reference: Contestant | Apart) -> float:
     """The median over turns of its time over that of the reference in the same round."""
     pairs = zip(contestant.slices, reference.slices, strict=True)
     return statistics.median(mine / theirs for mine, theirs in pairs)
