@@ -23,7 +23,6 @@ DEFAULTS: Question = {
     "eval_batch_size": "auto",
     "data.shift": "none",
     "data.shift_strength": None,
-    "precision": "float32",
 }
 """Of a run that was made before there were these keys."""
 
@@ -63,7 +62,7 @@ def asked(tree: Mapping[str, Any], question: Question) -> RunSpec:
     if not isinstance(data, Mapping):
         raise UsageError("data", "missing in this run's spec")
     changed = {key: value for key, value in tree.items() if key != "provenance"} | {"data": dict(data)}
-    changed["probes"] = {"points": 1, "eval_points": 1}
+    changed |= {"probes": {"points": 1, "eval_points": 1}, "precision": "float32"}  # no training, no probes
     own = "data.shift" in question and question["data.shift"] != data.get("shift")
     for key, value in {**({"data.shift_strength": None} if own else {}), **question}.items():
         node = changed["data"] if key.startswith("data.") else changed

@@ -110,6 +110,16 @@ def test_a_run_s_own_shift_is_asked_unless_another_is_typed(trained: Callable[..
     assert none["metrics"] == _metrics(trained())
 
 
+def test_a_run_of_less_precision_is_asked_in_full_and_on_any_device(trained: Callable[..., Path]) -> None:
+    """TF32 is a thing of CUDA alone: a run trained there can be asked on a processor."""
+    run = trained()
+    before = _metrics(run)
+    tree = yaml.safe_load((run / "spec.yaml").read_text())
+    (run / "spec.yaml").write_text(yaml.safe_dump({**tree, "device": "cuda", "precision": "tf32"}))
+    (answer,) = _answers(run, "device=cpu", "eval_bn=running")
+    assert answer["metrics"] == before
+
+
 def test_a_run_from_before_there_were_these_keys_can_be_asked(trained: Callable[..., Path]) -> None:
     run = trained()
     spec = yaml.safe_load((run / "spec.yaml").read_text())
