@@ -9,9 +9,10 @@ import re
 import shlex
 import socket
 import sys
+import tempfile
 import urllib.parse
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bnlab.errors import UsageError
@@ -75,19 +76,37 @@ def view(
             bring(root, full=full, say=say)
     files = event_files(root)
     runs = list(files)
-    words = command(root.resolve(), port=port, bind_all=bind_all, runs=len(runs))
     lines = [f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, Ctrl-C ends it"]
     if len(runs) > MANY_RUNS:
-        lines.append(
-            f"above {MANY_RUNS} runs TensorBoard selects none at first: tick the box above the (filtered) list"
-        )
+        chosen = [run for run in runs if run_filter is not None and re.search(run_filter, run)]
+        if 0 < len(chosen) <= MANY_RUNS:
+            runs = chosen
+            lines.append(f"shown are the {len(runs)} that --filter matches now")
+        else:
+            remedy = "tick the box above the list, or --filter fewer"
+            lines.append(f"above {MANY_RUNS} runs TensorBoard ticks none at first: {remedy}")
     if len(runs) > MANY_LINES and len({run.rpartition("/seed=")[0] for run in runs}) < len(runs):
         lines.append(f"averaged over seeds: bnlab view {shlex.quote(str(root))} --compare")
 
     def link(base: str) -> str:
-        return deep_link(base, runs, tags_to_pin(files.values()), run_filter)
+        return deep_link(base, runs, tags_to_pin(files[run] for run in runs), run_filter)
 
-    serve(words, link, lines, open_browser=open_browser, say=say)
+    with interruptible(), contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as aside:
+        few = len(runs) < len(files)
+        logs = aside.enter_context(links_to(root.resolve(), runs)) if few else root.resolve()
+        words = command(logs, port=port, bind_all=bind_all, runs=len(runs))
+        serve(words, link, lines, open_browser=open_browser, say=say)
+
+
+@contextlib.contextmanager
+def links_to(root: Path, runs: Sequence[str]) -> Iterator[Path]:
+    """A directory in which these runs of `root` seem to be all that there are; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bnlab-view-") as made:
+        for run in runs:
+            seeming = Path(made) / run
+            seeming.parent.mkdir(parents=True, exist_ok=True)
+            seeming.symlink_to(root / run, target_is_directory=True)
+        yield Path(made)
 
 
 def check(run_filter: str | None) -> None:

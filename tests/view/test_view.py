@@ -185,6 +185,35 @@ def test_a_server_that_does_not_start_says_why(runs: Path) -> None:
             show.view(runs, port=port, open_browser=False)
 
 
+ABOVE = "above 3 runs TensorBoard ticks none at first: tick the box above the list, or --filter fewer"
+
+
+@pytest.mark.parametrize(
+    ("run_filter", "shown", "line"),
+    [
+        (None, 4, ABOVE),
+        ("batch|none", 4, ABOVE),
+        ("/batch/", 2, "shown are the 2 that --filter matches now"),
+    ],
+)
+def test_of_more_runs_than_tensorboard_ticks_a_filter_leaves_those_that_it_matches(
+    run_filter: str | None, shown: int, line: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def serve(words: list[str], link: Callable[[str], str], lines: list[str], **_: Any) -> None:
+        root = Path(words[words.index("--logdir") + 1])
+        seen.update(root=root, lines=lines, files=list(root.glob("*/*/*/*/events.out.*")))
+
+    monkeypatch.setattr(show, "MANY_RUNS", 3)
+    monkeypatch.setattr(show, "serve", serve)
+    show.view(runs, run_filter=run_filter, open_browser=False)
+    assert line in seen["lines"]
+    assert len(seen["files"]) == shown
+    assert seen["root"].exists() is (shown == 4)  # what was made for it is gone, the runs are not
+    assert len(show.event_files(runs)) == 4
+
+
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
