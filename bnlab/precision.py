@@ -62,13 +62,16 @@ class _BFloat16(AbstractContextManager["_BFloat16"]):
         self._maps, self._device = [site.affine for site in net.sites], device
 
     def __enter__(self) -> _BFloat16:
+        self._own = [vars(module).get("forward") for module in self._maps]
         for module in self._maps:
             module.__dict__["forward"] = partial(_in_bfloat16, module.forward, self._device)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for module in self._maps:
+        for module, own in zip(self._maps, self._own, strict=True):
             module.__dict__.pop("forward", None)
+            if own is not None:  # of the module's owner, from before
+                module.__dict__["forward"] = own
 
 
 def _in_bfloat16(forward: Callable[[Tensor], Tensor], device: str, x: Tensor) -> Tensor:

@@ -67,6 +67,24 @@ def test_outside_of_training_steps_all_is_in_full(low: Setup, spec_of: SpecOf) -
     assert not any("forward" in vars(part) for part in low.net.module.modules())
 
 
+def test_a_forward_that_a_module_had_of_its_own_is_used_and_kept(low: Setup) -> None:
+    module = low.net.sites[0].affine
+    own = module.forward
+    called: list[torch.dtype] = []
+
+    def noted(x: Tensor) -> Tensor:
+        out: Tensor = own(x)
+        called.append(out.dtype)
+        return out
+
+    module.__dict__["forward"] = noted
+    for _ in range(2):
+        with low.precision:
+            low.net.module(low.batches.at(0).x)
+    assert called == [torch.bfloat16] * 2
+    assert vars(module)["forward"] is noted
+
+
 def test_probes_change_nothing_in_less_than_full_precision_either(tmp_path: Path, spec_of: SpecOf) -> None:
     shared = ("precision=bfloat16", "norm=batch", "steps=6", "probes.eval_points=3")
     probes = ("probes=full", "probes.activations.batch=24", "probes.bn_statistics.examples=80", "probes.points=100")
