@@ -37,15 +37,16 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from bnlab import config, host
+from bnlab import config
 from bnlab.board.rebuild import rebuild
 from bnlab.board.run import Board, Extent
+from bnlab.board.serve.profile import bring
+from bnlab.board.serve.server import Server, command
 from bnlab.board.tags import LIGHT, tags
 from bnlab.board.template import Template
-from bnlab.folder import find_runs
-from bnlab.journal import Record
-from bnlab.view.profile import bring
-from bnlab.view.server import Server, command
+from bnlab.record.folder import find_runs
+from bnlab.record.journal import Record
+from bnlab.run import host
 
 NAMES = [f"L{site:02d}_fc" for site in range(SITES)]
 SLOW = "torch, SummaryWriter"

@@ -32,13 +32,14 @@ from rich.console import Console
 from rich.table import Table
 from turns import Contestant, race
 
-from bnlab import config, host
-from bnlab.folder import RunFolder
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab import config
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.run import host
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 from bnlab.terminal.live import LiveTable
 from bnlab.terminal.progress import PlainLines, Progress, Record
-from bnlab.train import train
 
 Tick = Callable[[], None]
 Seconds = Sequence[Sequence[float]]

@@ -35,13 +35,14 @@ from rich.table import Table
 from step import BATCH, DATA_KEYS, LR, Tick
 from turns import Contestant
 
-from bnlab import config, host
+from bnlab import config
+from bnlab.core.registry import PROBES
+from bnlab.core.spec import RunSpec
 from bnlab.data.base import Batches
-from bnlab.models.base import site_shapes
-from bnlab.observe import UNWATCHED, Watch
-from bnlab.registry import PROBES
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
+from bnlab.net.build import site_shapes
+from bnlab.run import host
+from bnlab.run.observe import UNWATCHED, Watch
+from bnlab.run.setup import Setup, assemble
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "probes"))
 from twins import TWINS, Moment

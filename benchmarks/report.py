@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from bnlab import config
-from bnlab.folder import RunFolder
-from bnlab.journal import Journal
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Journal
 
 SITES = 11
 NORMS = ("none", "batch", "layer", "group", "frozen_batch")

@@ -29,13 +29,14 @@ from rich.table import Table
 from torch import nn
 from turns import Apart, race, ratio
 
-from bnlab import config, host
+from bnlab import config
+from bnlab.core.registry import DATA
+from bnlab.core.spec import DataSpec, RunSpec
 from bnlab.data.base import Dataset, Split
-from bnlab.folder import RunFolder
-from bnlab.registry import DATA
-from bnlab.setup import assemble
-from bnlab.spec import DataSpec, RunSpec
-from bnlab.train import train
+from bnlab.record.folder import RunFolder
+from bnlab.run import host
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 Tick = Callable[[], None]
 BATCH, STEPS, LR, TURN = 64, 2000, 0.1, 100

@@ -1,3 +1,42 @@
-"""A laboratory for one question: what does batch normalization really do to training?"""
+"""A laboratory for one question: what does batch normalization really do to training?
+
+What a plugin or a notebook needs: the registries that take one's own norms, models, data sets, optimizers, probes,
+metrics and figures; `read_runs`, which gives the runs below a folder, and `judge`, which gives the verdicts on claims.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from bnlab.core import moved
 
 __version__ = "0.1.0"
+
+_FACE = {
+    "DATA": "bnlab.core.registry",
+    "FIGURES": "bnlab.report.figures",
+    "METRICS": "bnlab.analysis.metrics",
+    "MODELS": "bnlab.core.registry",
+    "NORMS": "bnlab.core.registry",
+    "OPTIMIZERS": "bnlab.core.registry",
+    "PROBES": "bnlab.core.registry",
+    "UsageError": "bnlab.core.errors",
+    "judge": "bnlab.analysis.verdicts",
+    "read_runs": "bnlab.analysis.load",
+}
+"""Name -> the module that has it; imported when it is first asked for, so that help comes at once."""
+
+__all__ = ["__version__", *_FACE]
+
+moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_FACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

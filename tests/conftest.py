@@ -23,12 +23,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from bnlab import config
-from bnlab.folder import RunFolder
-from bnlab.journal import Record, read, without_clock
-from bnlab.setup import Setup, assemble
-from bnlab.sources import SOURCES, Source
-from bnlab.spec import RunSpec
-from bnlab.train import Status, train
+from bnlab.core.spec import RunSpec
+from bnlab.files.sources import SOURCES, Source
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Record, read, without_clock
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import Status, train
 from bnlab.verify.findings import bits
 
 torch.set_num_threads(1)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.checkpoint import restore
-from bnlab.folder import RunFolder
-from bnlab.journal import Journal, read, without_clock
-from bnlab.registry import PROBES
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.registry import PROBES
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Journal, read, without_clock
+from bnlab.run.checkpoint import restore
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 SpecOf = Callable[..., RunSpec]
 Run = Callable[..., Any]
@@ -69,10 +69,10 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-from bnlab.folder import RunFolder
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.record.folder import RunFolder
+from bnlab.run.setup import assemble
+from bnlab.core.spec import RunSpec
+from bnlab.run.train import train
 
 path, tree, seed, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 draw = random.Random(seed)
@@ -129,8 +129,9 @@ def test_a_run_started_anew_in_another_process_equals_the_one_in_this(
     folder = RunFolder(tmp_path / "killed")
     script = (
         "import json, sys, torch; torch.set_num_threads(1); from pathlib import Path\n"
-        "from bnlab.folder import RunFolder; from bnlab.setup import assemble; from bnlab.spec import RunSpec\n"
-        "from bnlab.train import train\n"
+        "from bnlab.record.folder import RunFolder; from bnlab.run.setup import assemble\n"
+        "from bnlab.core.spec import RunSpec\n"
+        "from bnlab.run.train import train\n"
         "train(assemble(RunSpec.from_tree(json.loads(sys.argv[2]))), RunFolder(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", script, str(folder.path), json.dumps(spec.tree())]

@@ -303,7 +303,7 @@ def test_a_failure_is_told_in_one_line_that_names_the_log(
     (tmp_path / "mine" / "norm").mkdir(parents=True)
     (tmp_path / "mine" / "norm" / "broken.yaml").write_text("# Breaks.\ndefaults: [_placement, _self_]\nname: broken\n")
     (tmp_path / "broken.py").write_text(
-        "from torch import nn\nfrom bnlab.registry import NORMS\n\n"
+        "from torch import nn\nfrom bnlab.core.registry import NORMS\n\n"
         "class Broken(nn.Module):\n    def forward(self, x):\n        raise RuntimeError('broken on\\npurpose')\n\n"
         "@NORMS.register('broken')\ndef broken(channels: int, dims: int):\n    return Broken()\n"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 from bnlab.verify.run_contract import refuse_differences, trace
 
 DEVICE = "cuda"

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from bnlab import config
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.seeds import stream
+from bnlab.core.spec import EvalBN, RunSpec
 from bnlab.data.base import Dataset, Split
-from bnlab.errors import UsageError
-from bnlab.evaluate import Inference, at_chance, evaluate
-from bnlab.models.base import Net, Site
+from bnlab.net.build import Net, Site
+from bnlab.net.evaluate import Inference, at_chance, evaluate
 from bnlab.norms.base import population_of
-from bnlab.registry import NORMS
-from bnlab.seeds import stream
-from bnlab.setup import Setup, assemble
-from bnlab.spec import EvalBN, RunSpec
+from bnlab.run.setup import Setup, assemble
 
 SpecOf = Callable[..., RunSpec]
 NAMES = list(config.available("norm", [config.packaged_dir()]))

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from bnlab import fetch as fetching
-from bnlab.errors import DataError, UsageError
-from bnlab.fetch import fetch
-from bnlab.sources import SOURCES, Source, contents
+from bnlab.core.errors import DataError, UsageError
+from bnlab.files import fetch as fetching
+from bnlab.files.fetch import fetch
+from bnlab.files.sources import SOURCES, Source, contents
 
 Tiny = Callable[..., dict[str, bytes]]
 FIRST = "train-images-idx3-ubyte.gz"
@@ -376,8 +376,8 @@ def test_damaged_and_missing_files_of_somebody_are_refused_and_nothing_is_copied
 SCRIPT = """
 import sys
 from dataclasses import replace
-from bnlab.fetch import fetch
-from bnlab.sources import File, Source
+from bnlab.files.fetch import fetch
+from bnlab.files.sources import File, Source
 source = {source!r}
 heard = []
 print(fetch(source, lambda what, done, total: heard.append(what)).how, any("waiting" in what for what in heard))

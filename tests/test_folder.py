@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from bnlab.errors import UsageError
-from bnlab.folder import DEAD_AFTER_S, HEARTBEAT_S, RunFolder, find_runs, write_atomically
+from bnlab.core.errors import UsageError
+from bnlab.record.folder import DEAD_AFTER_S, HEARTBEAT_S, RunFolder, find_runs, write_atomically
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bnlab.folder import RunFolder
+from bnlab.record.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).owned():
     print("mine", flush=True)
     time.sleep(120)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bnlab
-from bnlab import host
+from bnlab.run import host
 
 
 def test_provenance_says_what_a_run_came_from() -> None:

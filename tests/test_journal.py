@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.journal import Journal, read, without_clock
+from bnlab.record.journal import Journal, read, without_clock
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 0, "train_loss": 2.5, "vector": [1.0, 2.0], "wall_s": 1.5},

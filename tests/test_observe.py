@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.models.base import Net
-from bnlab.observe import Schedule, first_non_finite_site
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS, PROBES, Entry
+from bnlab.core.spec import RunSpec
+from bnlab.net.build import Net
 from bnlab.probes.base import NO_DATA
-from bnlab.registry import NORMS, PROBES, Entry
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import RunFailedError, train
+from bnlab.record.folder import RunFolder
+from bnlab.run.observe import Schedule, first_non_finite_site
+from bnlab.run.setup import assemble
+from bnlab.run.train import RunFailedError, train
 from bnlab.verify.findings import BrokenError, unlike
 from bnlab.verify.run_contract import Trace, hooks, refuse_differences, trace
 

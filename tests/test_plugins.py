@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.models.base import Net
-from bnlab.registry import NORMS, PROBES, REGISTRIES
-from bnlab.seeds import stream
-from bnlab.spec import RunSpec
-from bnlab.terminal import plugin
+from bnlab.cli import plugin
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS, PROBES, REGISTRIES
+from bnlab.core.seeds import stream
+from bnlab.core.spec import RunSpec
+from bnlab.net.build import Net
 from bnlab.verify import norm_contract, probe_contract
 from bnlab.verify.findings import Finding, findings
 from bnlab.verify.norm_contract import Layer
@@ -176,7 +176,7 @@ class Raises(Centred):
 
 DECLARE = "If it is meant to take what it detaches for constant, declare the trait stops_gradient."
 BUFFERS = "keep all that training moves in buffers (register_buffer)"
-STREAM = "draw from bnlab.seeds.stream by seed, layer and a counter in a buffer, as bnlab.norms.base.Noise does"
+STREAM = "draw from bnlab.core.seeds.stream by seed, layer and a counter in a buffer, as bnlab.norms.base.Noise does"
 BROKEN_NORMS: list[tuple[type[nn.Module], dict[str, str]]] = [
     (Centred, {}),
     (OwnNoise, {}),
@@ -198,7 +198,7 @@ BROKEN_NORMS: list[tuple[type[nn.Module], dict[str, str]]] = [
     (SinglePrecision, {"shape and dtype": "gives float32 for float64 in training"}),
     (InPlace, {"shape and dtype": "changes its input in place in training"}),
     (Infinite, {"shape and dtype": "gives values that are not finite in training"}),
-    (RandomStart, {"start": "bias starts from other values each time: draw them from bnlab.seeds.stream"}),
+    (RandomStart, {"start": "bias starts from other values each time: draw them from bnlab.core.seeds.stream"}),
     (Idle, {"gradients of parameters": "its parameter spare gets no gradient"}),
     (Raises, dict.fromkeys(set(norm_contract.CHECKS) - {"start"}, "ArithmeticError: broken on purpose")),
 ]
@@ -380,7 +380,7 @@ class Fails(Norms):
         raise ArithmeticError("broken\non purpose")
 
 
-COPY = "measure at a copy of its state (bnlab.state)"
+COPY = "measure at a copy of its state (bnlab.core.state)"
 BROKEN_PROBES: list[tuple[Any, str, str]] = [
     (MovesBuffer, "run, measured or not", f"measure moves L00_fc_norm.running_mean of the net: {COPY}"),
     (MovesWeight, "run, measured or not", f"measure moves L01_fc_affine.weight of the net: {COPY}"),
@@ -475,7 +475,7 @@ def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_goes_before_its_de
 
 
 NORM = """
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 from torch import nn
 
 @NORMS.register("mine")
@@ -553,8 +553,8 @@ def test_a_broken_plugin_is_told_in_one_line_and_the_command_exits_3(there: Path
 OTHERS = """
 import torch
 from bnlab.data.base import Dataset, Split
-from bnlab.models.base import Builder
-from bnlab.registry import DATA, MODELS, OPTIMIZERS
+from bnlab.net.build import Builder
+from bnlab.core.registry import DATA, MODELS, OPTIMIZERS
 
 @DATA.register("line")
 def line(*, size: int = 60):
@@ -599,7 +599,7 @@ def test_models_data_sets_and_optimizers_are_held_to_their_runs(
     code, rows = _shown("bad.py", capsys)
     why = {(row["entry"], row["check"]): row["why"] for row in rows if not row["ok"]}
     assert code == 3
-    assert why["data=line", "start"] == "train is another each time: draw it from bnlab.seeds.stream"
+    assert why["data=line", "start"] == "train is another each time: draw it from bnlab.core.seeds.stream"
     resumed = why["optim=descent", "run, resumed"]
     assert resumed.startswith("a run that was stopped and resumed is another one: ")
     assert not any(entry == "model=shallow" for entry, _ in why)

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.evaluate import evaluate
-from bnlab.precision import of_training
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.tap import AffineTap, NormTap
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.net.evaluate import evaluate
+from bnlab.net.precision import of_training
+from bnlab.net.tap import AffineTap, NormTap
+from bnlab.run.setup import Setup, assemble
 from bnlab.verify.run_contract import refuse_differences, trace
 
 SpecOf = Callable[..., RunSpec]
@@ -132,7 +132,7 @@ def test_a_precision_that_there_is_not_is_refused(overrides: tuple[str, ...], me
 def test_device_auto_is_the_best_there_is_and_the_id_says_which(
     cuda: bool, mps: bool, best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnlab.host import best_device
+    from bnlab.run.host import best_device
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Registry, load_plugins
-from bnlab.typed import check_options, option_names
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Registry, load_plugins
+from bnlab.core.typed import check_options, option_names
 
 PACKAGED = config.packaged_dir()
 FOLDERS = {"norm": NORMS, "model": MODELS, "data": DATA, "optim": OPTIMIZERS, "probes/one": PROBES}
@@ -72,7 +72,7 @@ def test_every_constructor_says_what_it_is(folder: str, name: str) -> None:
 
 def test_listing_names_imports_neither_torch_nor_the_entries() -> None:
     script = (
-        "import sys; from bnlab.registry import NORMS, MODELS, PROBES\n"
+        "import sys; from bnlab.core.registry import NORMS, MODELS, PROBES\n"
         "names = NORMS.names() + MODELS.names() + PROBES.names()\n"
         "assert 'batch' in names and 'mlp' in names and 'gradients' in names\n"
         "print([name for name in ('torch', 'numpy', 'bnlab.norms.batch') if name in sys.modules])"
@@ -120,7 +120,7 @@ def test_options_are_checked_against_the_constructor_s_annotations() -> None:
 # -- plugins ---------------------------------------------------------------------------------------
 
 PLUGIN = '''
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 from torch import nn
 
 @NORMS.register("{name}", traits={{"cancels_bias"}})

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from bnlab.seeds import STREAMS, stream
+from bnlab.core.seeds import STREAMS, stream
 
 
 def _draws(*key: object, count: int = 4096) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.errors import UsageError
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
 MODELS = ["mlp", "cnn", "deep_linear"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.core.errors import DataError
 from bnlab.data import cifar10 as cifar10_module
-from bnlab.errors import DataError
-from bnlab.sources import SOURCES, DamagedError, Source, contents, decoded, missing, present, read, roots
+from bnlab.files.sources import SOURCES, DamagedError, Source, contents, decoded, missing, present, read, roots
 
 Tiny = Callable[..., dict[str, bytes]]
 

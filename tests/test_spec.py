@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.errors import UsageError, nearest
-from bnlab.spec import GROUPS, NOT_HASHED, SCHEMA_VERSION, RunSpec, canonical
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import GROUPS, NOT_HASHED, SCHEMA_VERSION, RunSpec, canonical
 
 TREE: dict[str, Any] = {
     "name": "golden",
@@ -108,7 +108,7 @@ def test_the_id_is_the_sha256_of_the_sorted_spec_without_its_name_and_launch() -
 
 
 def test_the_id_is_the_same_in_another_process_with_another_hash_seed() -> None:
-    script = f"from bnlab.spec import RunSpec; print(RunSpec.from_tree({TREE!r}).id)"
+    script = f"from bnlab.core.spec import RunSpec; print(RunSpec.from_tree({TREE!r}).id)"
     for hash_seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -162,7 +162,7 @@ def test_everything_that_a_run_depends_on_is_part_of_the_id(key: str, value: Any
 
 
 def test_a_change_of_meaning_changes_every_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.spec.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr("bnlab.core.spec.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     assert RunSpec.from_tree(TREE).id != GOLDEN_ID
 
 

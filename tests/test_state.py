@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.losses import objective
-from bnlab.state import (
+from bnlab.core.losses import objective
+from bnlab.core.state import (
     Mode,
     State,
     gradient_at,

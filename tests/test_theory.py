@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bnlab.theory import gradient_growth
+from bnlab.core.theory import gradient_growth
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.folder import RunFolder
-from bnlab.journal import read
-from bnlab.losses import objective
+from bnlab.core.losses import objective
+from bnlab.core.spec import RunSpec
 from bnlab.optim.base import learning_rate
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import DIVERGED_ABOVE, Guard, RunFailedError, train
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import read
+from bnlab.run.setup import assemble
+from bnlab.run.train import DIVERGED_ABOVE, Guard, RunFailedError, train
 
 SpecOf = Callable[..., RunSpec]
 Run = Callable[..., Any]

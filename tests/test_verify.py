@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bnlab import verify
+from bnlab.core.state import State
 from bnlab.norms.batch_reference import BatchReference
-from bnlab.state import State
 from bnlab.verify import Identity, base, exact, statistical
 
 Patch = pytest.MonkeyPatch
@@ -182,7 +182,7 @@ def test_the_command_prints_one_json_object_and_exits_0() -> None:
 
 
 def test_the_command_exits_3_and_names_what_is_broken(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    from bnlab.terminal import proof
+    from bnlab.cli import verify as proof
 
     _other_theory(monkeypatch)
     assert proof.show(as_json=False) == 3

@@ -1,204 +1,133 @@
-"""The runs of a claim's two arms on one grid: seeds, and cells of a learning rate and a setting of the other axes."""
+"""Arms: what they are, and what they are called. The one definition.
+
+An arm is a setting of everything but learning rate and seed. One axis tells arms apart, the one that claims contrast,
+with the options that belong to it; each setting of the other axes is a view of its own in a report.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bnlab.analysis.base import RunFacts
 from bnlab.analysis.load import Collection
-from bnlab.spec import GROUPS, canonical
-from bnlab.study import Claim, Study
+from bnlab.core.spec import GROUPS, canonical
+from bnlab.record.runs import Run
 
-RATE = "optim.lr"
+NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
+NAMES: Mapping[str, str] = {
+    "batch": "batch norm",
+    "none": "no norm",
+    "layer": "layer norm",
+    "group": "group norm",
+    "instance": "instance norm",
+    "rms": "RMS norm",
+    "l1": "L1 batch norm",
+    "l2": "L2 batch norm",
+    "linf": "L∞ batch norm",
+    "frozen_batch": "frozen batch norm",
+    "noisy_batch": "noisy batch norm",
+    "noisy_none": "noise, no norm",
+    "ghost_batch": "ghost batch norm",
+    "batch_renorm": "batch renorm",
+    "mean_only_batch": "mean-only batch norm",
+    "stopgrad_batch": "batch norm, gradient stopped",
+    "affine_only": "scale and shift only",
+    "batch_reference": "batch norm (reference)",
+}
+"""How figures call a norm; one that is not here goes by its own name."""
 
-
-class NotTestedError(Exception):
-    """There is nothing to compare; says why."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """A learning rate (or another factor's value), in a setting of the other axes, canonical text."""
-
-    rate: float
-    setting: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One arm: seed -> cell -> run. In a contrast of seeds, the treated arm's seeds stand for both."""
-
-    label: str
-    runs: Mapping[int, Mapping[Cell, RunFacts]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """Both arms over the same seeds and cells, all there."""
-
-    treated: Side
-    control: Side
-    seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
-    factor: str
-    cautions: tuple[str, ...]
-
-    @property
-    def settings(self) -> list[str]:
-        return sorted({cell.setting for cell in self.cells})
+Key = tuple[tuple[str, Any], ...]
 
 
-def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
-    """Both arms of a claim, on the cells that both have; a seed without all of them is left out.
-
-    Raises:
-        NotTestedError: an arm has no runs, or no seed has both arms.
-    """
-    if factor in claim.contrast and claim.at == "curve":
-        raise NotTestedError(f"{factor} is what is contrasted, so there is no curve over it")
-    labels = [_label(claim, index) for index in (0, 1)]
-    arms = [_runs(collection, claim, index) for index in (0, 1)]
-    for label, runs in zip(labels, arms, strict=True):
-        if not runs:
-            narrowed = (
-                f", where {', '.join(f'{key}={value}' for key, value in claim.where.items())}," if claim.where else ""
-            )
-            raise NotTestedError(f"there are no runs of {label}{narrowed} that ended")
-    keys = _matched(collection, claim, [*arms[0], *arms[1]], factor)
-    arms, cautions = _one_version(collection.study, arms, keys)
-    laid = [_laid(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
-    have = [{cell for cells in arm.values() for cell in cells} for arm in laid]
-    common = tuple(sorted(have[0] & have[1]))
-    if not common:
-        raise NotTestedError(f"{labels[0]} and {labels[1]} have no learning rate and setting in common")
-    cautions += _left_out(have, labels, common, factor)
-    both = sorted(laid[0].keys() & laid[1].keys())
-    seeds = tuple(seed for seed in both if all(cell in arm[seed] for arm in laid for cell in common))
-    if not seeds:
-        raise NotTestedError("no seed has all runs of both arms" if both else "the arms have no seed in common")
-    if left := sorted((laid[0].keys() | laid[1].keys()) - set(seeds)):
-        cautions.append(f"left out, since runs of theirs are missing or did not end: seeds {' '.join(map(str, left))}")
-    return Grid(
-        treated=Side(label=labels[0], runs=laid[0]),
-        control=Side(label=labels[1], runs=laid[1]),
-        seeds=seeds,
-        cells=common,
-        factor=factor,
-        cautions=tuple(cautions),
-    )
-
-
-def _one_version(
-    study: Study | None, arms: list[list[RunFacts]], keys: Sequence[str]
-) -> tuple[list[list[RunFacts]], list[str]]:
-    """The runs of one version of the study: where runs differ in what is no axis of it, as after an edit, those that
-    agree with most of its overrides, then the most."""
-    foreign = [
-        key for key in keys if study and not any(key == axis or key.startswith(f"{axis}.") for axis in study.axes)
-    ]
-    if study is None or not foreign:
-        return arms, []
-
-    def version(run: RunFacts) -> str:
-        return canonical({key: run.spec.get(key) for key in foreign})
-
-    runs = [run for arm in arms for run in arm]
-    counts = Counter(version(run) for run in runs)
-    agree = {
-        version(run): sum(_same(run.spec.get(key), value) for key, value in study.overrides.items()) for run in runs
-    }
-    kept = max(sorted(counts), key=lambda text: (agree[text], counts[text]))
-    left = len(runs) - counts[kept]
-    caution = f"left out, since they differ in {', '.join(foreign)}, no axis of the study: {left} runs"
-    return [[run for run in arm if version(run) == kept] for arm in arms], [caution]
-
-
-def _left_out(have: Sequence[set[Cell]], labels: Sequence[str], common: Sequence[Cell], factor: str) -> list[str]:
+def axes_of(runs: Sequence[Run]) -> list[str]:
+    """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
+    between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
     found = []
-    for cells, label in zip(have, labels, strict=True):
-        if more := sorted({cell.rate for cell in cells - set(common)}):
-            listed = " ".join(f"{rate:g}" for rate in more)
-            found.append(f"left out, since only {label} has it: {factor.rpartition('.')[2]} {listed}")
-    return found
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    return canonical(value) == canonical(wanted)
-
-
-def _runs(collection: Collection, claim: Claim, index: int) -> list[RunFacts]:
-    def fits(run: RunFacts) -> bool:
-        for key, pair in claim.contrast.items():
-            wanted = pair[index]
-            if key == "seed" and isinstance(wanted, list | tuple):
-                if run.spec.get("seed") not in wanted:
-                    return False
-            elif key not in run.spec or not _same(run.spec[key], wanted):
-                return False
-        return all(key in run.spec and _same(run.spec[key], value) for key, value in claim.where.items())
-
-    return [run for run in collection.runs if fits(run)]
-
-
-def _matched(collection: Collection, claim: Claim, runs: Sequence[RunFacts], factor: str) -> list[str]:
-    """Keys besides seed, factor and contrast in which runs differ. What belongs to a contrasted group goes with its
-    choice (`norm.groups` with `norm`), unless the study has it as an axis."""
-    axes = set(collection.study.axes) if collection.study else set()
-    own = tuple(f"{key}." for key in claim.contrast if key in GROUPS)
-    skipped = {"seed", factor, RATE, *claim.contrast}
-    found = []
-    for key in sorted({key for run in runs for key in run.spec} - skipped):
-        if key.startswith(own) and key not in axes:
+    for key in sorted({key for run in runs for key in run.spec}):
+        group = key.partition(".")[0]
+        if key in NOT_AN_AXIS or group in ("probes", "launch"):
             continue
-        if len({canonical(run.spec.get(key)) for run in runs}) > 1:
+        by_choice: dict[Any, set[str]] = {}
+        for run in runs:
+            if key in run.spec:
+                choice = run.spec.get(group) if group in GROUPS and key != group else None
+                by_choice.setdefault(choice, set()).add(canonical(run.spec[key]))
+        if any(len(values) > 1 for values in by_choice.values()):
             found.append(key)
     return found
 
 
-def _laid(
-    collection: Collection, claim: Claim, runs: Sequence[RunFacts], index: int, keys: Sequence[str], factor: str
-) -> dict[int, dict[Cell, RunFacts]]:
-    """Seed -> cell -> run. Over another factor than the learning rate, each cell has its best learning rate."""
-    seeds = {}
-    if "seed" in claim.contrast:
-        pair = claim.contrast["seed"]
-        many = isinstance(pair[index], list | tuple)
-        of = pair[index] if many else [pair[index]]
-        stands = pair[0] if many else [pair[0]]
-        seeds = dict(zip(of, stands, strict=False))
-    found: dict[int, dict[Cell, RunFacts]] = {}
-    for run in runs:
-        seed = seeds.get(run.spec["seed"], run.spec["seed"])
-        rate = 0.0 if factor in claim.contrast else _number(collection, run, factor)
-        setting = canonical({key: run.spec.get(key) for key in keys}) if keys else ""
-        cells = found.setdefault(seed, {})
-        cell = Cell(rate, setting)
-        if cell in cells and factor != RATE:
-            run = min(cells[cell], run, key=lambda run: collection.figure(run, "final_train_loss", {}).value)
-        cells[cell] = run
+def arm_axis(collection: Collection, varying: Sequence[str]) -> str:
+    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
+    claims = collection.study.claims if collection.study else ()
+    contrasted = [axis for claim in claims for axis in claim.contrast if axis in varying]
+    for axis in ("norm", *contrasted, *varying):
+        if axis in (contrasted or varying):
+            return axis
+    return "norm"
+
+
+def key_of(run: Run, keys: Iterable[str]) -> Key:
+    return tuple((key, frozen(run.spec[key])) for key in keys if key in run.spec)
+
+
+def words(key: Key) -> str:
+    """
+    >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)))
+    'batch norm, depth 20, batch size 32'
+    """
+    return ", ".join(_word(name, value) for name, value in key)
+
+
+def plain(key: str) -> str:
+    """
+    >>> plain("data.batch_size")
+    'batch size'
+    """
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "norm":
+        return NAMES.get(value, str(value))
+    if name in GROUPS:
+        return str(value)
+    text = (
+        f"{value:.12g}"
+        if isinstance(value, float)
+        else " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else value
+    )
+    return f"{plain(name)} {text}"
+
+
+def arm_names(arms: Sequence[Key]) -> dict[Key, str]:
+    """Of options of a norm only those that tell it from another arm with that norm."""
+    found = {}
+    for arm in arms:
+        same = [other for other in arms if other[0] == arm[0]]
+        telling = [item for item in arm[1:] if any(dict(other).get(item[0]) != item[1] for other in same)]
+        found[arm] = words((arm[0], *telling)) if arm else "all runs"
     return found
 
 
-def _number(collection: Collection, run: RunFacts, factor: str) -> float:
-    """The factor's value; of one that is no number, its place among all of its values."""
-    value = run.spec.get(factor)
-    if isinstance(value, int | float):
-        return float(value)
-    return float(sorted({canonical(other.spec.get(factor)) for other in collection.runs}).index(canonical(value)))
+def arm_rank(collection: Collection, axis: str, arm: Key) -> tuple[Any, ...]:
+    """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
+    value = dict(arm).get(axis)
+    first = {"none": 0, "batch": 1} if axis == "norm" else {}
+    return (first.get(value, 2) if isinstance(value, str) else 2, sortable(arm))
 
 
-def _label(claim: Claim, index: int) -> str:
-    """`batch`; `data.batch_size=8` where a value alone says little."""
-    parts = []
-    for key, pair in claim.contrast.items():
-        value = pair[index]
-        if isinstance(value, list | tuple):
-            run = key == "seed" and len(value) > 2 and list(value) == list(range(value[0], value[0] + len(value)))
-            value = f"{value[0]} to {value[-1]}" if run else " ".join(str(item) for item in value)
-            parts.append(f"{key}s {value}" if key == "seed" else f"{key}={value}")
-        else:
-            parts.append(str(value) if key in GROUPS else f"{key}={value}")
-    return ", ".join(parts)
+def sortable(key: Key) -> tuple[Any, ...]:
+    return tuple(
+        (name, (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))) for name, value in key
+    )
+
+
+def joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def frozen(value: Any) -> Any:
+    return tuple(frozen(item) for item in value) if isinstance(value, list) else value

@@ -2,81 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
-from bnlab.errors import UsageError, nearest
-from bnlab.study import Claim
-from bnlab.typed import check_options, option_names
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.study import Claim
+from bnlab.core.typed import check_options, option_names
+from bnlab.record.journal import Series
+from bnlab.record.runs import Run
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Steps = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
-    """A run without its journal: `spec` is the flat tree (`optim.lr` -> 0.1), `status` as in status.json."""
-
-    path: Path
-    id: str
-    spec: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    status: Mapping[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        return self.status.get("status") == "finished"
-
-    @property
-    def diverged(self) -> bool:
-        return self.status.get("status") == "diverged"
-
-    @property
-    def trains(self) -> bool:
-        """It came to its end, and knows more than chance."""
-        return self.finished and not self.status.get("dead", False)
-
-    @property
-    def steps(self) -> int:
-        """How many it had to its disposal."""
-        return int(self.status["steps"])
-
-    def final(self, name: str) -> float:
-        """A final metric of status.json; NaN where there is none."""
-        value = (self.status.get("metrics") or {}).get(name)
-        return math.nan if value is None else float(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One name of a journal: `steps` [T], `values` [T] or, of a site, [T, L]. What was not finite is NaN."""
-
-    steps: Steps
-    values: Floats
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-NOTHING = Series(np.zeros(0, np.int64), np.zeros(0))
-"""Of a name that was not measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredRun:
-    """A run with those series of its journal that metrics read."""
-
-    facts: RunFacts
-    journal: Mapping[str, Series]
-
-    def series(self, name: str) -> Series:
-        return self.journal.get(name, NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +24,7 @@ class Figure:
     bound: Literal["at least", "at most"] | None = None
 
 
-Curve = Mapping[float, MeasuredRun]
+Curve = Mapping[float, Run]
 """The runs of one arm and seed by a factor, nearly always the learning rate, in its order."""
 
 

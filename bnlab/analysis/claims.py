@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from bnlab.analysis.metrics import METRICS
-from bnlab.errors import UsageError
-from bnlab.spec import GROUPS
-from bnlab.study import Claim, Study
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import GROUPS
+from bnlab.core.study import Claim, Study
 
 ONLY_IF_NOT_ALL_TRAIN = ("trains", "divergence_step")
 """Metrics that say nothing at a point where only runs that train are compared."""

@@ -15,7 +15,9 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge
 
-from bnlab.analysis.base import METRICS, Figure, Floats, MeasuredRun, Metric, Series
+from bnlab.analysis.base import METRICS, Figure, Metric
+from bnlab.record.journal import Floats, Series
+from bnlab.record.runs import Run
 
 Over = Literal["hidden", "below one", "net"]
 
@@ -38,11 +40,11 @@ def _median(course: Series) -> float:
 
 
 def _course(name: str, reads: str, over: Over, meaning: str, source: str, unit: str) -> None:
-    def course(run: MeasuredRun) -> Series:
+    def course(run: Run) -> Series:
         raw = run.series(reads)
         return Series(raw.steps, _over_sites(raw.values, over))
 
-    def figure(run: MeasuredRun) -> Figure:
+    def figure(run: Run) -> Figure:
         return Figure(_median(course(run)))
 
     where = {"hidden": " and hidden sites", "below one": " and hidden sites but the first", "net": ""}[over]
@@ -62,11 +64,11 @@ def _course(name: str, reads: str, over: Over, meaning: str, source: str, unit: 
 
 
 def _first(name: str, meaning: str) -> None:
-    def course(run: MeasuredRun) -> Series:
+    def course(run: Run) -> Series:
         raw = run.series(name)
         return Series(raw.steps, _over_sites(raw.values, "hidden"))
 
-    def figure(run: MeasuredRun) -> Figure:
+    def figure(run: Run) -> Figure:
         found = course(run)
         return Figure(float(found.values[0]) if len(found) and found.steps[0] == 0 else math.nan)
 
@@ -144,7 +146,7 @@ for _row in (
     better=None,
     reads=("drift50.act_in",),
 )
-def drift50(run: MeasuredRun) -> Figure:
+def drift50(run: Run) -> Figure:
     values = run.series("drift50.act_in").values
     return Figure(float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan)
 
@@ -161,13 +163,13 @@ for _name, _meaning in (
     of="run",
     meaning="geometric mean over the hidden layers, but for the first `skip_first` and the last `skip_last`, of the "
     "growth of the squared norm of the gradient at the pre-activations from a layer to the one below it, at step 0",
-    source="Yang et al. 2019, theorem 8 (bnlab.theory.gradient_growth has the closed form)",
+    source="Yang et al. 2019, theorem 8 (bnlab.core.theory.gradient_growth has the closed form)",
     unit="1",
     better=None,
     reads=("delta_norm",),
     shown_with={"skip_first": 0, "skip_last": 0},
 )
-def gradient_growth(run: MeasuredRun, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> Figure:
+def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> Figure:
     raw = run.series("delta_norm")
     if not len(raw) or raw.steps[0] != 0:
         return Figure(math.nan)
@@ -187,7 +189,7 @@ def gradient_growth(run: MeasuredRun, *, skip_first: Annotated[int, Ge(0)], skip
     better="lower",
     reads=("thm41_error",),
 )
-def thm41_error(run: MeasuredRun) -> Figure:
+def thm41_error(run: Run) -> Figure:
     values = run.series("thm41_error").values
     finite = values[np.isfinite(values)]
     return Figure(float(finite.max()) if len(finite) else math.nan)

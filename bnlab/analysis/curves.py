@@ -12,22 +12,24 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from bnlab.analysis.base import METRICS, Curve, Figure, Floats, MeasuredRun
+from bnlab.analysis.base import METRICS, Curve, Figure
 from bnlab.analysis.ends import first_loss
+from bnlab.record.journal import Floats
+from bnlab.record.runs import Run
 
 Final = Literal["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 
 
-def stable(run: MeasuredRun) -> bool:
+def stable(run: Run) -> bool:
     """It did not diverge, is better than chance at the end, and has a lower training loss there than the first batch
     had."""
-    return run.facts.trains and run.facts.final("train_loss") < first_loss(run)
+    return run.trains and run.final("train_loss") < first_loss(run)
 
 
-def usable(run: MeasuredRun, of: Final, target: float) -> bool:
+def usable(run: Run, of: Final, target: float) -> bool:
     """It did not diverge, and `of` is at `target` or better at the end."""
-    value = run.facts.final(of)
-    return run.facts.finished and (value <= target if of.endswith("loss") else value >= target)
+    value = run.final(of)
+    return run.finished and (value <= target if of.endswith("loss") else value >= target)
 
 
 def largest_of(rates: Floats, good: list[bool]) -> Figure:
@@ -124,7 +126,7 @@ def usable_decades(curve: Curve, *, of: Final, target: float) -> Figure:
 
 def deviation(curve: Curve) -> Figure:
     """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
-    ends = [run.facts.final("train_loss") for run in curve.values()]
+    ends = [run.final("train_loss") for run in curve.values()]
     starts = np.array([first_loss(run) for run in curve.values()])
     if not np.isfinite(starts).any():
         return Figure(math.nan)

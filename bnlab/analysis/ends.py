@@ -14,7 +14,9 @@ import numpy as np
 from annotated_types import Ge
 from scipy.integrate import trapezoid
 
-from bnlab.analysis.base import METRICS, Figure, Floats, MeasuredRun, Metric, Series
+from bnlab.analysis.base import METRICS, Figure, Metric
+from bnlab.record.journal import Floats, Series
+from bnlab.record.runs import Run
 
 WORST_LOSS = 1e3
 """Times the first loss: what train.py declares a divergence."""
@@ -40,19 +42,19 @@ def trailing_median(values: Floats, points: int) -> Floats:
     return np.concatenate([head, np.median(windows, axis=-1)])
 
 
-def train_loss(run: MeasuredRun, points: int = SMOOTHED) -> Series:
+def train_loss(run: Run, points: int = SMOOTHED) -> Series:
     """The training batches' loss as a trailing median."""
     raw = run.series("train_loss")
     return Series(raw.steps, trailing_median(raw.values, points))
 
 
-def first_loss(run: MeasuredRun) -> float:
+def first_loss(run: Run) -> float:
     """The loss of the first training batch, at the initial weights; NaN if the journal is empty."""
     raw = run.series("train_loss")
     return float(raw.values[0]) if len(raw) else math.nan
 
 
-def worst_loss(run: MeasuredRun) -> Figure:
+def worst_loss(run: Run) -> Figure:
     first = first_loss(run)
     return Figure(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
 
@@ -60,10 +62,10 @@ def worst_loss(run: MeasuredRun) -> Figure:
 def _final(name: str) -> None:
     loss = name.endswith("loss")
 
-    def figure(run: MeasuredRun) -> Figure:
-        if run.facts.diverged:
+    def figure(run: Run) -> Figure:
+        if run.diverged:
             return worst_loss(run) if loss else Figure(0.0)
-        return Figure(run.facts.final(name))
+        return Figure(run.final(name))
 
     split, what = name.split("_")
     METRICS.add(
@@ -83,9 +85,9 @@ def _final(name: str) -> None:
 def _best(name: str) -> None:
     loss = name.endswith("loss")
 
-    def figure(run: MeasuredRun) -> Figure:
+    def figure(run: Run) -> Figure:
         values = train_loss(run).values if name == "train_loss" else run.series(name).values
-        if run.facts.diverged:
+        if run.diverged:
             return worst_loss(run) if loss else Figure(0.0)
         if not np.isfinite(values).any():
             return Figure(math.nan)
@@ -122,11 +124,11 @@ for _name in ("train_loss", "test_loss", "test_accuracy"):
     better="lower",
     reads=("train_loss",),
 )
-def end_batch_loss(run: MeasuredRun) -> Figure:
-    if run.facts.diverged:
+def end_batch_loss(run: Run) -> Figure:
+    if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
-    late = raw.values[raw.steps >= 0.9 * run.facts.steps]
+    late = raw.values[raw.steps >= 0.9 * run.steps]
     return Figure(float(late.mean()) if len(late) else math.nan)
 
 
@@ -141,7 +143,7 @@ def end_batch_loss(run: MeasuredRun) -> Figure:
     reads=("train_loss", "train_accuracy", "test_loss", "test_accuracy"),
     shown_with=None,
 )
-def steps_to(run: MeasuredRun, *, of: Curve, target: float, smooth: Annotated[int, Ge(1)]) -> Figure:
+def steps_to(run: Run, *, of: Curve, target: float, smooth: Annotated[int, Ge(1)]) -> Figure:
     """A net that is there at its initialization has 1: the figure stands in ratios."""
     raw = run.series(of)
     if not len(raw):
@@ -149,7 +151,7 @@ def steps_to(run: MeasuredRun, *, of: Curve, target: float, smooth: Annotated[in
     values = raw.values if of.endswith("loss") else -raw.values
     there = np.flatnonzero(trailing_median(values, smooth) <= (target if of.endswith("loss") else -target))
     if len(there) == 0:
-        return Figure(float(run.facts.steps), "at least")
+        return Figure(float(run.steps), "at least")
     return Figure(float(max(1, raw.steps[there[0]])))
 
 
@@ -163,8 +165,8 @@ def steps_to(run: MeasuredRun, *, of: Curve, target: float, smooth: Annotated[in
     better="lower",
     reads=("train_loss",),
 )
-def loss_area(run: MeasuredRun) -> Figure:
-    if run.facts.diverged:
+def loss_area(run: Run) -> Figure:
+    if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
     if len(raw) < 2 or not (raw.values > 0).all():
@@ -182,8 +184,8 @@ def loss_area(run: MeasuredRun) -> Figure:
     better=None,
     reads=(),
 )
-def loss_gap(run: MeasuredRun) -> Figure:
-    return Figure(run.facts.final("test_loss") - run.facts.final("train_loss"))
+def loss_gap(run: Run) -> Figure:
+    return Figure(run.final("test_loss") - run.final("train_loss"))
 
 
 @METRICS.register(
@@ -195,8 +197,8 @@ def loss_gap(run: MeasuredRun) -> Figure:
     better=None,
     reads=(),
 )
-def accuracy_gap(run: MeasuredRun) -> Figure:
-    return Figure(run.facts.final("train_accuracy") - run.facts.final("test_accuracy"))
+def accuracy_gap(run: Run) -> Figure:
+    return Figure(run.final("train_accuracy") - run.final("test_accuracy"))
 
 
 @METRICS.register(
@@ -209,20 +211,20 @@ def accuracy_gap(run: MeasuredRun) -> Figure:
     better="higher",
     reads=(),
 )
-def divergence_step(run: MeasuredRun) -> Figure:
-    if run.facts.diverged:
-        return Figure(float(max(1, run.facts.status["step"])))
-    return Figure(float(run.facts.steps), "at least")
+def divergence_step(run: Run) -> Figure:
+    if run.diverged:
+        return Figure(float(max(1, run.status["step"])))
+    return Figure(float(run.steps), "at least")
 
 
 @METRICS.register(
     "trains",
     of="run",
     meaning="1 for a run that came to its end and is better than chance there, else 0",
-    source="Bjorck et al. 2018 for divergence; bnlab.evaluate.at_chance for chance",
+    source="Bjorck et al. 2018 for divergence; bnlab.net.evaluate.at_chance for chance",
     unit="0 or 1",
     better="higher",
     reads=(),
 )
-def trains(run: MeasuredRun) -> Figure:
-    return Figure(float(run.facts.trains))
+def trains(run: Run) -> Figure:
+    return Figure(float(run.trains))

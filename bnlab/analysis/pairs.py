@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.analysis.arms import RATE, Cell, Grid, NotTestedError, Side
-from bnlab.analysis.base import METRICS, Arm, Figure, Floats, Metric, RunFacts
+from bnlab.analysis.base import METRICS, Arm, Figure, Metric
 from bnlab.analysis.load import Collection
-from bnlab.study import Claim
+from bnlab.analysis.sides import RATE, Cell, Grid, NotTestedError, Side
+from bnlab.core.study import Claim
+from bnlab.record.journal import Floats
+from bnlab.record.runs import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class Comparison:
         self.cautions = list(grid.cautions)
         self.nothing = f"{metric.name} was not measured"
 
-    def figure(self, run: RunFacts) -> Figure:
+    def figure(self, run: Run) -> Figure:
         return self.collection.figure(run, self.metric.name, self.options)
 
     def figures(self, side: Side, cell: Cell) -> dict[int, Figure]:
@@ -88,7 +90,7 @@ class Comparison:
         spread = self.metric.figure(np.array(values), **self.options)
         return {seed: Figure(float(value)) for seed, value in zip(runs, spread, strict=True)}
 
-    def add(self, seed: int, treated: Figure, control: Figure, runs: Sequence[Sequence[RunFacts]]) -> None:
+    def add(self, seed: int, treated: Figure, control: Figure, runs: Sequence[Sequence[Run]]) -> None:
         """A pair, unless one of the two was not measured."""
         if not (math.isfinite(treated.value) and math.isfinite(control.value)):
             return
@@ -145,7 +147,7 @@ class Comparison:
                 more = {"at least": "larger", "at most": "smaller"}[bound]
                 self.cautions.append(f"{label}: {count} of {len(figures)} figures are bounds, the true ones {more}")
 
-    def training_pairs(self) -> list[tuple[int, Cell, RunFacts, RunFacts]]:
+    def training_pairs(self) -> list[tuple[int, Cell, Run, Run]]:
         """Seed, cell and both runs, where both train."""
         found = []
         for seed in self.grid.seeds:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from bnlab.analysis.arms import RATE, Cell, Side, sides
-from bnlab.analysis.base import METRICS, Curve, Figure, Series
+from bnlab.analysis.base import METRICS, Curve, Figure
 from bnlab.analysis.ends import train_loss
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Comparison, Paired
-from bnlab.study import Claim
+from bnlab.analysis.sides import RATE, Cell, Side, sides
+from bnlab.core.study import Claim
+from bnlab.record.journal import Series
 
 LEVELS = 10
 """Training losses at which two courses are compared."""
@@ -45,7 +46,7 @@ def _curve(comparison: Comparison) -> None:
             figures, runs = [], []
             for side in (grid.treated, grid.control):
                 cells = {cell.rate: side.runs[seed][cell] for cell in grid.cells if cell.setting == setting}
-                curve: Curve = {rate: comparison.collection.measured(cells[rate]) for rate in sorted(cells)}
+                curve: Curve = {rate: cells[rate] for rate in sorted(cells)}
                 figures.append(comparison.metric.figure(curve, **comparison.options))
                 runs.append(list(cells.values()))
             comparison.add(seed, figures[0], figures[1], runs)
@@ -112,7 +113,7 @@ def _matched_loss(comparison: Comparison) -> None:
     assert course is not None
     rates: dict[int, set[float]] = {}
     for seed, cell, treated, control in comparison.training_pairs():
-        runs = [comparison.collection.measured(run) for run in (treated, control)]
+        runs = (treated, control)
         values = at_equal_losses([train_loss(run) for run in runs], [course(run) for run in runs])
         for left, right in values:
             comparison.add(seed, Figure(left), Figure(right), [[treated], [control]])

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from bnlab.analysis.base import Decision, Floats
+from bnlab.analysis.base import Decision
+from bnlab.record.journal import Floats
 
 LEVEL = 0.05
 """Of a false `supported` or `refuted`, over all claims of a report together."""

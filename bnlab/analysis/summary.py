@@ -11,8 +11,8 @@ import polars as pl
 
 from bnlab.analysis.base import METRICS
 from bnlab.analysis.load import Collection
-from bnlab.folder import write_atomically
-from bnlab.spec import canonical
+from bnlab.core.spec import canonical
+from bnlab.record.folder import write_atomically
 
 ALWAYS = ("norm", "optim.lr", "seed")
 

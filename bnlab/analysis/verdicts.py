@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bnlab.analysis.arms import NotTestedError
 from bnlab.analysis.base import Decision, Verdict
 from bnlab.analysis.claims import check, threshold
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Paired
 from bnlab.analysis.points import paired
+from bnlab.analysis.sides import NotTestedError
 from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
-from bnlab.study import Claim
+from bnlab.core.study import Claim
 
 
 def judge(*collections: Collection) -> list[Verdict]:

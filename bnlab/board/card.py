@@ -22,8 +22,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.text.summary_v2 import text_pb
 
 from bnlab.board.template import scalar
-from bnlab.folder import ENDED
-from bnlab.spec import ModelSpec, canonical
+from bnlab.core.spec import ModelSpec, canonical
+from bnlab.record.folder import ENDED
 
 CARD = "run_card"
 RESULTS = {

@@ -17,7 +17,7 @@ from typing import Literal
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from bnlab.folder import RunFolder
+from bnlab.record.folder import RunFolder
 
 Profile = Literal["full", "light"]
 """How much of a run its event file shows (run.py). It stands at the end of the file's name."""

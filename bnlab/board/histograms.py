@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
-from bnlab.journal import Record
 from bnlab.probes.activations import HISTOGRAM_LIMIT, histogram_edges
+from bnlab.record.journal import Record
 
 MOST_STEPS = 50
 PREFIX = "histogram."

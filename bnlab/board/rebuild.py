@@ -8,8 +8,8 @@ from typing import Any
 
 from bnlab.board.events import Profile, shown
 from bnlab.board.run import Board, Extent
-from bnlab.folder import BusyError, RunFolder
-from bnlab.journal import Record, read
+from bnlab.record.folder import BusyError, RunFolder
+from bnlab.record.journal import Record, read
 
 
 def rebuild(folder: RunFolder, profile: Profile) -> bool:

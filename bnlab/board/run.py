@@ -22,7 +22,7 @@ from bnlab.board.histograms import PREFIX, Histograms
 from bnlab.board.tags import LIGHT, tags
 from bnlab.board.template import Template
 from bnlab.board.thin import Kept, Row, Thinner
-from bnlab.journal import Record
+from bnlab.record.journal import Record
 
 POINTS: dict[Profile, int] = {"full": 500, "light": 200}
 """At most so many a tag."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bnlab.journal import Record
+from bnlab.record.journal import Record
 
 PROGRESS = {
     "train_loss": "1_progress/loss",

@@ -10,7 +10,7 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from bnlab.board.tags import Source
-from bnlab.journal import Record
+from bnlab.record.journal import Record
 
 
 class Template:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bnlab.cli import running, showing, verifying
 from bnlab.cli.app import app
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
 from bnlab.terminal.signs import complain
 
 __all__ = ["app", "main", "running", "showing", "verifying"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bnlab.cli.app import ConfigDir, Json, Plain, app
-from bnlab.errors import UsageError, nearest
+from bnlab.core.errors import UsageError, nearest
 
 
 @app.command()
@@ -28,7 +28,7 @@ def train(
     show: Annotated[bool, typer.Option("--show", help="Print the resolved spec, and train nothing.")] = False,
 ) -> None:
     """Train one run, or go on with it from where it stopped."""
-    from bnlab.terminal import session
+    from bnlab.cli import train as session
 
     stop = session.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
@@ -39,7 +39,7 @@ def train(
         raise UsageError("--config", "missing", remedy=nearest("", known))
     spec = configs.load(config, given, config_dir)
     if show:
-        from bnlab.terminal import names
+        from bnlab.cli import list as names
 
         names.show_spec(spec.tree(), spec.id, configs.config_dirs(config_dir), as_json)
         return
@@ -80,11 +80,11 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a grid: what is finished is skipped, what was interrupted goes on."""
-    from bnlab.terminal import session
+    from bnlab.cli import train as session
 
     stop = session.Stop()
     from bnlab import config as configs
-    from bnlab.terminal import sweeping
+    from bnlab.cli import sweep as sweeping
 
     given = tuple(overrides or ())
     if config is None:
@@ -122,6 +122,6 @@ def evaluate(
     from bnlab.config.questions import load_questions
 
     questions = load_questions(tuple(overrides or ()))
-    from bnlab.terminal import evaluating
+    from bnlab.cli import evaluate as evaluating
 
     evaluating.show(runs, questions, as_json, plain)

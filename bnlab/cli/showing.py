@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bnlab.cli.app import ConfigDir, Json, Runs, app
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
 from bnlab.terminal.signs import say
 
 
@@ -32,8 +32,8 @@ def runs_command(
 
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
-    from bnlab.terminal import runs as below
-    from bnlab.terminal.selecting import Selection
+    from bnlab.analysis.select import Selection
+    from bnlab.cli import runs as below
 
     selection = Selection(where=where or (), sort=sort or ())
     below.show_runs(runs, as_json, selection if selection.keys() or where else None)
@@ -42,7 +42,7 @@ def runs_command(
 @app.command()
 def report(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """Rebuild verdicts, figures and report.html from the run folders alone."""
-    from bnlab.terminal import reporting
+    from bnlab.cli import report as reporting
 
     reporting.report(runs, as_json)
 
@@ -65,13 +65,13 @@ def view(
     if compare and full:
         raise UsageError("--full", "cannot go with --compare", remedy="A comparison has tags of its own.")
     if compare:
-        from bnlab.view import compare as side_by_side
+        from bnlab.board.serve import compare as side_by_side
 
         side_by_side.compare(
             runs, port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say
         )
         return
-    from bnlab.view import show
+    from bnlab.board.serve import show
 
     opened = not no_open
     show.view(runs, port=port, open_browser=opened, run_filter=run_filter, bind_all=bind_all, full=full, say=say)
@@ -86,7 +86,7 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """Names that there are, with a line on each."""
-    from bnlab.terminal import names
+    from bnlab.cli import list as names
 
     names.show_names(kind, config_dir, as_json)
 
@@ -99,7 +99,7 @@ def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> No
 
     In ~/.zshrc, after compinit: eval "$(bnlab completion zsh)"
     """
-    from bnlab.terminal import completion as below
+    from bnlab.cli import completion as below
 
     say(below.script(shell))
 
@@ -107,6 +107,6 @@ def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> No
 @app.command("complete-line", hidden=True)
 def complete_line(line: str, breaks: Annotated[str, typer.Argument()] = "") -> None:
     """What the scripts ask: words that can stand at the end of LINE."""
-    from bnlab.terminal import completion as below
+    from bnlab.cli import completion as below
 
     below.show(typer.main.get_command(app), line, breaks)

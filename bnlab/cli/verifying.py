@@ -35,9 +35,9 @@ def verify(
 ) -> None:
     """Check, on this machine, the identities that batch normalization must fulfil."""
     if plugin is not None:
-        from bnlab.terminal import plugin as of_plugin
+        from bnlab.cli import plugin as of_plugin
 
         raise typer.Exit(of_plugin.show(plugin, config_dir, as_json))
-    from bnlab.terminal import proof
+    from bnlab.cli import verify as proof
 
     raise typer.Exit(proof.show(as_json))

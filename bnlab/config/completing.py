@@ -10,9 +10,9 @@ from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs, description
 from bnlab.config.studies import as_typed, find
-from bnlab.errors import UsageError
-from bnlab.spec import GROUPS, RunSpec
-from bnlab.typed import words_of
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import GROUPS, RunSpec
+from bnlab.core.typed import words_of
 
 Offer = tuple[str, str]
 """A word and what it means. One that ends with `=` or `.` is not whole."""

@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available
-from bnlab.errors import UsageError, nearest
-from bnlab.spec import GROUPS, RunSpec
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import GROUPS, RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """`device=auto` as the device that it is here."""
     if tree.get("device") != "auto":
         return tree
-    from bnlab.host import best_device  # which asks torch
+    from bnlab.run.host import best_device  # which asks torch
 
     return {**tree, "device": best_device()}
 

@@ -9,7 +9,7 @@ from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.offers import offer_plugins
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import config_dirs
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 
 
 def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> RunSpec:

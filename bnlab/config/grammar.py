@@ -7,8 +7,8 @@ from typing import Any, Union
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep, Sweep, Transformer
 from hydra.errors import HydraException
 
-from bnlab.errors import UsageError
-from bnlab.spec import GROUPS
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import GROUPS
 
 # Hydra checks the arguments of a function against its annotations, and reads real types only: neither strings, as
 # `from __future__ import annotations` makes them, nor `int | float`.

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from bnlab.config.grammar import texts
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available
-from bnlab.errors import UsageError
-from bnlab.registry import Registry, load_plugins
-from bnlab.spec import GROUPS
-from bnlab.typed import option_defaults, option_names
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import Registry, load_plugins
+from bnlab.core.spec import GROUPS
+from bnlab.core.typed import option_defaults, option_names
 
 SHARED = {"model": "_common", "norm": "_placement", "data": "_feed", "optim": "_rate"}
 """The YAML of each group with the keys that all its entries share."""
@@ -47,7 +47,7 @@ def _plugins_of(experiment: str, reader: Overrides) -> Any:
     return OmegaConf.to_container(compose(f"experiments/{experiment}").plugins)
 
 
-def _offer(registry: Registry, name: str, reader: Overrides, *, asked: bool) -> None:
+def _offer(registry: Registry[Any], name: str, reader: Overrides, *, asked: bool) -> None:
     group, constructor, store = registry.group, registry.entry(name).constructor, ConfigStore.instance()
     defaults = option_defaults(constructor)
     folder, shared = ("probes/one", {"every": 1}) if group == "probes" else (group, {"name": name})

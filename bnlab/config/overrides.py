@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 
 from bnlab.config.grammar import add_functions
 from bnlab.config.places import available
-from bnlab.errors import UsageError, nearest
-from bnlab.spec import GROUPS
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import GROUPS
 
 
 class Overrides:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
 
 
 def packaged_dir() -> Path:

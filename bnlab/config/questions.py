@@ -11,8 +11,8 @@ from bnlab.config.compose import hydra_over, resolved, rounded
 from bnlab.config.grammar import texts
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import config_dirs
-from bnlab.errors import UsageError, nearest
-from bnlab.spec import EvalBN, RunSpec
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import EvalBN, RunSpec
 
 Question = Mapping[str, Any]
 """Values by dotted key."""

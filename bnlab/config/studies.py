@@ -15,9 +15,9 @@ from bnlab.config.grammar import texts
 from bnlab.config.offers import offer_plugins
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs
-from bnlab.errors import UsageError, nearest
-from bnlab.spec import GROUPS, NOT_HASHED
-from bnlab.study import Cell, Study, Value
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import GROUPS, NOT_HASHED
+from bnlab.core.study import Cell, Study, Value
 
 SLOWEST = "seed"
 """The axis that varies slowest, wherever it stands: so every arm at every learning rate has a first seed, and a first

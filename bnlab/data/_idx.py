@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.data._stored import Arrays
-from bnlab.sources import File
+from bnlab.files.sources import File
 
 LABELS, IMAGES = b"\x00\x00\x08\x01", b"\x00\x00\x08\x03"
 NAMES = (

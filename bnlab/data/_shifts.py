@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.errors import UsageError
-from bnlab.seeds import stream
-from bnlab.spec import DataSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.seeds import stream
+from bnlab.core.spec import DataSpec
 
 
 def brightness(x: Tensor, s: float) -> Tensor:

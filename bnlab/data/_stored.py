@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bnlab.data._images import Images, Sums
 from bnlab.data.base import Dataset, Split
-from bnlab.sources import Source, decoded, read, roots
+from bnlab.files.sources import Source, decoded, read, roots
 
 STALE_S = 3600.0
 """A half-written decoded set that is older than this has no living writer: writing one takes seconds."""

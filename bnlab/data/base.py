@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bnlab.core.errors import UsageError
+from bnlab.core.seeds import stream
+from bnlab.core.spec import DataSpec
 from bnlab.data import _shifts
 from bnlab.data._images import Augment, Images
-from bnlab.errors import UsageError
-from bnlab.seeds import stream
-from bnlab.spec import DataSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.core.registry import DATA
 from bnlab.data import _stored
 from bnlab.data.base import Dataset
-from bnlab.registry import DATA
-from bnlab.sources import SOURCES, File, Source
+from bnlab.files.sources import SOURCES, File, Source
 
 SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32

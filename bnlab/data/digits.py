@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from annotated_types import Gt, Lt
 
+from bnlab.core.registry import DATA
+from bnlab.core.seeds import stream
 from bnlab.data.base import Dataset, Split
-from bnlab.registry import DATA
-from bnlab.seeds import stream
 
 
 @DATA.register("digits")

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
+from bnlab.core.registry import DATA
+from bnlab.core.seeds import stream
 from bnlab.data.base import Dataset, Split
-from bnlab.registry import DATA
-from bnlab.seeds import stream
 
 
 @DATA.register("linear_teacher")

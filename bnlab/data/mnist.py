@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bnlab.core.registry import DATA
 from bnlab.data import _idx, _stored
 from bnlab.data.base import Dataset
-from bnlab.registry import DATA
-from bnlab.sources import SOURCES, Source
+from bnlab.files.sources import SOURCES, Source
 
 SOURCES["mnist"] = Source(
     name="mnist",

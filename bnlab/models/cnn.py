@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from torch import nn
 
-from bnlab.errors import UsageError
-from bnlab.models.base import Builder, Net
-from bnlab.registry import MODELS
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Builder, Net
 
 AtLeastOne = Annotated[int, Ge(1)]
 

@@ -8,10 +8,10 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import nn
 
-from bnlab.errors import UsageError
-from bnlab.models.base import Builder, Net
-from bnlab.registry import MODELS
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Builder, Net
 
 
 @MODELS.register("deep_linear")

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.models.base import Builder, Net
-from bnlab.registry import MODELS
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Builder, Net
 
 CHANNELS = (16, 32, 64)
 

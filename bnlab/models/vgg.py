@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
-from bnlab.errors import UsageError
-from bnlab.models.base import Builder, Net
-from bnlab.registry import MODELS
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Builder, Net
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)

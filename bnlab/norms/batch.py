@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 
 @NORMS.register("batch", traits={"batch_statistics", "cancels_bias"})

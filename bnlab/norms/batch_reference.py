@@ -19,7 +19,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 
 @NORMS.register("batch_reference", traits={"batch_statistics", "cancels_bias"})

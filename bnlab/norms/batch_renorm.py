@@ -9,8 +9,8 @@ import torch
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Eps
-from bnlab.registry import NORMS
 
 
 @NORMS.register("batch_renorm", traits={"batch_statistics", "stops_gradient"})

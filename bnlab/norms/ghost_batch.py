@@ -8,8 +8,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
-from bnlab.registry import NORMS
 
 
 @NORMS.register("ghost_batch", traits={"batch_statistics", "cancels_bias"})

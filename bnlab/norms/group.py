@@ -7,9 +7,9 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import nn
 
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import Eps
-from bnlab.registry import NORMS
 
 
 @NORMS.register("group")

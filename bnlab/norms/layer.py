@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import Eps
-from bnlab.registry import NORMS
 
 
 @NORMS.register("layer")

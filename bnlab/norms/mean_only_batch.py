@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Momentum
-from bnlab.registry import NORMS
 
 
 @NORMS.register("mean_only_batch", traits={"batch_statistics", "cancels_bias"})

@@ -8,8 +8,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import Tensor
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum, Noise, Width
-from bnlab.registry import NORMS
 
 
 @NORMS.register("noisy_batch", traits={"batch_statistics", "cancels_bias"})

@@ -8,8 +8,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import nn
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import Noise, Width
-from bnlab.registry import NORMS
 
 
 @NORMS.register("noisy_none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 
 @NORMS.register("none")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Eps
-from bnlab.registry import NORMS
 
 
 @NORMS.register("rms")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
-from bnlab.registry import NORMS
 
 
 @NORMS.register("stopgrad_batch", traits={"batch_statistics", "cancels_bias", "stops_gradient"})

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from bnlab.core.registry import OPTIMIZERS
 from bnlab.optim.base import Beta, Eps, WeightDecay
-from bnlab.registry import OPTIMIZERS
 
 
 @OPTIMIZERS.register("adamw")

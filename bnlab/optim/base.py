@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
-from bnlab.spec import OptimSpec
+from bnlab.core.spec import OptimSpec
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 Eps = Annotated[float, Gt(0), Lt(math.inf)]

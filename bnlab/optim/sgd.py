@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import OPTIMIZERS
 from bnlab.optim.base import Beta, WeightDecay
-from bnlab.registry import OPTIMIZERS
 
 
 @OPTIMIZERS.register("sgd")

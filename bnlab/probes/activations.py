@@ -19,8 +19,8 @@ import torch
 from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
+from bnlab.core.registry import PROBES
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
 
 HISTOGRAM_LIMIT = 1000.0
 HISTOGRAM_BINS = 120

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.net.tap import SavedMoments
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.tap import SavedMoments
 
 
 @PROBES.register("batch_moments")

@@ -37,12 +37,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.core.seeds import stream
+from bnlab.core.state import Unmoved, outputs_now
+from bnlab.net.tap import NormTap
 from bnlab.norms.base import statistics_in_use
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.seeds import stream
-from bnlab.state import Unmoved, outputs_now
-from bnlab.tap import NormTap
 
 ROUNDING = 64
 """A standard deviation below so many units in the last place of the mean is rounding: a true 0."""

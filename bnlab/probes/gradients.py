@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.core.state import State, gradient_at, loss_at
 from bnlab.data.base import Split
+from bnlab.net.tap import AffineTap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.state import State, gradient_at, loss_at
-from bnlab.tap import AffineTap
 
 ROUNDING = 64
 """A sum below so many units in the last place of the sum of absolute values is rounding: a true 0, such as that of

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.core.state import State, gradient_at, staircase
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.state import State, gradient_at, staircase
 
 
 @PROBES.register("ics")

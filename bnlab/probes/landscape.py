@@ -21,11 +21,11 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import PROBES
+from bnlab.core.seeds import stream
+from bnlab.core.state import gradient_at, line
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.seeds import stream
-from bnlab.state import gradient_at, line
 
 ALONG_GRADIENT = {
     "loss_lo": "min over k of L(theta - a_k g): the lowest loss within reach of a step along the gradient",

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnlab.core.registry import PROBES
+from bnlab.core.state import State, loss_at
+from bnlab.net.tap import Tap
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.state import State, loss_at
-from bnlab.tap import Tap
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchReference)
 ROUNDING = 64

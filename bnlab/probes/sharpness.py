@@ -20,10 +20,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.core.seeds import stream
+from bnlab.core.state import hessian_product_at
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.seeds import stream
-from bnlab.state import hessian_product_at
 
 TOP = 10
 """At most so many eigenvalues."""

@@ -23,13 +23,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from bnlab.core.moments import Moments
+from bnlab.core.registry import PROBES
+from bnlab.core.seeds import stream
+from bnlab.core.state import Mode, Unmoved, outputs_now
 from bnlab.data.base import Split
-from bnlab.moments import Moments
+from bnlab.net.tap import Tap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.seeds import stream
-from bnlab.state import Mode, Unmoved, outputs_now
-from bnlab.tap import Tap
 
 
 @PROBES.register("shift_drift")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.analysis.base import RunFacts, Verdict
+from bnlab.analysis.base import Verdict
 from bnlab.analysis.curves import largest_of
+from bnlab.record.runs import Run
 from bnlab.report.style import Look
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Built:
     path: Path
     verdicts: tuple[Verdict, ...]
     figures: tuple[str, ...]
-    unfinished: tuple[RunFacts, ...]
+    unfinished: tuple[Run, ...]
     runs: int
     parts: tuple[Built, ...] = ()
 

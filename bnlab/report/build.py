@@ -7,8 +7,8 @@ from pathlib import Path
 from bnlab.analysis import summary
 from bnlab.analysis.load import STUDY_FILE, load
 from bnlab.analysis.verdicts import judge
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder, find_runs, write_atomically
+from bnlab.core.errors import UsageError
+from bnlab.record.folder import RunFolder, find_runs, write_atomically
 from bnlab.report import page
 from bnlab.report.base import Built, LeftOut, Missing, View
 from bnlab.report.prepare import KEEP, Prepared, prepare

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from bnlab.analysis.base import RunFacts
-from bnlab.study import Study
+from bnlab.core.study import Study
+from bnlab.record.runs import Run
 
 
-def line(run: RunFacts, study: Study | None) -> str | None:
+def line(run: Run, study: Study | None) -> str | None:
     """The `bnlab train` line: the experiment and the changes that were typed, or that the study has, with this run's
     own values in the place of axes. None where the run does not tell its experiment."""
     typed = [str(word) for word in run.provenance.get("argv", [])][1:]
@@ -32,7 +32,7 @@ def line(run: RunFacts, study: Study | None) -> str | None:
     return shlex.join(["bnlab", "train", "--config", config, *(f"{key}={value}" for key, value in changes.items())])
 
 
-def name_of(run: RunFacts) -> str:
+def name_of(run: Run) -> str:
     """The study or experiment: a run lies in NAME/norm/lr=.../seed=..."""
     return run.path.absolute().parents[2].name
 

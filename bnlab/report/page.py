@@ -12,9 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bnlab.analysis.base import RunFacts, Verdict
+from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
+from bnlab.record.runs import Run
 from bnlab.report.base import Built, LeftOut, geometric_mean, log_interval
 from bnlab.report.cards import card_of, counted
 from bnlab.report.lines import line
@@ -148,10 +149,10 @@ def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequenc
     return Table(corner="learning rate", heads=tuple(arms), rows=tuple(zip(rates, map(tuple, fields), strict=True)))
 
 
-def squares(runs: Sequence[RunFacts], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
+def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
     """Of every rate, a field an arm: geometric mean of the final training loss over the seeds that did not diverge;
     best only where all train."""
-    by_place: dict[tuple[str, float], list[RunFacts]] = {}
+    by_place: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
         by_place.setdefault((prepared.arms[run.id], run.spec["optim.lr"]), []).append(run)
     means = {
@@ -167,7 +168,7 @@ def squares(runs: Sequence[RunFacts], prepared: Prepared, rates: Sequence[float]
     return [[_square(by_place.get((arm, lr), []), best.get(arm) == lr) for arm in prepared.order] for lr in rates]
 
 
-def _square(runs: Sequence[RunFacts], best: bool) -> Square:
+def _square(runs: Sequence[Run], best: bool) -> Square:
     if not runs:
         return Square(value="", band="", accuracy="", troubles=(), best=False)
     losses = [run.final("train_loss") for run in runs if run.finished]
@@ -204,7 +205,7 @@ def _data(kind: str, text: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _row(run: RunFacts, prepared: Prepared, command: str) -> Row:
+def _row(run: Run, prepared: Prepared, command: str) -> Row:
     status = "diverged" if run.diverged else "finished" if run.trains else "at chance"
     accuracy = run.final("test_accuracy")
     return Row(
@@ -220,7 +221,7 @@ def _row(run: RunFacts, prepared: Prepared, command: str) -> Row:
     )
 
 
-def _unfinished(run: RunFacts, root: Path) -> dict[str, str]:
+def _unfinished(run: Run, root: Path) -> dict[str, str]:
     status = str(run.status.get("status", "not started or unreadable"))
     step, steps = run.status.get("step"), run.status.get("steps")
     return {
@@ -231,11 +232,11 @@ def _unfinished(run: RunFacts, root: Path) -> dict[str, str]:
     }
 
 
-def _known(runs: Sequence[RunFacts], key: str) -> list[str]:
+def _known(runs: Sequence[Run], key: str) -> list[str]:
     return sorted({str(run.provenance[key]) for run in runs if run.provenance.get(key) is not None})
 
 
-def _versions(runs: Sequence[RunFacts]) -> list[str]:
+def _versions(runs: Sequence[Run]) -> list[str]:
     """For the line under the title."""
     shas = [sha[:7] for sha in _known(runs, "git_sha")]
     found = [f"bnlab {', '.join(_known(runs, 'bnlab'))}"] if _known(runs, "bnlab") else []
@@ -254,7 +255,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _cautions(runs: Sequence[RunFacts]) -> list[str]:
+def _cautions(runs: Sequence[Run]) -> list[str]:
     """What makes runs differ that is not in their specs."""
     found = []
     for key, what in (("torch", "versions of torch"), ("device", "kinds of machine"), ("git_sha", "git commits")):
@@ -267,7 +268,7 @@ def _cautions(runs: Sequence[RunFacts]) -> list[str]:
     return found
 
 
-def _facts(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
+def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Versions and machines."""
     keys = {"bnlab": "bnlab", "git_sha": "git", "torch": "torch", "numpy": "numpy", "python": "Python"}
     keys |= {"platform": "platform", "device": "device", "threads": "threads"}

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from bnlab.analysis.base import RunFacts
-from bnlab.analysis.load import Collection, columns
-from bnlab.folder import RunFolder
-from bnlab.journal import read
+from bnlab.analysis.arms import (
+    Key,
+    arm_axis,
+    arm_names,
+    arm_rank,
+    axes_of,
+    frozen,
+    joined,
+    key_of,
+    plain,
+    sortable,
+    words,
+)
+from bnlab.analysis.load import Collection
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import columns, read
+from bnlab.record.runs import Run
 from bnlab.report.base import Floats, Group, SeenRun, Target, View
-from bnlab.report.style import NAMES, looks_for
+from bnlab.report.style import looks_for
 from bnlab.report.traces import evenly
-from bnlab.spec import GROUPS, canonical
 
 KEEP = ("train_loss", "drift_mean.pre", "loss_lo", "loss_hi", "loss_range")
 """Series that figures need of many runs."""
 RARE = ("delta_norm",)
 """And of a few, with all histograms."""
-NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
 MOST_ARMS, MOST_VIEWS = 8, 3
 
-Key = tuple[tuple[str, Any], ...]
 Name = Callable[[Key], str]
 
 
@@ -50,9 +60,9 @@ def prepare(collection: Collection) -> Prepared:
     axis = arm_axis(collection, varying)
     own = [axis, *(key for key in varying if key.startswith(f"{axis}."))]
     rest = [key for key in varying if key not in own]
-    by_arm = sorted({key_of(run, own) for run in runs}, key=lambda key: _rank(collection, axis, key))
-    arm_names = _names(by_arm)
-    settings = sorted({key_of(run, rest) for run in runs}, key=_sortable)
+    by_arm = sorted({key_of(run, own) for run in runs}, key=lambda key: arm_rank(collection, axis, key))
+    labels = arm_names(by_arm)
+    settings = sorted({key_of(run, rest) for run in runs}, key=sortable)
     shown = [settings[index] for index in evenly(len(settings), MOST_VIEWS)]
     left_out = []
     if len(settings) > len(shown):
@@ -64,9 +74,9 @@ def prepare(collection: Collection) -> Prepared:
     for setting in shown:
         here = [run for run in runs if key_of(run, rest) == setting]
         title = words(setting) if len(settings) > 1 else ""
-        views.append(_view(collection, here, own, by_arm, arm_names, title))
-    named = {run.id: _joined(arm_names[key_of(run, own)], words(key_of(run, rest))) for run in runs}
-    order = [_joined(arm_names[arm], words(setting)) for setting in settings for arm in by_arm]
+        views.append(_view(collection, here, own, by_arm, labels, title))
+    named = {run.id: joined(labels[key_of(run, own)], words(key_of(run, rest))) for run in runs}
+    order = [joined(labels[arm], words(setting)) for setting in settings for arm in by_arm]
     return Prepared(
         views=tuple(views),
         arms=named,
@@ -75,103 +85,9 @@ def prepare(collection: Collection) -> Prepared:
     )
 
 
-def axes_of(runs: Sequence[RunFacts]) -> list[str]:
-    """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
-    between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
-    found = []
-    for key in sorted({key for run in runs for key in run.spec}):
-        group = key.partition(".")[0]
-        if key in NOT_AN_AXIS or group in ("probes", "launch"):
-            continue
-        by_choice: dict[Any, set[str]] = {}
-        for run in runs:
-            if key in run.spec:
-                choice = run.spec.get(group) if group in GROUPS and key != group else None
-                by_choice.setdefault(choice, set()).add(canonical(run.spec[key]))
-        if any(len(values) > 1 for values in by_choice.values()):
-            found.append(key)
-    return found
-
-
-def arm_axis(collection: Collection, varying: Sequence[str]) -> str:
-    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
-    claims = collection.study.claims if collection.study else ()
-    contrasted = [axis for claim in claims for axis in claim.contrast if axis in varying]
-    for axis in ("norm", *contrasted, *varying):
-        if axis in (contrasted or varying):
-            return axis
-    return "norm"
-
-
-def key_of(run: RunFacts, keys: Iterable[str]) -> Key:
-    return tuple((key, _frozen(run.spec[key])) for key in keys if key in run.spec)
-
-
-def words(key: Key) -> str:
-    """
-    >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)))
-    'batch norm, depth 20, batch size 32'
-    """
-    return ", ".join(_word(name, value) for name, value in key)
-
-
-def plain(key: str) -> str:
-    """
-    >>> plain("data.batch_size")
-    'batch size'
-    """
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def _word(name: str, value: Any) -> str:
-    if name == "norm":
-        return NAMES.get(value, str(value))
-    if name in GROUPS:
-        return str(value)
-    text = (
-        f"{value:.12g}"
-        if isinstance(value, float)
-        else " ".join(map(str, value))
-        if isinstance(value, tuple)
-        else value
-    )
-    return f"{plain(name)} {text}"
-
-
-def _names(arms: Sequence[Key]) -> dict[Key, str]:
-    """Of options of a norm only those that tell it from another arm with that norm."""
-    found = {}
-    for arm in arms:
-        same = [other for other in arms if other[0] == arm[0]]
-        telling = [item for item in arm[1:] if any(dict(other).get(item[0]) != item[1] for other in same)]
-        found[arm] = words((arm[0], *telling)) if arm else "all runs"
-    return found
-
-
-def _rank(collection: Collection, axis: str, arm: Key) -> tuple[Any, ...]:
-    """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
-    value = dict(arm).get(axis)
-    first = {"none": 0, "batch": 1} if axis == "norm" else {}
-    return (first.get(value, 2) if isinstance(value, str) else 2, _sortable(arm))
-
-
-def _sortable(key: Key) -> tuple[Any, ...]:
-    return tuple(
-        (name, (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))) for name, value in key
-    )
-
-
-def _joined(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
 def _view(
     collection: Collection,
-    runs: Sequence[RunFacts],
+    runs: Sequence[Run],
     own: Sequence[str],
     by_arm: Sequence[Key],
     names: Mapping[Key, str],
@@ -194,7 +110,7 @@ def _view(
     )
 
 
-def _norm(runs: Sequence[RunFacts], own: Sequence[str], arm: Key) -> Any:
+def _norm(runs: Sequence[Run], own: Sequence[str], arm: Key) -> Any:
     return next(run.spec.get("norm") for run in runs if key_of(run, own) == arm)
 
 
@@ -202,7 +118,7 @@ def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple
     """The two arms that titles compare: those of the first claim on this axis, else batch norm and none, else both of
     two."""
     claims = collection.study.claims if collection.study else ()
-    wanted = [tuple(map(_frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
+    wanted = [tuple(map(frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
     for treated, control in (*wanted, ("batch", "none")):
         if treated in labels and control in labels and labels[treated] != labels[control]:
             return labels[treated], labels[control]
@@ -221,9 +137,9 @@ def _target(collection: Collection) -> Target | None:
     return None
 
 
-def _seen(collection: Collection, runs: Sequence[RunFacts]) -> tuple[SeenRun, ...]:
+def _seen(collection: Collection, runs: Sequence[Run]) -> tuple[SeenRun, ...]:
     """One run a rate and seed: of several that differ in their probes alone, the one with the most in its journal."""
-    best: dict[tuple[float, int], RunFacts] = {}
+    best: dict[tuple[float, int], Run] = {}
     for run in runs:
         at = float(run.spec["optim.lr"]), int(run.spec["seed"])
         if at not in best or _size(run) > _size(best[at]):
@@ -231,14 +147,14 @@ def _seen(collection: Collection, runs: Sequence[RunFacts]) -> tuple[SeenRun, ..
     return tuple(_run(collection, run) for _, run in sorted(best.items()))
 
 
-def _size(run: RunFacts) -> int:
+def _size(run: Run) -> int:
     try:
         return RunFolder(run.path).journal_file.stat().st_size
     except OSError:
         return 0
 
 
-def _run(collection: Collection, run: RunFacts) -> SeenRun:
+def _run(collection: Collection, run: Run) -> SeenRun:
     rare: dict[str, tuple[Floats, Floats]] = {}
 
     def names(prefix: str) -> list[str]:
@@ -248,7 +164,7 @@ def _run(collection: Collection, run: RunFacts) -> SeenRun:
 
     def series(name: str) -> tuple[Floats, Floats]:
         if name in collection.keep:
-            found = collection.series(run, name)
+            found = run.series(name)
             return found.steps.astype(np.float64), found.values
         if not rare:
             read_now = columns(RunFolder(run.path).journal_file, {*RARE, *names("histogram.pre.")})

@@ -47,28 +47,6 @@ SPARE: Sequence[Look] = (
     Look(color="#3b3b9e", dash=(0, (6, 1.5, 2, 1.5)), marker="p"),
 )
 
-NAMES: Mapping[str, str] = {
-    "batch": "batch norm",
-    "none": "no norm",
-    "layer": "layer norm",
-    "group": "group norm",
-    "instance": "instance norm",
-    "rms": "RMS norm",
-    "l1": "L1 batch norm",
-    "l2": "L2 batch norm",
-    "linf": "L∞ batch norm",
-    "frozen_batch": "frozen batch norm",
-    "noisy_batch": "noisy batch norm",
-    "noisy_none": "noise, no norm",
-    "ghost_batch": "ghost batch norm",
-    "batch_renorm": "batch renorm",
-    "mean_only_batch": "mean-only batch norm",
-    "stopgrad_batch": "batch norm, gradient stopped",
-    "affine_only": "scale and shift only",
-    "batch_reference": "batch norm (reference)",
-}
-"""How figures call a norm; one that is not here goes by its own name."""
-
 
 def looks_for(norms: Sequence[str]) -> list[Look]:
     """A look for each arm, given their norms: its own where it is the only arm of that norm, all different.

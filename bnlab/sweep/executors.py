@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from bnlab.errors import UsageError
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
 from bnlab.sweep.base import Executor
 from bnlab.sweep.inline import Inline
 from bnlab.sweep.local import Local

@@ -4,44 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 
 import bnlab
-from bnlab.errors import UsageError
-from bnlab.folder import ENDED, RunFolder, write_atomically
-from bnlab.study import Study
-
-State = Literal["missing", "interrupted", "running", "failed", "finished", "diverged"]
-Status = Mapping[str, Any]
+from bnlab.core.errors import UsageError
+from bnlab.core.study import Study
+from bnlab.record.folder import ENDED, RunFolder, write_atomically
+from bnlab.record.runs import State, Status, state_of
 
 DONE = ENDED
 """States of a cell that has its result."""
 
 
 def look(folder: RunFolder) -> tuple[State, Status]:
-    """The state of a cell as it is now, and its status as it was written last. A run whose process is gone is
-    interrupted; one that somebody is at work on is running, whatever it was before.
+    """The state of a cell now, and its status as it was last written.
 
     Raises:
         UsageError: a status that cannot be read, so that it is not known whether the run has ended.
     """
-    try:
-        status = folder.status()
-    except ValueError:
-        remedy = "Run it again with --fresh."
-        raise UsageError(str(folder.status_file), "cannot be read", remedy=remedy) from None
-    except OSError as error:
-        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(folder.path)) from None
-    state = status.get("status")
-    if state in DONE:
-        return state, status
-    if folder.alive():
-        return "running", status
-    if state == "failed":
-        return "failed", status
-    return ("interrupted" if state in ("running", "interrupted") else "missing"), status
+    state, status = state_of(folder)
+    if state == "unreadable":
+        raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.")
+    return state, status
 
 
 def seconds(status: Status) -> float | None:

@@ -8,11 +8,11 @@ import importlib.metadata
 import torch._dynamo  # torch's optimizers import it at their first step, which takes a second
 import torch.utils.serialization  # and torch.save this one  # noqa: F401
 
-import bnlab.train  # noqa: F401
-from bnlab import host
-from bnlab.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
-from bnlab.setup import cadence
-from bnlab.typed import options_model
+import bnlab.run.train  # noqa: F401
+from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+from bnlab.core.typed import options_model
+from bnlab.run import host
+from bnlab.run.setup import cadence
 
 for registry in (NORMS, MODELS, DATA, OPTIMIZERS, PROBES):
     for name in registry.names():

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.board.tags import FULL_RUNS
-from bnlab.folder import RunFolder
-from bnlab.study import Cell
+from bnlab.core.study import Cell
+from bnlab.record.folder import RunFolder
+from bnlab.record.runs import State, Status
 from bnlab.sweep.base import Executor, Outcome
-from bnlab.sweep.ledger import DONE, State, Status, look
+from bnlab.sweep.ledger import DONE, look
 from bnlab.sweep.task import BUSY, REFUSED, Task, train_apart, train_task
 
 POLL_S = 0.25
@@ -75,7 +76,7 @@ class Sweep:
             error = str(status.get("error", "failed")) if state == "failed" else None
             if error is not None and retry_failed:
                 self._again.add(cell.spec.id)
-                state, error = "missing", None
+                state, error = "not started", None
             self.standings[cell.spec.id] = Standing(cell=cell, folder=folder, state=state, status=status, error=error)
         self._left = [key for key, standing in self.standings.items() if standing.state not in (*DONE, "failed")]
 
@@ -144,7 +145,7 @@ class Sweep:
             except OSError:
                 run_since = False
             if not run_since:
-                return ("running" if folder.alive() else "missing"), {}
+                return ("running" if folder.alive() else "not started"), {}
         return look(folder)
 
     def _begun(self, task: Task) -> None:
@@ -160,7 +161,7 @@ class Sweep:
         if ended == BUSY:
             self._stand(key, "running", {})
         elif ended == REFUSED:
-            self._settle(key, "missing", {}, outcome.value["error"])
+            self._settle(key, "not started", {}, outcome.value["error"])
         elif ended == "interrupted":
             self._again.discard(key)
             self._stand(key, "interrupted", outcome.value)

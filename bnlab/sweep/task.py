@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnlab.errors import UsageError
-from bnlab.folder import BusyError, RunFolder
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import BusyError, RunFolder
 from bnlab.sweep import stopping
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Task:
 
 def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
     """Train it in this process; the final status. An error of the run is a status too: `failed`, with its `error`."""
-    from bnlab import host
-    from bnlab.setup import assemble
-    from bnlab.train import RunFailedError, train
+    from bnlab.run import host
+    from bnlab.run.setup import assemble
+    from bnlab.run.train import RunFailedError, train
 
     host.prepare(task.spec.threads)
     try:

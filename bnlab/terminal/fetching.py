@@ -17,9 +17,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from bnlab.errors import UsageError
-from bnlab.registry import DATA
-from bnlab.sources import SOURCES, Source
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import DATA
+from bnlab.files.sources import SOURCES, Source
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 from bnlab.terminal.tables import console
 
@@ -77,7 +77,7 @@ def show_fetch(name: str, origin: Path | None, as_json: bool, plain: bool) -> in
     Raises:
         UsageError: there is no such data set, it cannot be had, or it has no files.
     """
-    from bnlab.fetch import fetch
+    from bnlab.files.fetch import fetch
 
     DATA.entry(name)
     source = SOURCES.get(name)
@@ -106,7 +106,7 @@ def download(source: Source, out: TextIO, plain: bool, stopped: Callable[[], str
     Raises:
         UsageError: it cannot be had.
     """
-    from bnlab.fetch import fetch
+    from bnlab.files.fetch import fetch
 
     with _progress(out, plain) as report:
 

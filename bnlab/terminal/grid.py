@@ -12,7 +12,7 @@ from typing import TextIO
 from rich.segment import Segment
 from rich.style import Style
 
-from bnlab.study import Cell
+from bnlab.core.study import Cell
 from bnlab.sweep.ledger import DONE
 from bnlab.sweep.run import Standing
 from bnlab.terminal.frames import Frames, Line

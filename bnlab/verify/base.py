@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.models.base import Net
-from bnlab.registry import MODELS
-from bnlab.seeds import stream
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.registry import MODELS
+from bnlab.core.seeds import stream
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Net
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

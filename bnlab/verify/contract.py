@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from bnlab.errors import UsageError
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.run.setup import assemble
 from bnlab.verify import norm_contract, probe_contract, run_contract
 from bnlab.verify.findings import BrokenError, Finding, bits, findings, one_line, unlike
 from bnlab.verify.norm_contract import KINDS, Layer
@@ -112,4 +112,4 @@ def _starts_alike(spec: RunSpec) -> None:
         }
         starts.append(bits(setup.net.module.state_dict()) | data)
     if differing := unlike(*starts):
-        raise BrokenError(f"{differing[0]} is another each time: draw it from bnlab.seeds.stream")
+        raise BrokenError(f"{differing[0]} is another each time: draw it from bnlab.core.seeds.stream")

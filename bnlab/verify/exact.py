@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bnlab.losses import objective
+from bnlab.core.losses import objective
+from bnlab.core.registry import NORMS
+from bnlab.core.seeds import stream
+from bnlab.core.state import State, gradient_at, line, loss_at, staircase
+from bnlab.net.tap import Tap
 from bnlab.probes.lipschitz import terms
-from bnlab.registry import NORMS
-from bnlab.seeds import stream
-from bnlab.state import State, gradient_at, line, loss_at, staircase
-from bnlab.tap import Tap
 from bnlab.verify.base import Identity, relative, scalars, small_cnn, small_mlp
 
 LOSS = objective("cross_entropy", "mean")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
-from bnlab.registry import NORMS
-from bnlab.state import Mode, State, outputs_at, outputs_now
+from bnlab.core.registry import NORMS
+from bnlab.core.state import Mode, State, outputs_at, outputs_now
 from bnlab.verify.findings import BrokenError, bits, global_random_states, unlike
 
 C = 6
@@ -177,7 +177,7 @@ def it_starts_alike(case: Layer) -> None:
             torch.manual_seed(seed)
             states.append(bits(case.build().state_dict()))
     if differing := unlike(*states):
-        raise BrokenError(f"{differing[0]} starts from other values each time: draw them from bnlab.seeds.stream")
+        raise BrokenError(f"{differing[0]} starts from other values each time: draw them from bnlab.core.seeds.stream")
 
 
 def a_resumed_run_goes_on_alike(case: Layer) -> None:
@@ -213,13 +213,13 @@ def it_draws_from_streams(case: Layer) -> None:
         layer.train(training)(case.batch())
         if moved := unlike(before, global_random_states()):
             raise BrokenError(
-                f"draws from {moved[0]}'s global generator: draw from bnlab.seeds.stream by seed, layer and a counter "
-                "in a buffer, as bnlab.norms.base.Noise does"
+                f"draws from {moved[0]}'s global generator: draw from bnlab.core.seeds.stream by seed, layer and a "
+                "counter in a buffer, as bnlab.norms.base.Noise does"
             )
 
 
 def measuring_leaves_it_alone(case: Layer) -> None:
-    """Forwards made to measure (bnlab.state) between two steps of training."""
+    """Forwards made to measure (bnlab.core.state) between two steps of training."""
     measured, twin = case.trained(), case.trained()
     before = bits(measured.state_dict())
     for mode in MODES:

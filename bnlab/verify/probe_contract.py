@@ -14,10 +14,10 @@ from typing import Any, cast, get_args
 import numpy as np
 from torch import Tensor
 
+from bnlab.core.registry import PROBES
+from bnlab.core.spec import RunSpec
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Probe, Raw, Snapshot
-from bnlab.registry import PROBES
-from bnlab.setup import Setup
-from bnlab.spec import RunSpec
+from bnlab.run.setup import Setup
 from bnlab.verify.findings import BrokenError, bits, unlike
 from bnlab.verify.run_contract import measuring_leaves_runs_alone, runs_resume, trace
 
@@ -162,7 +162,7 @@ def runs_are_left_alone(case: Measured) -> None:
     for probe in case.recorded():
         if probe.moved:
             raise BrokenError(
-                f"measure moves {probe.moved[0]} of the net: measure at a copy of its state (bnlab.state)"
+                f"measure moves {probe.moved[0]} of the net: measure at a copy of its state (bnlab.core.state)"
             )
     measuring_leaves_runs_alone(case.specs)
 

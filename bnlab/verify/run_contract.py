@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.folder import RunFolder
-from bnlab.journal import Record, read, without_clock
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Record, read, without_clock
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import train
 from bnlab.verify.findings import BrokenError, bits, unlike
 
 STOPS = (1, 3, 2)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.seeds import stream
-from bnlab.tap import TrainingTap
-from bnlab.theory import gradient_growth
+from bnlab.core.seeds import stream
+from bnlab.core.theory import gradient_growth
+from bnlab.net.tap import TrainingTap
 from bnlab.verify.base import Identity, random_net, scalars
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import MeasuredRun, RunFacts, Series
 from bnlab.analysis.load import Collection
-from bnlab.study import Claim, Study
+from bnlab.core.study import Claim, Study
+from bnlab.record.journal import Series
+from bnlab.record.runs import Run
 
 STEPS = 100
 
@@ -28,7 +29,7 @@ def made(
     provenance: Mapping[str, Any] | None = None,
     spec: Mapping[str, Any] | None = None,
     **metrics: float,
-) -> MeasuredRun:
+) -> Run:
     """A run with these final metrics; `series` maps names to values, at steps 0, 1, 2, ..., or to (steps, values)."""
     journal = {}
     for name, given in ({"train_loss": [2.0, 1.0]} | dict(series or {})).items():
@@ -41,12 +42,13 @@ def made(
     ended = {"status": status, "step": step, "steps": STEPS, "dead": dead, "metrics": known, "timing": {"run_s": 1.0}}
     if status == "diverged":
         ended["metrics"] = dict.fromkeys(known)
-    facts = RunFacts(path=Path("runs") / name, id=name, spec=tree, provenance=provenance or {}, status=ended)
-    return MeasuredRun(facts=facts, journal=journal)
+    run = Run(path=Path("runs") / name, id=name, spec=tree, provenance=provenance or {}, status=ended)
+    run._series.update(journal)
+    return run
 
 
 def collected(
-    runs: Sequence[MeasuredRun],
+    runs: Sequence[Run],
     claims: Sequence[Claim] = (),
     axes: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -58,11 +60,10 @@ def collected(
         root=Path("runs"),
         study=study,
         study_provenance={},
-        runs=tuple(run.facts for run in runs),
+        runs=tuple(runs),
         unfinished=(),
         copies=(),
         keep=frozenset(),
-        _read={run.facts.id: run for run in runs},
     )
 
 
@@ -83,7 +84,7 @@ def claimed(**changes: Any) -> Claim:
 
 
 @pytest.fixture
-def run_of() -> Callable[..., MeasuredRun]:
+def run_of() -> Callable[..., Run]:
     return made
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from bnlab.analysis.claims import check
-from bnlab.errors import UsageError
-from bnlab.study import Claim, Study
+from bnlab.core.errors import UsageError
+from bnlab.core.study import Claim, Study
 
 
 def study(*claims: Claim) -> Study:

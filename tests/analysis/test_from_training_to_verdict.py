@@ -13,8 +13,8 @@ import yaml
 from bnlab.analysis.load import Collection, load
 from bnlab.analysis.summary import summary
 from bnlab.analysis.verdicts import judge
-from bnlab.spec import RunSpec
-from bnlab.study import Claim, Study
+from bnlab.core.spec import RunSpec
+from bnlab.core.study import Claim, Study
 
 CLAIMS = (
     Claim(

@@ -12,13 +12,12 @@ import polars as pl
 import pytest
 import yaml
 
-from bnlab.analysis.base import NOTHING
 from bnlab.analysis.load import columns, facts, find_studies, flat, load, read_study
 from bnlab.analysis.summary import summary, write
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.journal import Journal, read
-from bnlab.study import Claim, Study
+from bnlab.core.errors import UsageError
+from bnlab.core.study import Claim, Study
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import NOTHING, Journal, read
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 0, "lr": 0.1, "train_loss": 2.5, "delta_norm": [1.0, 2.0], "wall_s": 9.5},

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Figure, MeasuredRun, Metric
+from bnlab.analysis.base import Figure, Metric
 from bnlab.analysis.curves import decades, largest_of
 from bnlab.analysis.ends import trailing_median
 from bnlab.analysis.load import columns, facts
 from bnlab.analysis.metrics import BUILT_IN, METRICS, table
-from bnlab.errors import UsageError
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.record.runs import Run
 
-RunOf = Callable[..., MeasuredRun]
+RunOf = Callable[..., Run]
 NAN = math.nan
 
 
@@ -159,7 +160,7 @@ def test_decades_are_counts_times_spacing_on_an_even_grid() -> None:
     assert uneven == Figure(1.5)
 
 
-def curve(run_of: RunOf, ends: list[float], first: float = 2.0) -> dict[float, MeasuredRun]:
+def curve(run_of: RunOf, ends: list[float], first: float = 2.0) -> dict[float, Run]:
     """Final losses at rates 1, 10, 100, ...; NaN for a divergence."""
     made = {}
     for power, loss in enumerate(ends):
@@ -235,7 +236,7 @@ def test_every_metric_of_a_run_is_there_after_training(
     more = ("probes.activations.batch=24", "probes.sharpness.every=4", "model.depth=3")
     ended = run(spec_of("probes=full", f"norm={norm}", *more))
     journal = columns(ended.folder.journal_file, METRICS.reads())
-    trained = MeasuredRun(facts=facts(ended.folder), journal=journal)
+    trained = Run(facts=facts(ended.folder), journal=journal)
     missing = {
         name
         for name in METRICS.names()

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.arms import NotTestedError
-from bnlab.analysis.base import Figure, MeasuredRun, Series
+from bnlab.analysis.base import Figure
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Pair, difference
 from bnlab.analysis.points import LEVELS, at_equal_losses, paired
-from bnlab.study import Claim
+from bnlab.analysis.sides import NotTestedError
+from bnlab.core.study import Claim
+from bnlab.record.journal import Series
+from bnlab.record.runs import Run
 
-RunOf = Callable[..., MeasuredRun]
+RunOf = Callable[..., Run]
 Collect = Callable[..., Collection]
 ClaimOf = Callable[..., Claim]
 LOSSES: dict[tuple[str, float], tuple[float, ...]] = {
@@ -30,10 +32,10 @@ LOSSES: dict[tuple[str, float], tuple[float, ...]] = {
 
 
 @pytest.fixture
-def sweep(run_of: RunOf) -> Callable[..., list[MeasuredRun]]:
+def sweep(run_of: RunOf) -> Callable[..., list[Run]]:
     """The runs of LOSSES; `changes` maps (norm, lr, seed) to further facts of that run, None leaves it out."""
 
-    def runs(changes: Mapping[tuple[str, float, int], Any] | None = None) -> list[MeasuredRun]:
+    def runs(changes: Mapping[tuple[str, float, int], Any] | None = None) -> list[Run]:
         found = []
         for (norm, lr), losses in LOSSES.items():
             for seed, loss in enumerate(losses):
@@ -46,7 +48,7 @@ def sweep(run_of: RunOf) -> Callable[..., list[MeasuredRun]]:
 
 
 def test_best_lr_is_the_best_median_and_one_for_all_seeds(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep()), claim_of())
     assert (found.treated.point, found.treated.figures) == ("lr 1", (0.1, 0.2, 0.9))
@@ -57,14 +59,14 @@ def test_best_lr_is_the_best_median_and_one_for_all_seeds(
 
 
 def test_best_lr_of_a_measurement_is_that_of_the_loss(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep()), claim_of(metric="loss_gap", compare="difference"))
     assert (found.treated.point, found.control.point) == ("lr 1", "lr 0.1")
 
 
 def test_best_lr_of_a_spread_is_that_of_what_is_spread(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     """At 0.1 and 10 the seeds agree entirely, on worse losses."""
     spread = claim_of(metric="seed_spread", options={"of": "final_train_loss", "log": False}, compare="difference")
@@ -84,7 +86,7 @@ def test_best_lr_prefers_larger_accuracies(run_of: RunOf, collect: Collect, clai
 
 
 def test_matched_lr_averages_over_the_rates_at_which_both_train(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     changes = {("none", 10.0, seed): {"status": "diverged"} for seed in range(3)} | {("batch", 0.1, 1): {"dead": True}}
     found = paired(collect(sweep(changes)), claim_of(at="matched_lr"))
@@ -95,7 +97,7 @@ def test_matched_lr_averages_over_the_rates_at_which_both_train(
 
 
 def test_matched_lr_where_nothing_trains_is_not_tested(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     dead = {("none", lr, seed): {"dead": True} for lr in (0.1, 1.0, 10.0) for seed in range(3)}
     with pytest.raises(NotTestedError, match="no learning rate at which both arms train"):
@@ -103,7 +105,7 @@ def test_matched_lr_where_nothing_trains_is_not_tested(
 
 
 def test_a_curve_goes_over_the_rates_in_their_order(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     changes = {("none", 10.0, seed): {"status": "diverged"} for seed in range(3)}
     changes |= {("none", 1.0, 2): {"dead": True}}
@@ -121,7 +123,7 @@ def test_a_curve_goes_over_the_rates_in_their_order(
 
 
 def test_a_seed_counts_with_all_its_runs_only(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep({("none", 1.0, 1): None})), claim_of())
     assert found.seeds == (0, 2)
@@ -129,7 +131,7 @@ def test_a_seed_counts_with_all_its_runs_only(
 
 
 def test_arms_are_tuned_over_the_same_grid(
-    sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep({("none", 1.0, seed): None for seed in range(3)})), claim_of())
     assert (found.treated.point, found.treated.figures) == ("lr 10", (0.3, 0.3, 0.3))
@@ -194,7 +196,7 @@ def test_seeds_may_be_contrasted_by_their_place(run_of: RunOf, collect: Collect,
 
 @pytest.mark.parametrize("at", ["best_lr", "matched_lr"])
 def test_each_arm_may_have_a_rate_of_its_own(
-    at: str, sweep: Callable[..., list[MeasuredRun]], collect: Collect, claim_of: ClaimOf
+    at: str, sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep()), claim_of(contrast={"norm": ("batch", "none"), "optim.lr": (1.0, 0.1)}, at=at))
     assert (found.treated.point, found.treated.figures) == ("lr 1", (0.1, 0.2, 0.9))

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import MeasuredRun, Verdict
+from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.verdicts import judge
-from bnlab.study import Claim
+from bnlab.core.study import Claim
+from bnlab.record.runs import Run
 
-RunOf = Callable[..., MeasuredRun]
+RunOf = Callable[..., Run]
 Collect = Callable[..., Collection]
 ClaimOf = Callable[..., Claim]
 WIGGLE = (1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98, 1.0)
@@ -170,7 +171,7 @@ def test_a_run_that_diverged_is_the_worst_of_its_arm(run_of: RunOf, collect: Col
     assert judge(collect(lost[1:-1], [claim_of(smallest_effect=1.0)]))[0].decision == "supported"
 
 
-def steps(run_of: RunOf, norm: str, seed: int, reached: int | None) -> MeasuredRun:
+def steps(run_of: RunOf, norm: str, seed: int, reached: int | None) -> Run:
     """Its loss is 1, and 0.1 from step `reached` on."""
     losses = [1.0 if reached is None or step < reached else 0.1 for step in range(100)]
     return run_of(norm=norm, seed=seed, series={"train_loss": losses}, train_loss=losses[-1])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.view.server import Server, command
+from bnlab.board.serve.server import Server, command
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from bnlab.board.card import CAP, column, columns, head, tail
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 
 RESULTS = ["diverged", "train_loss", "test_loss", "train_accuracy", "test_accuracy"]
 GROUPS = {"startIndex": 0, "sliceSize": 100, "colParams": [], "includeMetrics": True, "experimentName": ""}

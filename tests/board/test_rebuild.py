@@ -16,11 +16,11 @@ from bnlab.board import rebuild as module
 from bnlab.board.events import PATTERN, sealed, shown
 from bnlab.board.rebuild import rebuild
 from bnlab.board.run import Board, Extent
-from bnlab.folder import RunFolder
-from bnlab.journal import read
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import read
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 LONG = ("steps=700", "probes.points=700", "probes=none", "model.depth=1", "data.subset=32")
 """Of 701 records: more than an event file shows of a tag."""

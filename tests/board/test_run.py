@@ -20,10 +20,10 @@ from bnlab.board.events import Profile
 from bnlab.board.histograms import Histograms
 from bnlab.board.run import Board, Extent
 from bnlab.board.tags import LIGHT, tags
-from bnlab.journal import read
-from bnlab.observe import Schedule
+from bnlab.core.spec import RunSpec
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
-from bnlab.spec import RunSpec
+from bnlab.record.journal import read
+from bnlab.run.observe import Schedule
 
 SITES = ["L00_fc", "L01_fc", "L02_fc", "L03_out"]
 COUNTS = [0.0] * (HISTOGRAM_BINS + 2)

@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from bnlab.board.serve import link as links
 from bnlab.report.figures import figures
-from bnlab.view import link as links
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra").expect

@@ -15,13 +15,13 @@ from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from bnlab.board.compare.build import Compared, build, state
+from bnlab.board.compare.series import SHOWN, hidden
 from bnlab.board.layout import Band, Category, Lines, layout
 from bnlab.board.tags import tags as tags_of_a_run
-from bnlab.compare.build import Compared, build, state
-from bnlab.compare.series import SHOWN, hidden
-from bnlab.errors import UsageError
-from bnlab.folder import find_runs
-from bnlab.journal import Record, read
+from bnlab.core.errors import UsageError
+from bnlab.record.folder import find_runs
+from bnlab.record.journal import Record, read
 
 GOOD, BAD = "batch norm/lr=0.05", "no norm/lr=1000000"
 
@@ -35,7 +35,7 @@ def made(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Compare
 @pytest.fixture
 def root(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that may be changed; without figures, which take a second."""
-    monkeypatch.setattr("bnlab.compare.build.draw_all", lambda prepared: ([], []))
+    monkeypatch.setattr("bnlab.board.compare.build.draw_all", lambda prepared: ([], []))
     ignored = shutil.ignore_patterns("*.pt", "events.*", "figures", "report.html")
     return shutil.copytree(swept, tmp_path / "copied", ignore=ignored)
 

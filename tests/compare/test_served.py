@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from bnlab.board.plain import Content, write
+from bnlab.board.serve import compare, link
+from bnlab.board.serve.server import Server, command
 from bnlab.cli import main
-from bnlab.view import compare, link
-from bnlab.view.server import Server, command
 
 PAIR = ["no norm/lr=0.05", "batch norm/lr=0.05"]
 
@@ -180,7 +180,7 @@ def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(
 def test_a_comparison_follows_the_runs_and_outlives_a_bad_moment(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnlab.compare.build.draw_all", lambda prepared: ([], []))
+    monkeypatch.setattr("bnlab.board.compare.build.draw_all", lambda prepared: ([], []))
     root = shutil.copytree(swept, tmp_path / "copied", ignore=shutil.ignore_patterns("*.pt", "events.*", "figures"))
     (late,) = root.glob("batch/lr=0.05/seed=2-*")
     (aside := tmp_path / "late").mkdir()

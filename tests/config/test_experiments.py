@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.registry import NORMS
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 EXPERIMENTS = list(config.available("experiments", [config.packaged_dir()]))
 ONE_A_MODEL = {config.load(name, ()).model.name: name for name in reversed(EXPERIMENTS)}
@@ -306,7 +306,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 
 @NORMS.register("mine")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from bnlab import config
 from bnlab.config.grammar import logspace
-from bnlab.errors import UsageError
-from bnlab.study import Cell, Study
+from bnlab.core.errors import UsageError
+from bnlab.core.study import Cell, Study
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

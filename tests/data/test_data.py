@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from bnlab import config
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import DATA
+from bnlab.core.spec import RunSpec
 from bnlab.data.base import Batches, Dataset, Split, first, normalized, probe_batch
-from bnlab.errors import UsageError
-from bnlab.registry import DATA
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.run.setup import assemble
 
 NAMES = list(config.available("data", [config.packaged_dir()]))
 

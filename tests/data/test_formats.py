@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnlab.core.registry import DATA
 from bnlab.data import _idx, cifar10
-from bnlab.registry import DATA
 
 
 def _idx_file(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnlab.core.registry import DATA
+from bnlab.core.seeds import stream
+from bnlab.core.spec import RunSpec
 from bnlab.data._images import Augment, Images, Sums
 from bnlab.data.base import Batches, Dataset, Split, binarized, normalized, prepared, probe_batch, with_label_noise
-from bnlab.registry import DATA
-from bnlab.seeds import stream
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.run.setup import assemble
 
 CPU = torch.device("cpu")
 
@@ -138,7 +138,7 @@ def test_a_run_on_stored_images_is_the_run_on_the_floats_they_stand_for(
         splits = (Split(split.x[:], split.y) for split in (found.train, found.test))
         return Dataset(train=next(splits), test=next(splits), classes=10)
 
-    monkeypatch.setattr("bnlab.setup.prepared", as_floats)
+    monkeypatch.setattr("bnlab.run.setup.prepared", as_floats)
     plain = run(spec, where="plain")
     assert not isinstance(plain.setup.dataset.train.x, Images)
     assert stored.clockless == plain.clockless

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec, Shift
 from bnlab.data._images import Images
 from bnlab.data._shifts import SHIFTS, blurring, class_counts
 from bnlab.data.base import Dataset, Split, shifted
-from bnlab.errors import UsageError
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec, Shift
+from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from bnlab.core.errors import DataError
 from bnlab.data import _idx
 from bnlab.data._images import Images
 from bnlab.data._stored import STALE_S, Arrays, load
-from bnlab.errors import DataError
-from bnlab.sources import SOURCES, decoded
+from bnlab.files.sources import SOURCES, decoded
 
 Tiny = Callable[..., dict[str, bytes]]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import config
-from bnlab.models.base import Net, normed_layers, refuse_single_values, site_shapes
-from bnlab.registry import MODELS, NORMS
-from bnlab.spec import ModelSpec, NormSpec
+from bnlab.core.registry import MODELS, NORMS
+from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.build import Net, normed_layers, refuse_single_values, site_shapes
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
 MODEL = ModelSpec(name="mlp", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})

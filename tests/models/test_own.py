@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.models._own import adopted, build_net
-from bnlab.models.base import Net
-from bnlab.registry import MODELS
-from bnlab.setup import assemble
-from bnlab.spec import ModelSpec, NormSpec, RunSpec
-from bnlab.tap import Tap
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec, RunSpec
+from bnlab.net.adopt import adopted, build_net
+from bnlab.net.build import Net
+from bnlab.net.tap import Tap
+from bnlab.run.setup import assemble
 from bnlab.verify.run_contract import CHECKS
 
 MODEL = ModelSpec(name="mine", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.models.base import Net, Residual, site_shapes
-from bnlab.registry import MODELS
-from bnlab.setup import assemble
-from bnlab.spec import ModelSpec, NormSpec, RunSpec
-from bnlab.tap import AffineTap, NormTap, Tap, TrainingTap
+from bnlab.core.registry import MODELS
+from bnlab.core.spec import ModelSpec, NormSpec, RunSpec
+from bnlab.net.build import Net, Residual, site_shapes
+from bnlab.net.tap import AffineTap, NormTap, Tap, TrainingTap
+from bnlab.run.setup import assemble
 
 MODEL = ModelSpec(name="resnet", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})
 NORM = NormSpec(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-12}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 SHAPES = {0: (11, 5), 2: (6, 5, 4, 3)}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.registry import NORMS
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
 
 C = 6
 SHAPES = {0: (5, C), 2: (4, C, 3, 2)}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from bnlab import config
-from bnlab.errors import UsageError
-from bnlab.registry import NORMS
-from bnlab.spec import RunSpec
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
 from bnlab.verify.norm_contract import CHECKS, KINDS, TRAITS, C, Layer
 
 NAMES = list(config.available("norm", [config.packaged_dir()]))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.journal import read, without_clock
-from bnlab.registry import NORMS
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import read, without_clock
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import train
 
 C = 5
 SHAPES = {0: (11, C), 2: (6, C, 4, 3)}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.registry import NORMS
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
 
 C = 5
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

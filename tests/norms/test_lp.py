@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.registry import NORMS
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
 
 C = 5
 SHAPES = {0: (11, C), 2: (6, C, 4, 3)}

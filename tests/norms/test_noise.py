@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.journal import read, without_clock
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
 from bnlab.norms.base import Noise
-from bnlab.registry import NORMS
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import read, without_clock
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import train
 
 PAPER = {"n_mu": 0.5, "n_sigma": 1.25, "r_mu": 0.1, "r_sigma": 0.1}
 BATCH = {"eps": 1e-5, "momentum": 0.1, "affine": True}

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab import config
+from bnlab.core.registry import OPTIMIZERS
+from bnlab.core.spec import OptimSpec, RunSpec
+from bnlab.core.state import State, gradient_at
 from bnlab.optim.base import learning_rate
-from bnlab.registry import OPTIMIZERS
-from bnlab.setup import assemble
-from bnlab.spec import OptimSpec, RunSpec
-from bnlab.state import State, gradient_at
+from bnlab.run.setup import assemble
 
 NAMES = list(config.available("optim", [config.packaged_dir()]))
 OPTIM = OptimSpec(

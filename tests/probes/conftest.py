@@ -10,11 +10,11 @@ import pytest
 from torch import Tensor
 from twins import Moment
 
-from bnlab.folder import RunFolder
-from bnlab.journal import Record, read
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Record, read
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import train
 
 STEPS = 5
 

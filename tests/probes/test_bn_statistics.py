@@ -14,14 +14,14 @@ import torch
 import twins
 from torch import Tensor, nn
 
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
 from bnlab.data.base import Split
-from bnlab.models.base import Net, Site
+from bnlab.net.build import Net, Site
 from bnlab.norms.base import statistics_in_use
 from bnlab.probes.base import Snapshot, figures
 from bnlab.probes.bn_statistics import BNStatistics, central_moments, figures_of
-from bnlab.registry import NORMS
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
+from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.bn_statistics.every=1", "steps=3")

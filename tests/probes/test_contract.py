@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from bnlab import config
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 from bnlab.verify.probe_contract import CHECKS, Measured, measured_by
 
 NAMES = list(config.available("probes/one", [config.packaged_dir()]))

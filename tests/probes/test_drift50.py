@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab.core.spec import RunSpec
 from bnlab.data.base import Split
-from bnlab.folder import RunFolder
-from bnlab.journal import read, without_clock
-from bnlab.models.base import Net, Site
+from bnlab.net.build import Net, Site
+from bnlab.net.tap import Sites
 from bnlab.probes.activations import Activations, percentiles, unit_percentiles
 from bnlab.probes.base import Carry, Snapshot, figures
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.tap import Sites
-from bnlab.train import train
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import read, without_clock
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=standard", "probes.activations.batch=22", "steps=5")

@@ -13,12 +13,12 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from bnlab.core.spec import RunSpec
+from bnlab.core.state import State
 from bnlab.data.base import Split
-from bnlab.models.base import Net, Site
+from bnlab.net.build import Net, Site
 from bnlab.probes.base import Metrics, Snapshot, figures
 from bnlab.probes.gradients import Gradients, excess_kurtosis, median_ratio
-from bnlab.spec import RunSpec
-from bnlab.state import State
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.points=100", "steps=5")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import twins
 
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "steps=5")

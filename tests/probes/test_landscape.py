@@ -11,14 +11,14 @@ import pytest
 import torch
 from twins import norm_of, walk
 
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.core.state import State
 from bnlab.data.base import Split
-from bnlab.errors import UsageError
-from bnlab.models.base import Net
+from bnlab.net.build import Net
 from bnlab.probes.base import Snapshot, figures
 from bnlab.probes.landscape import Landscape, random_direction
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.state import State
+from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.landscape.random=true", "dtype=float64", "steps=5")

@@ -11,14 +11,14 @@ import torch
 import twins
 from torch import Tensor
 
+from bnlab.core.spec import RunSpec
+from bnlab.core.state import State
 from bnlab.data.base import Split
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.probes import lipschitz
 from bnlab.probes.base import Snapshot, figures
 from bnlab.probes.lipschitz import Lipschitz, Terms
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.state import State
+from bnlab.run.setup import Setup, assemble
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "steps=5")

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from twins import Moment, counts_of, drift_mean, moments_of
 
-from bnlab.folder import RunFolder
-from bnlab.journal import Record, read
+from bnlab.core.registry import PROBES
+from bnlab.core.spec import RunSpec
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges, spread
-from bnlab.registry import PROBES
-from bnlab.setup import Setup, assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Record, read
+from bnlab.run.setup import Setup, assemble
+from bnlab.run.train import train
 
 SpecOf = Callable[..., RunSpec]
 
@@ -227,7 +227,7 @@ def test_batch_moments_read_off_torch_s_batch_norm_equal_computed_ones(
     model: str, dtype: str, spec_of: SpecOf, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path through torch's saved statistics and the one without: both taken, both the same figures."""
-    from bnlab import tap
+    from bnlab.net import tap
     from bnlab.probes import batch_moments
 
     computed: list[int] = []

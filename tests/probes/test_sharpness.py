@@ -13,13 +13,13 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence
 from torch import Tensor
 from twins import hessian
 
+from bnlab.core.spec import RunSpec
+from bnlab.core.state import State
 from bnlab.data.base import Split
-from bnlab.models.base import Net
+from bnlab.net.build import Net
 from bnlab.probes import sharpness
 from bnlab.probes.base import Snapshot, figures
 from bnlab.probes.sharpness import Sharpness, largest
-from bnlab.spec import RunSpec
-from bnlab.state import State
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=full", "probes.activations.batch=24", "probes.sharpness.every=1", "steps=5", "model.activation=tanh")

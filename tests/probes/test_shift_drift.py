@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import twins
 
-from bnlab.spec import RunSpec
+from bnlab.core.spec import RunSpec
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=shift", "probes.activations.batch=24", "probes.shift_drift.every=1", "dtype=float64")

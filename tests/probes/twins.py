@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnlab.core.seeds import stream
+from bnlab.core.spec import RunSpec
 from bnlab.data.base import Split
-from bnlab.models.base import Site
+from bnlab.net.build import Site
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, spread
-from bnlab.seeds import stream
-from bnlab.setup import Setup
-from bnlab.spec import RunSpec
+from bnlab.run.setup import Setup
 
 Figures = dict[str, Any]
 StateDict = Mapping[str, Tensor]

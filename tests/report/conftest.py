@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.folder import RunFolder
-from bnlab.journal import Journal
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Journal
 from bnlab.report.base import Group, SeenRun, View
 from bnlab.report.style import looks_for
 

@@ -19,11 +19,11 @@ import polars as pl
 import pytest
 import yaml
 
-from bnlab.errors import UsageError
+from bnlab.cli import report as reporting
+from bnlab.core.errors import UsageError
 from bnlab.report.base import Built
 from bnlab.report.build import build
 from bnlab.report.figures import figures
-from bnlab.terminal import reporting
 
 Write = Callable[..., Path]
 VOID = {"meta", "img", "source", "br", "link"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bnlab.core.theory import gradient_growth
 from bnlab.report.base import Drawn, Missing, SeenRun, Target, View, log_interval, ratio
 from bnlab.report.canvas import compact, thinned
 from bnlab.report.figures import (
@@ -28,7 +29,6 @@ from bnlab.report.figures import (
 )
 from bnlab.report.labels import spread
 from bnlab.report.write import styled, table
-from bnlab.theory import gradient_growth
 
 Run = Callable[..., SeenRun]
 Make = Callable[..., View]

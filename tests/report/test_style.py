@@ -8,7 +8,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 from bnlab.report import style
 from bnlab.report.style import DARK_PAPER, LOOKS, NAMES, PAPER, SPARE, contrast, dark, legible, looks_for
 

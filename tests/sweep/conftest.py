@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from bnlab.cli import main
-from bnlab.journal import read, without_clock
-from bnlab.terminal import sweeping
+from bnlab.cli import sweep as sweeping
+from bnlab.record.journal import read, without_clock
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bnlab import config
-from bnlab.errors import UsageError
+from bnlab.core.errors import UsageError
 from bnlab.sweep import local
 from bnlab.sweep.base import Executor
 from bnlab.sweep.executors import cores, executor, places

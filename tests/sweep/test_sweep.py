@@ -18,12 +18,12 @@ import yaml
 
 from bnlab import __version__, config
 from bnlab.analysis.base import Verdict
-from bnlab.folder import RunFolder
-from bnlab.registry import NORMS
+from bnlab.cli import sweep as sweeping
+from bnlab.core.registry import NORMS
+from bnlab.record.folder import RunFolder
 from bnlab.sweep.inline import Inline
 from bnlab.sweep.ledger import look
 from bnlab.sweep.run import Sweep as Sweeping
-from bnlab.terminal import sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bnlab.registry import NORMS
+from bnlab.core.registry import NORMS
 
 
 class Fragile(nn.Module):
@@ -85,14 +85,14 @@ def test_a_dry_run_lists_every_cell_with_its_line_and_writes_nothing(sweep: Swee
         assert row == {
             "id": cell.spec.id,
             "run": f"my runs/{cell.spec.folder}",
-            "state": "missing",
+            "state": "not started",
             "values": cell.values,
             "line": cell.line("--runs", "my runs", "--config-dir", str(CONFIGS)),
         }
     text = sweep("--dry-run").out.splitlines()
     assert text[0].split() == ["state", "norm", "lr", "seed", "id"]
-    assert text[2].split() == ["missing", "none", "0.05", "0", cells[0].spec.id]
-    assert text[-1] == "8 runs: 8 missing; 8 to run"
+    assert text[2].split() == ["not", "started", "none", "0.05", "0", cells[0].spec.id]
+    assert text[-1] == "8 runs: 8 not started; 8 to run"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_a_dry_run_imports_no_torch() -> None:
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["8 runs: 8 missing; 8 to run", "False"]
+    assert done.stdout.splitlines()[-2:] == ["8 runs: 8 not started; 8 to run", "False"]
 
 
 @pytest.mark.parametrize(
@@ -252,19 +252,19 @@ def test_what_failed_is_run_again_only_when_asked(sweep: Sweep, fragile: tuple[s
 def test_fail_fast_begins_nothing_more(sweep: Sweep, fragile: tuple[str, ...]) -> None:
     said = sweep(*fragile, "--fail-fast", "--json")
     assert said.code == 3
-    assert [run["state"] for run in said.json["runs"]] == ["finished", "failed", "missing", "missing"]
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "failed", "not started", "not started"]
 
 
 def test_a_cell_that_cannot_be_set_up_is_told_and_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
     said = sweep("norm=none,instance", "seed=0", "optim.lr=0.05", "--json")
     assert said.code == 3
-    assert [run["state"] for run in said.json["runs"]] == ["finished", "missing"]
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "not started"]
     assert said.json["runs"][1]["error"].startswith("norm: a dense layer has one value per channel and example")
     assert len(list((tmp_path / "runs").rglob("spec.yaml"))) == 1
 
 
 def test_the_line_to_go_on_is_quoted_for_the_shell() -> None:
-    from bnlab.terminal.sweeping import SweepTyped
+    from bnlab.cli.sweep import SweepTyped
 
     typed = SweepTyped(
         config="a", overrides=("seed=range(0, 6)",), runs=Path("my runs"), config_dir=None, as_json=False, plain=True,
@@ -323,7 +323,7 @@ def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: P
 @pytest.mark.parametrize(
     ("status", "state"),
     [
-        (None, "missing"),
+        (None, "not started"),
         ({"status": "running", "step": 3}, "interrupted"),
         ({"status": "interrupted", "step": 3}, "interrupted"),
         ({"status": "failed", "error": "E: x"}, "failed"),
@@ -333,7 +333,7 @@ def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: P
 )
 def test_the_state_of_a_cell_is_that_of_its_folder(status: dict[str, Any] | None, state: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    assert look(folder) == ("missing", {})
+    assert look(folder) == ("not started", {})
     folder.path.mkdir()
     if status is not None:
         folder.write_status(status)

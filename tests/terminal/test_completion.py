@@ -16,9 +16,9 @@ import typer
 
 from bnlab import config
 from bnlab.cli import app, main
+from bnlab.cli.completion import SCRIPTS, completed
 from bnlab.config.questions import KEYS
-from bnlab.spec import EvalBN
-from bnlab.terminal.completion import SCRIPTS, completed
+from bnlab.core.spec import EvalBN
 
 TREE = typer.main.get_command(app)
 NORMS = list(config.available("norm", [config.packaged_dir()]))

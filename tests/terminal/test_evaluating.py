@@ -14,11 +14,11 @@ import yaml
 
 from bnlab.cli import main
 from bnlab.config.questions import KEYS, load_questions
-from bnlab.errors import UsageError
-from bnlab.folder import RunFolder
-from bnlab.setup import assemble
-from bnlab.spec import RunSpec
-from bnlab.train import train
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
 
 SpecOf = Callable[..., RunSpec]
 

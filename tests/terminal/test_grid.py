@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bnlab import config
-from bnlab.folder import RunFolder
-from bnlab.study import Cell
+from bnlab.core.study import Cell
+from bnlab.record.folder import RunFolder
 from bnlab.sweep.run import Standing
 from bnlab.terminal.grid import LiveGrid
 from bnlab.terminal.tally import Tally, TallyLines
@@ -33,7 +33,7 @@ def grid(*overrides: str) -> list[Standing]:
     """The cells of a grid, none begun."""
     cells = cells_of(*overrides)
     return [
-        Standing(cell=cell, folder=RunFolder(Path("runs") / cell.spec.folder), state="missing", status={})
+        Standing(cell=cell, folder=RunFolder(Path("runs") / cell.spec.folder), state="not started", status={})
         for cell in cells
     ]
 
@@ -79,7 +79,7 @@ def halfway(display: LiveGrid, standings: list[Standing], clock: Any) -> None:
         if norm_of(standing) == "none" and lr > 1:
             display.tell(ended(standing, "diverged"))
         elif norm_of(standing) == "batch" and lr == 10:
-            state = {0: "finished", 1: "running", 2: "missing"}[seed]
+            state = {0: "finished", 1: "running", 2: "not started"}[seed]
             display.tell(ended(standing) if state == "finished" else changed(standing, state))
         elif norm_of(standing) == "layer" and lr == 0.01 and seed == 0:
             display.tell(changed(standing, "failed", {}, "RuntimeError: broken"))

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from bnlab.folder import RunFolder
-from bnlab.terminal import runs, tables
+from bnlab.cli import runs
+from bnlab.record.folder import RunFolder
+from bnlab.terminal import tables
 
 SPEC = "seed: 3\nsteps: 100\nnorm: {name: batch}\noptim: {name: sgd, lr: 0.3}\n"
 FINISHED: dict[str, Any] = {
@@ -66,7 +67,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         ("[1]", "not started"),
         ('{"status": 3}', "unreadable"),
         ('{"status": "interrupted", "metrics": null}', "interrupted"),
-        ('{"status": "running", "step": 0, "steps": 100}', "stopped"),
+        ('{"status": "running", "step": 0, "steps": 100}', "interrupted"),
     ],
 )
 def test_a_status_that_is_missing_or_broken(status: str | None, shown: str, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_spec_that_is_broken_costs_its_figures_only(spec: str, tmp_path: Path)
 def test_a_running_run_is_as_far_as_its_journal(tmp_path: Path) -> None:
     journal = b'{"step": 40, "train_loss": 0.5}\n{"step": 41, "train_loss": 0.25}\n{"step": 42, "tra'
     row = runs.row(folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100}, journal=journal))
-    assert (row.status, row.step, row.train_loss) == ("stopped", 41, 0.25)
+    assert (row.status, row.step, row.train_loss) == ("interrupted", 41, 0.25)
 
 
 @pytest.mark.parametrize("length", [10, 70_000, 400_000])
@@ -106,20 +107,20 @@ def test_a_heartbeat_tells_of_owners_elsewhere(tmp_path: Path) -> None:
     owner(run, host="elsewhere", pid=1, heartbeat_s=time.time() - 30)
     assert runs.row(run).status == "running"
     owner(run, host="elsewhere", pid=1, heartbeat_s=time.time() - 90)
-    assert runs.row(run).status == "stopped"
+    assert runs.row(run).status == "interrupted"
 
 
 def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100})
     owner(run, host=socket.gethostname(), pid=os.getpid(), heartbeat_s=time.time())
     (run.path / "lock").touch()
-    assert runs.row(run).status == "stopped"
+    assert runs.row(run).status == "interrupted"
 
 
 def test_looking_neither_takes_the_lock_nor_breaks_it(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100})
     script = (
-        "import sys, pathlib; from bnlab.folder import RunFolder\n"
+        "import sys, pathlib; from bnlab.record.folder import RunFolder\n"
         "with RunFolder(pathlib.Path(sys.argv[1])).owned(): print('mine', flush=True); sys.stdin.read()"
     )
     words = [sys.executable, "-c", script, str(run.path)]
@@ -130,7 +131,7 @@ def test_looking_neither_takes_the_lock_nor_breaks_it(tmp_path: Path) -> None:
         assert [runs.row(run).status for _ in range(3)] == ["running"] * 3
         process.stdin.close()
         assert process.wait(30) == 0
-    assert runs.row(run).status == "stopped"
+    assert runs.row(run).status == "interrupted"
     with run.owned():
         assert runs.row(run).status == "running"
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bnlab.analysis.select import Selection
 from bnlab.cli import main
-from bnlab.errors import UsageError
-from bnlab.terminal.selecting import Selection
+from bnlab.core.errors import UsageError
 
 RUNS: list[dict[str, Any]] = [
     {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from bnlab.analysis import expectations
 from bnlab.analysis.base import Verdict
-from bnlab.errors import UsageError
-from bnlab.study import Claim, Study
-from bnlab.terminal import expectations
+from bnlab.core.errors import UsageError
+from bnlab.core.study import Claim, Study
 from bnlab.terminal.verdicts import LOOKS, show, tree
 
 CLAIM = Claim(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bnlab.board.events import PATTERN, shown
+from bnlab.board.serve import profile, show
+from bnlab.board.serve.profile import bring
 from bnlab.cli import main
-from bnlab.folder import RunFolder, find_runs
-from bnlab.spec import RunSpec
-from bnlab.view import profile, show
-from bnlab.view.profile import bring
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder, find_runs
 
 
 @pytest.fixture

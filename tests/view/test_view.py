@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
+from bnlab.board.serve import link as links
+from bnlab.board.serve import server, show
 from bnlab.cli import main
-from bnlab.errors import UsageError
-from bnlab.view import link as links
-from bnlab.view import server, show
+from bnlab.core.errors import UsageError
 
 
 def train(runs: Path, *overrides: str) -> None:

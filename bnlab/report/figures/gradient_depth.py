@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnlab.core.theory import gradient_growth
 from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, SeenRun, View
 from bnlab.report.canvas import HALO, LEFT, Sheet, around, log_ticks, open_marker, room_for
 from bnlab.report.labels import EndLabel, place_labels
 from bnlab.report.style import INK, Look
 from bnlab.report.traces import finite, geometric
 from bnlab.report.words import count, footnote, listed
-from bnlab.theory import gradient_growth
 
 ORDER = 6
 SUBJECT = "gradient norm against depth at step 0"

@@ -1,0 +1,160 @@
+"""Which runs of many, and in which order: conditions such as `optim.lr>=0.1`, and keys to sort by."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from bnlab.core.errors import UsageError, nearest
+from bnlab.core.spec import GROUPS, canonical
+
+Values = Mapping[str, Any]
+"""All that is known of a run, by key; None or absent: not known."""
+
+ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+FORM = re.compile(r"\s*(?P<key>[^=!<>\s]+)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<text>.*?)\s*", re.S)
+SAME = {"lr": "optim.lr", "final_loss": "train_loss", "final_accuracy": "test_accuracy"} | {
+    group: f"{group}.name" for group in GROUPS if group != "probes"
+}
+"""Short names of keys. A group is named as it is chosen: `model=cnn`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What was typed: conditions that must all hold; keys to sort by, the first one foremost, `-key` downwards."""
+
+    where: Sequence[str] = ()
+    sort: Sequence[str] = ()
+
+    def keys(self) -> list[str]:
+        """Every key it speaks of, as it was typed, once."""
+        conditions = [match["key"] for text in self.where if (match := FORM.fullmatch(text))]
+        return list(dict.fromkeys([*conditions, *(key.removeprefix("-") for key in self.sort)]))
+
+    def of(self, runs: Sequence[Values]) -> list[int]:
+        """Positions of the runs that it takes, in its order; without a key to sort by, in theirs.
+
+        Raises:
+            UsageError: what is no condition, a key that no run has, a value of another type than the runs'.
+        """
+        tests = [_condition(text, runs) for text in self.where]
+        orders = [(_known("--sort", key.removeprefix("-"), runs), key.startswith("-")) for key in self.sort]
+        chosen = [index for index, run in enumerate(runs) if all(test(run) for test in tests)]
+        for key, down in reversed(orders):  # each sorting keeps the order of the one before among equals
+            have = [index for index in chosen if rank(runs[index].get(key)) is not None]
+            lack = [index for index in chosen if rank(runs[index].get(key)) is None]
+            chosen = [*sorted(have, key=lambda index: rank(runs[index].get(key)) or (), reverse=down), *lack]
+        return chosen
+
+
+def value_of(run: Values, key: str) -> Any:
+    """What a run has under a key, which may be a short name."""
+    return run.get(SAME.get(key, key))
+
+
+def rank(value: Any) -> tuple[Any, ...] | None:
+    """By what values are sorted: numbers, then texts. None for what is not known, or not a number.
+
+    >>> sorted([2, "full", 0.5, True], key=rank), rank(float("nan")), rank(None)
+    ([0.5, True, 2, 'full'], None, None)
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return (0, value) if isinstance(value, int | float) else (1, value if isinstance(value, str) else canonical(value))
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values.
+
+    >>> dict(leaves({"seed": 0, "optim": {"lr": 0.1}}))
+    {'seed': 0, 'optim.lr': 0.1}
+    """
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _known(option: str, key: str, runs: Sequence[Values]) -> str:
+    """The key in full.
+
+    Raises:
+        UsageError: no run has it.
+    """
+    full = SAME.get(key, key)
+    if not any(full in run for run in runs):
+        raise UsageError(option, "no such key in these runs", key, nearest(key, {*SAME, *(k for r in runs for k in r)}))
+    return full
+
+
+def _condition(text: str, runs: Sequence[Values]) -> Callable[[Values], bool]:
+    match = FORM.fullmatch(text)
+    if match is None:
+        raise UsageError("--where", "no condition", text, "Write norm=batch, or != < > <= >= in the place of =.")
+    key, sign = _known("--where", match["key"], runs), match["sign"]
+    there = [run[key] for run in runs if run.get(key) is not None]
+    if sign in ORDERS:
+        bound = _typed(match["text"])
+        if not _is_number(bound):
+            raise UsageError("--where", f"{sign} wants a number after it", text)
+        if there and not any(_is_number(value) for value in there):
+            raise UsageError("--where", f"{match['key']} is no number in these runs", text, "Use = or !=.")
+        compare = ORDERS[sign]
+        return lambda run: _is_number(run.get(key)) and compare(run[key], bound)
+    wanted = [(one, _typed(one)) for one in _several(match["text"])]
+    for one, value in wanted:
+        _refuse_other_type(text, match["key"], one, value, there)
+    return lambda run: (sign == "!=") != any(_equal(run.get(key), one, value) for one, value in wanted)
+
+
+def _refuse_other_type(text: str, key: str, one: str, value: Any, there: Iterable[Any]) -> None:
+    for kind, is_it in (("a number", _is_number), ("true or false", lambda value: isinstance(value, bool))):
+        if (known := list(there)) and all(is_it(other) for other in known) and not (value is None or is_it(value)):
+            raise UsageError("--where", f"{key} is {kind} in these runs", text)
+
+
+def _equal(value: Any, text: str, wanted: Any) -> bool:
+    """Alike to 12 digits, `1` and `1.0` too; a text is compared as it was typed."""
+    return value == text if isinstance(value, str) else canonical(value) == canonical(wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _several(text: str) -> list[str]:
+    """The values between commas, of which one must be there; a list is one value.
+
+    >>> _several("none,batch"), _several("[0,2]")
+    (['none', 'batch'], ['[0,2]'])
+    """
+    return [text] if text.startswith("[") else [part.strip() for part in text.split(",")]
+
+
+def _typed(text: str) -> Any:
+    """As in YAML, but that `1e-3` is a number.
+
+    >>> _typed("1e-3"), _typed("true"), _typed("null"), _typed("[0, 2]"), _typed("batch")
+    (0.001, True, None, [0, 2], 'batch')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        value = yaml.safe_load(text) if text else text
+    except yaml.YAMLError:
+        return text
+    return value if value is None or isinstance(value, bool | list) else text

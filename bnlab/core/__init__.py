@@ -1,0 +1,1 @@
+"""What runs and studies are, and what rests on nothing else."""

@@ -1,0 +1,117 @@
+"""What a study is: a base experiment, axes, and claims; and a cell of its grid. No torch here.
+
+A claim is data: it names a metric (analysis/metrics.py), two arms, the point at which they are compared, the direction,
+and the smallest effect worth speaking of, all before the first run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Lt, MinLen
+
+from bnlab.core.errors import UsageError
+from bnlab.core.spec import RunSpec, canonical, refuse_unknown
+from bnlab.core.typed import check_tree
+
+Value = bool | int | float | str | None | list[Any]
+"""What an axis takes on; a list stands for one value that is a list."""
+
+Point = Literal["curve", "matched_lr", "best_lr", "matched_loss"]
+"""Where two arms are compared, seed by seed:
+
+- `curve`: the metric is one of the arm's whole curve over the learning rates, such as its largest stable one
+- `matched_lr`: at equal learning rates, the mean over all at which both arms train
+- `best_lr`: each arm at the learning rate that is best for it by this metric, the same for all its seeds
+- `matched_loss`: at equal learning rates and equal training losses, the mean over the losses that both arms pass
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A sentence that runs can support or refute.
+
+    `contrast` names one axis and its two values, the treated arm before the control. `where` narrows both arms to runs
+    with these values. `options` go to the metric. The effect is the treated arm over the control (`ratio`) or minus it
+    (`difference`), turned round for `expect: smaller`, so that above 1 or 0 it speaks for the claim.
+    """
+
+    name: Annotated[str, MinLen(1)]
+    text: Annotated[str, MinLen(1)]
+    source: Annotated[str, MinLen(1)]
+    metric: str
+    contrast: Annotated[Mapping[str, tuple[Any, Any]], MinLen(1)]
+    at: Point
+    expect: Literal["larger", "smaller"]
+    compare: Literal["ratio", "difference"]
+    smallest_effect: Annotated[float, Ge(0), Lt(math.inf)]
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """First 10 hex digits of the sha256 of what is claimed: with an edited claim it is another."""
+        return hashlib.sha256(canonical(dataclasses.asdict(self)).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A grid over a base experiment, and what it is to decide.
+
+    `overrides` hold for every cell. `axes` are written in the grammar of the command line: `norm: none,batch`,
+    `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`.
+    """
+
+    name: Annotated[str, MinLen(1)]
+    base: Annotated[str, MinLen(1)]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Study:
+        """From YAML.
+
+        Raises:
+            UsageError: an unknown key, a value of the wrong type or out of range, by its key; two claims of one name.
+        """
+        refuse_unknown(cls, tree, "")
+        claims = tree.get("claims") or []
+        if not isinstance(claims, list | tuple):
+            raise UsageError("claims", "must be a list", claims)
+        for index, claim in enumerate(claims):  # one by one: a claim is told by its place
+            if not isinstance(claim, Mapping):
+                raise UsageError(f"claims.{index}", "must have keys and values", claim)
+            refuse_unknown(Claim, claim, f"claims.{index}.")
+            check_tree(Claim, claim, f"claims.{index}.")
+        names = [claim["name"] for claim in claims]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError("claims", "two of one name", name, "Rename one of them.")
+        study: Study = check_tree(cls, {**tree, "claims": claims})
+        return study
+
+    def tree(self) -> dict[str, Any]:
+        """As YAML has it: `from_tree(study.tree()) == study`."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run of a grid. `values` are its values of the axes; `overrides` all that makes it out of the experiment
+    `config`, as typed."""
+
+    spec: RunSpec
+    config: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, Value]
+
+    def line(self, *more: str) -> str:
+        """The command that runs this cell alone, to the same bits and in the same folder; `more` goes behind it."""
+        return shlex.join(["bnlab", "train", "--config", self.config, *self.overrides, f"name={self.spec.name}", *more])

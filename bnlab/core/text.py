@@ -1,0 +1,139 @@
+"""Values, numbers, times and command lines as people read and type them: the one place that prints each."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def typed(value: Any) -> str:
+    """A value as one types it behind `key=`: floats to 12 digits.
+
+    >>> [typed(x) for x in (0.1 + 0.2, 1e-05, True, None, [3, 4.0], {"a": 1}, "batch")]
+    ['0.3', '1e-05', 'true', 'null', '[3,4.0]', '{a:1}', 'batch']
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed, value))}]"
+    return repr(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """A number in few characters; `-` for one that was not measured.
+
+    >>> [number(x) for x in (0.0123456, 1234.5, 1e-07, 30000.0, 1e6, 2.0, None, math.inf, math.nan)]
+    ['0.0123', '1234', '1e-7', '30000', '1e6', '2', '-', 'inf', 'nan']
+    >>> number(0.5, sign=True), number(0.123456, 4)
+    ('+0.5', '0.1235')
+    """
+    if value is None:
+        return "-"
+    plus, size = "+" if sign else "", abs(value)
+    if not math.isfinite(value) or size == 0 or 1e-3 <= size < 1e3:
+        return f"{value:{plus}.{digits}g}"
+    if size < 1e5 and size >= 1e3:
+        return f"{value:{plus}.{max(0, digits - 1 - int(math.log10(size)))}f}"
+    mantissa, _, exponent = f"{value:{plus}.{digits - 1}e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+def count(number: int, noun: str) -> str:
+    """
+    >>> count(1, "seed"), count(3, "seed"), count(2, "learning rate")
+    ('1 seed', '3 seeds', '2 learning rates')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(parts: Sequence[str]) -> str:
+    """
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def capital(text: str) -> str:
+    """The first letter in upper case; the rest stays: `L1 batch norm`.
+
+    >>> capital("batch norm"), capital("RMS norm")
+    ('Batch norm', 'RMS norm')
+    """
+    return text[:1].upper() + text[1:]
+
+
+def duration(seconds: float | None) -> str:
+    """As a clock: minutes and seconds, hours where there are any.
+
+    >>> duration(3.2), duration(75), duration(3 * 3600 + 62), duration(None)
+    ('0:03', '1:15', '3:01:02', '-:--')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "-:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit.
+
+    >>> age(4), age(200), age(3 * 3600), age(3 * 86400)
+    ('4 s', '3 min', '3 h', '3 d')
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def file_size(size: int) -> str:
+    """In decimal units.
+
+    >>> file_size(999), file_size(12_345), file_size(3_000_000)
+    ('999 B', '12 kB', '3 MB')
+    """
+    for unit, scale in (("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.0f} {unit}"
+    return f"{size} B"
+
+
+def command(*words: str, **options: Any) -> str:
+    """A line to type: `words`, then an option for each value that is neither None nor False.
+
+    >>> command("bnlab", "train", "norm=none", runs="my runs", config_dir=None, plain=True)
+    "bnlab train norm=none --runs 'my runs' --plain"
+    """
+    flags: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return shlex.join([*words, *flags])
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree of settings.
+
+    >>> dict(leaves({"seed": 0, "optim": {"lr": 0.1}}))
+    {'seed': 0, 'optim.lr': 0.1}
+    """
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def short_key(key: str) -> str:
+    """The last part of a dotted key, in words.
+
+    >>> short_key("data.batch_size")
+    'batch size'
+    """
+    return key.rpartition(".")[2].replace("_", " ")

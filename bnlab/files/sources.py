@@ -1,0 +1,220 @@
+"""The files of data sets that do not come with bnlab: what they are, where they are looked for, whether they are sound.
+No torch here.
+
+A file is known by the sha256 of its *content*: one that somebody compressed again, or unpacked, is the same file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import platformdirs
+
+from bnlab.core.errors import DataError
+
+GZIP = b"\x1f\x8b"
+BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+"""What the unpackers raise at a file that is cut off or damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file: its name, and the length in bytes, sha256 and first bytes of its content."""
+
+    name: str
+    size: int
+    sha256: str
+    magic: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The files of one data set. `folders`: where they may lie below a root, bnlab's own place first. `urls`: public
+    sites, each of which has every file as `NAME.gz`, or all in one `archive`. `unread`: what other libraries leave, and
+    bnlab does not read."""
+
+    name: str
+    files: tuple[File, ...]
+    folders: tuple[str, ...]
+    urls: tuple[str, ...]
+    archive: str | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """10 hex digits that stand for the content of all files."""
+        return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()[:10]
+
+
+LAYOUT = 1
+"""Part of the name of what is kept decoded: raised when its files change their meaning."""
+
+SOURCES: dict[str, Source] = {}
+"""By the name of the data set, which enters it when its module is imported."""
+
+
+class DamagedError(DataError):
+    """A file that is there and is not what it should be."""
+
+    def __init__(self, source: Source, path: Path, problem: str) -> None:
+        self.problem = problem
+        remedy = f"Remove it, and get a sound one: bnlab data fetch {source.name}, or ... --from DIR."
+        super().__init__(f"data={source.name}", f"{path} {problem}", remedy)
+
+
+def roots() -> list[Path]:
+    """The folders below which data sets are looked for: BNLAB_DATA, the user's cache, and ./data, where tutorials put
+    them. What is fetched goes below the first."""
+    given = os.environ.get("BNLAB_DATA")
+    cache = Path(platformdirs.user_cache_dir("bnlab", appauthor=False)) / "data"
+    return [*([Path(given).expanduser()] if given else []), cache, Path("data")]
+
+
+def decoded(source: Source) -> list[Path]:
+    """Where the data set is kept as it is used (`data/_stored.py`), by its content."""
+    return [root / "decoded" / f"{source.name}-{source.key}-{LAYOUT}" for root in roots()[:-1]]
+
+
+def missing(source: Source, among: Sequence[Path], why: str = "") -> DataError:
+    """What is missing, where it was looked for and, in the second line, both ways to get it."""
+    folders = [root / folder for root in among for folder in source.folders]
+    lacking = [file.name for file in source.files if not any(_file(file, folder) for folder in folders)]
+    names = ", ".join(lacking or [file.name for file in source.files])
+    places = ", ".join(str(folder) for folder in folders)
+    packed = f" (or all in {source.archive})" if source.archive else " (plain or .gz)"
+    problem = f"no {names}{packed}; looked in {places}"
+    for root in among:
+        for name in source.unread:
+            if (root / name).exists():
+                problem += f"; {root / name} is not read: pickles can run code when they are opened"
+    remedy = (
+        f"Download it with: bnlab data fetch {source.name}. Or take files that you have: bnlab data fetch "
+        f"{source.name} --from DIR (or set BNLAB_DATA=DIR, where DIR holds {source.folders[0]})."
+    )
+    return DataError(f"data={source.name}", problem + (f"; {why}" if why else ""), remedy)
+
+
+def present(source: Source) -> bool:
+    """Whether nothing must be fetched: its files are somewhere, sound or not, or it is kept decoded."""
+    kept = any((home / "sums.npy").is_file() for home in decoded(source))
+    return kept or next(_complete(source, roots()), None) is not None
+
+
+def read(source: Source, among: Sequence[Path]) -> dict[str, bytes]:
+    """The content of every file, from the first folder that has all of them sound.
+
+    Raises:
+        DamagedError: they are there, and one is not what it should be.
+        DataError: they are nowhere.
+    """
+    damaged: DamagedError | None = None
+    for folder in _complete(source, among):
+        try:
+            return contents(source, folder)
+        except DamagedError as error:
+            damaged = damaged or error
+    raise damaged or missing(source, among)
+
+
+def _complete(source: Source, among: Sequence[Path]) -> Iterator[Path]:
+    """The folders that have every file or the archive."""
+    for root in among:
+        for name in source.folders:
+            if _archive(source, root / name) or all(_file(file, root / name) for file in source.files):
+                yield root / name
+
+
+def _file(file: File, folder: Path) -> Path | None:
+    paths = (folder / file.name, folder / f"{file.name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _archive(source: Source, folder: Path) -> Path | None:
+    path = folder / source.archive if source.archive else None
+    return path if path is not None and path.is_file() else None
+
+
+def contents(source: Source, folder: Path) -> dict[str, bytes]:
+    """The content of every file in this folder, from the files themselves or from the archive.
+
+    Raises:
+        DamagedError: one is missing, or not what it should be.
+    """
+    paths = {file: _file(file, folder) for file in source.files}
+    archive = _archive(source, folder)
+    if archive is not None and None in paths.values():
+        return unpacked(source, archive)
+    return {file.name: content(source, file, path or folder / file.name) for file, path in paths.items()}
+
+
+def content(source: Source, file: File, path: Path) -> bytes:
+    """The content of one file, plain or in gzip.
+
+    Raises:
+        DamagedError: it is not what it should be.
+    """
+    try:
+        with open(path, "rb") as plain:
+            packed = plain.read(2) == GZIP
+        # One byte more than there should be tells a longer file, however long it is.
+        with gzip.open(path) if packed else open(path, "rb") as stream:
+            return _sound(source, file, stream.read(file.size + 1), path)
+    except BROKEN as error:
+        raise DamagedError(source, path, f"cannot be unpacked ({_short(error)})") from None
+    except OSError as error:
+        raise DamagedError(source, path, f"cannot be read ({error.strerror or error})") from None
+
+
+def unpacked(source: Source, path: Path) -> dict[str, bytes]:
+    """The content of every file in an archive. Nothing is written by the names in it.
+
+    Raises:
+        DamagedError: it is cut off or damaged, lacks a file, has one that is not what it should be, or holds what no
+            archive of data needs: links, and paths that lead out of it.
+    """
+    wanted = {file.name: file for file in source.files}
+    room = 2 * sum(file.size for file in source.files)
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                inside = PurePosixPath(member.name)
+                if inside.is_absolute() or ".." in inside.parts or not (member.isreg() or member.isdir()):
+                    raise DamagedError(source, path, f"holds {member.name!r}, a link or a path that leads out of it")
+                room -= member.size
+                if room < 0:
+                    raise DamagedError(source, path, "holds far more than it should")
+                file = wanted.get(inside.name)
+                stream = archive.extractfile(member) if file is not None else None
+                if file is not None and stream is not None:
+                    found[file.name] = _sound(source, file, stream.read(file.size + 1), path / member.name)
+    except BROKEN as error:
+        raise DamagedError(source, path, f"cannot be unpacked ({_short(error)})") from None
+    except OSError as error:
+        raise DamagedError(source, path, f"cannot be read ({error.strerror or error})") from None
+    if lacking := sorted(set(wanted) - set(found)):
+        raise DamagedError(source, path, f"lacks {', '.join(lacking)}")
+    return found
+
+
+def _sound(source: Source, file: File, data: bytes, path: Path) -> bytes:
+    if not data.startswith(file.magic):
+        raise DamagedError(source, path, f"is another kind of file: it begins with {data[:8]!r}")
+    if len(data) < file.size:
+        raise DamagedError(source, path, f"is cut off after {len(data):,} of {file.size:,} bytes")
+    if len(data) > file.size:
+        raise DamagedError(source, path, f"is longer than its {file.size:,} bytes")
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise DamagedError(source, path, f"has another content than {source.name}'s: its checksum is wrong")
+    return data
+
+
+def _short(error: BaseException) -> str:
+    return str(error).rstrip(".") or type(error).__name__

@@ -1,0 +1,156 @@
+"""Loss and accuracy over a whole split, and the statistics that norms use there.
+
+Legend: N examples, B of a batch, K outputs.
+
+`running`     what training left in the norms' buffers: so no example depends on another
+`batch`       each batch's own, as in training (prediction-time batch norm, Nado et al. 2020)
+`population`  those of the training set through the net as it is now (PreciseBN, Wu & Johnson 2021)
+`adapted`     those of the very inputs that are asked about, without their targets (AdaBN, Li et al. 2016)
+
+The last two are taken as in PreciseBN: batches go through the net, each normalized by its own statistics, and mean and
+variance of all that a norm saw replace the running ones while the net is asked. So a small batch matters there too: the
+layers above see what its noisy statistics made. Whatever else differs between training and use, noise or dropout, is as
+in use. Weights and buffers are afterwards what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bnlab.core.losses import correct, objective
+from bnlab.core.seeds import stream
+from bnlab.core.spec import EvalBN
+from bnlab.core.state import Unmoved, in_mode
+from bnlab.data.base import Dataset, Split
+from bnlab.net.build import Net
+from bnlab.net.tap import NormTap
+from bnlab.norms.base import Noise, population_of
+
+CHUNK = 4096
+"""Examples at a time in running mode, where the result does not depend on it."""
+POPULATION = 10_000
+"""At most so many training examples make the population: 1,000 to 10,000 are enough (Wu & Johnson 2021)."""
+
+
+class Inference:
+    """A net, and how it is asked."""
+
+    def __init__(
+        self,
+        net: Net,
+        bn: EvalBN = "running",
+        *,
+        batch_size: int | Literal["auto", "full"] = "auto",
+        training: Split | None = None,
+        training_size: int = CHUNK,
+        seed: int = 0,
+    ) -> None:
+        """`batch_size`: examples in a batch, the last ones more; `auto`: `training_size`, that of the batches of
+        training, but in running mode `CHUNK`; `full`: all. `training`: the split that `population` is of. `seed`: the
+        run's, for what goes together in a batch."""
+        self.net, self.bn, self.batch_size = net, bn, batch_size
+        self.training, self.training_size, self.seed = training, training_size, seed
+        self._parts = list(net.module.modules())
+        norms = [site.norm for site in net.sites if site.norm is not None]
+        self._norms = [part for norm in norms for part in norm.modules() if not isinstance(part, Noise)]
+        self._whole, self._forward = Unmoved(net.module), Unmoved(net.module)
+
+    def size(self, count: int) -> int:
+        """B, of `count` examples."""
+        if self.batch_size == "auto" and self.bn == "running":
+            return min(CHUNK, count)
+        wanted = self.training_size if self.batch_size == "auto" else self.batch_size
+        return count if wanted == "full" else min(wanted, count)
+
+    def batches(self, split: Split) -> Iterator[Split]:
+        """All examples, none twice. In running mode in their order. Else in an order of the `probe` stream, and in
+        batches that differ by one at most, none smaller than `size`."""
+        count = len(split)
+        size = self.size(count)
+        if self.bn == "running" or size == count:
+            for start in range(0, count, size):
+                yield Split(split.x[start : start + size], split.y[start : start + size])
+            return
+        order = torch.randperm(count, generator=stream(self.seed, "probe", "inference"))
+        for chosen in order.to(split.x.device).tensor_split(count // size):
+            yield _picked(split, chosen)
+
+    @contextmanager
+    def asked(self, split: Split) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """Inside the `with`, outputs [B, K] and targets [B] or [B, K] of one batch after another."""
+        with torch.no_grad(), in_mode(self._parts, "running"), self._whole:
+            if self.bn == "population":
+                assert self.training is not None, "the population is of the training split"
+                self._refit(self._population(self.training))
+            elif self.bn == "adapted":
+                self._refit(self.batches(split))
+            with in_mode(self._norms, "batch" if self.bn == "batch" else "running"):
+                yield self._outputs(split)
+
+    def _outputs(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches(split):
+            with self._forward:
+                out = self.net.module(batch.x)
+            yield out, batch.y
+
+    def _population(self, training: Split) -> Iterator[Split]:
+        """Whole batches of the training size, at least one; the same ones at every evaluation."""
+        size = min(self.training_size, len(training))
+        count = max(1, min(POPULATION, len(training)) // size) * size
+        order = torch.randperm(len(training), generator=stream(self.seed, "probe", "population"))[:count]
+        for chosen in order.to(training.x.device).view(-1, size):
+            yield _picked(training, chosen)
+
+    def _refit(self, batches: Iterator[Split]) -> None:
+        """Give every norm that keeps running statistics those of these batches."""
+        found = {index: population_of(site.norm) for index, site in enumerate(self.net.sites) if site.norm is not None}
+        populations = {index: population for index, population in found.items() if population is not None}
+        if not populations:
+            return
+        with in_mode(self._norms, "batch"):
+            for batch in batches:
+                tap = NormTap(self.net)
+                with tap, self._forward:
+                    self.net.module(batch.x)
+                for index, population in populations.items():
+                    seen = tap.seen[index]
+                    assert seen is not None
+                    population.add(seen)
+        for population in populations.values():
+            population.put()
+
+
+def _picked(split: Split, chosen: Tensor) -> Split:
+    return Split(split.x.index_select(0, chosen), split.y.index_select(0, chosen))
+
+
+def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> dict[str, Tensor]:
+    """`loss` with its reduction over all N examples and, for classes, `accuracy`: scalars on the device. The net stays
+    as it is."""
+    total, hits = split.x.new_zeros(()), torch.zeros((), dtype=torch.int64, device=split.x.device)
+    summed = objective(loss, "sum")
+    classes = split.y.dtype == torch.int64
+    outputs = 1
+    with inference.asked(split) as answers:
+        for out, y in answers:
+            total += summed(out, y)
+            outputs = 1 if loss == "cross_entropy" else out.shape[1]
+            if classes:
+                hits += correct(out, y)
+    found = {"loss": total if reduction == "sum" else total / (len(split) * outputs)}
+    return found | ({"accuracy": hits / len(split)} if classes else {})
+
+
+def at_chance(metrics: dict[str, float], dataset: Dataset, loss: str, reduction: str) -> bool:
+    """Whether a net knows no more than the best constant answer: training accuracy within 5 % of the share of the most
+    common class or below; in a regression, training loss within 5 % of that of the mean target, or above."""
+    y = dataset.train.y
+    if dataset.classes is not None:
+        return metrics["train_accuracy"] <= 1.05 * torch.bincount(y).max().item() / len(y)
+    constant = objective(loss, reduction)(y.mean(dim=0).expand_as(y), y).item()
+    return not metrics["train_loss"] < 0.95 * constant  # so that NaN counts as no better

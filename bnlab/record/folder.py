@@ -1,0 +1,185 @@
+"""The folder of a run: its files, its status, and who owns it.
+
+spec.yaml       the whole resolved spec, and where the run came from; written first
+journal.jsonl   the record (journal.py)
+status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
+checkpoint.pt   what an exact resume needs
+events.out.*    the TensorBoard view of the journal (board/)
+log.txt         what happened, in words; a traceback if the run failed
+owner.json      the process that works on it, or did last, and its heartbeat; `lock` is its lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from bnlab.core.errors import UsageError
+
+HEARTBEAT_S = 10.0
+DEAD_AFTER_S = 60.0
+ENDED = ("finished", "diverged")
+
+
+class BusyError(UsageError):
+    """Somebody else is at work on a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names and small files of one run."""
+
+    path: Path
+
+    @property
+    def spec_file(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def journal_file(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    def status(self) -> dict[str, Any]:
+        """The last written status; empty if none was."""
+        try:
+            status: dict[str, Any] = json.loads(self.status_file.read_text())
+        except FileNotFoundError:
+            return {}
+        return status
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        write_atomically(self.status_file, json.dumps(status, indent=1).encode())
+
+    def spec(self) -> dict[str, Any]:
+        """The spec as it was written, with its `provenance`."""
+        tree: dict[str, Any] = yaml.load(self.spec_file.read_text(), Loader=_LOADER)
+        return tree
+
+    def provenance(self) -> dict[str, Any]:
+        """What was written beside the spec; empty where nothing was, or where it cannot be read."""
+        try:
+            found = self.spec().get("provenance")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        text = yaml.dump({**tree, "provenance": dict(provenance)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        write_atomically(self.spec_file, text.encode())
+
+    def log(self, line: str) -> None:
+        """A line in log.txt, with the time."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """This process alone works on the run inside the `with`. A dead owner's run is taken over: on one machine the
+        system drops the lock of a process that ends, however it ends; an owner on another machine counts as dead
+        when its heartbeat is over a minute old.
+
+        Raises:
+            BusyError: somebody else is at work on it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise self._busy() from None
+        try:
+            if self._elsewhere_alive():
+                raise self._busy()
+            self.heartbeat()
+            yield
+            (self.path / "owner.json").unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+    def heartbeat(self) -> None:
+        """Say that the owner is alive."""
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat_s": time.time()}
+        write_atomically(self.path / "owner.json", json.dumps(owner).encode())
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            owner = json.loads((self.path / "owner.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    def _elsewhere_alive(self) -> bool:
+        owner = self._owner()
+        elsewhere = owner.get("host") not in (None, socket.gethostname())
+        return elsewhere and time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S
+
+    def alive(self) -> bool:
+        """Whether the owner of the run lives. On its own machine that is asked of the system: is there a process of
+        that number, and is the lock held (a number may have gone to another process)? Elsewhere the heartbeat tells."""
+        owner = self._owner()
+        try:
+            if owner["host"] != socket.gethostname():
+                return bool(time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S)
+            os.kill(int(owner["pid"]), 0)
+        except PermissionError:
+            return True
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return _is_locked(self.path / "lock")
+
+    def _busy(self) -> BusyError:
+        owner = self._owner()
+        who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+        return BusyError(str(self.path), f"{who} is at work on this run", remedy="Wait for it, or stop it.")
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: the process of that number is taken for the owner
+        return True
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole of `data` or the file as it was: a reader never sees a part, nor is one left by a kill."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def find_runs(root: Path) -> list[RunFolder]:
+    """Every run at or below `root`, in the order of their paths. A folder is a run when it holds a spec.yaml."""
+    return [RunFolder(file.parent) for file in sorted(root.rglob("spec.yaml"))]
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

@@ -1,0 +1,189 @@
+"""Runs read back from their folders: the one view of a run, and the one answer to what state it is in. No torch here.
+
+Keys of a run's spec are flat: `seed`, `optim.lr`, `data.batch_size`. A group's choice has the group's own name: `norm`
+is `batch`, `optim` is `sgd`; studies write their axes and contrasts in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bnlab.core.spec import GROUPS, NOT_HASHED, canonical
+from bnlab.core.text import leaves
+from bnlab.record.folder import ENDED, RunFolder
+from bnlab.record.journal import NOTHING, Series, columns, first_record, last_record
+
+State = Literal["not started", "running", "interrupted", "failed", "finished", "diverged", "unreadable"]
+Status = Mapping[str, Any]
+
+
+def state_of(folder: RunFolder) -> tuple[State, Status]:
+    """The state of a run now, and its status as it was last written. `finished` and `diverged` runs have ended. A run
+    with a living owner is `running`, whatever its status says; one whose process is gone is `interrupted`."""
+    try:
+        status: Any = folder.status()
+    except (OSError, ValueError):
+        return "unreadable", {}
+    if not isinstance(status, Mapping):
+        return "unreadable", {}
+    written: Any = status.get("status")
+    if written in ENDED:
+        return written, status
+    if folder.alive():
+        return "running", status
+    if written == "failed":
+        return "failed", status
+    if written in ("running", "interrupted"):
+        return "interrupted", status
+    return ("unreadable" if status else "not started"), status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """A run as its folder has it: `spec` flat, `status` as it was last written. `keep` names the series that are read
+    from the journal together, in one pass."""
+
+    path: Path
+    id: str
+    spec: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    status: Status
+    keep: frozenset[str] = frozenset()
+    _series: dict[str, Series] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def state(self) -> State:
+        """Its state now."""
+        return state_of(self.folder)[0]
+
+    @property
+    def finished(self) -> bool:
+        return self.status.get("status") == "finished"
+
+    @property
+    def diverged(self) -> bool:
+        return self.status.get("status") == "diverged"
+
+    @property
+    def ended(self) -> bool:
+        """It finished or diverged: it has a result."""
+        return self.status.get("status") in ENDED and "steps" in self.status
+
+    @property
+    def dead(self) -> bool:
+        """It finished, and is no better than chance."""
+        return self.finished and bool(self.status.get("dead", False))
+
+    @property
+    def trains(self) -> bool:
+        """It finished, and is better than chance."""
+        return self.finished and not self.dead
+
+    @property
+    def steps(self) -> int:
+        """Its budget of training steps."""
+        return int(self.status["steps"])
+
+    @property
+    def step(self) -> int:
+        """Training steps done."""
+        return int(self.status.get("step", self.steps))
+
+    @property
+    def lr(self) -> float:
+        return float(self.spec["optim.lr"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.spec["seed"])
+
+    def final(self, name: str) -> float:
+        """A final measurement of status.json, such as `test_accuracy`; NaN where there is none."""
+        value = (self.status.get("metrics") or {}).get(name)
+        return math.nan if value is None else float(value)
+
+    def series(self, name: str) -> Series:
+        """One measurement of the journal; empty where it was not measured. One that is not in `keep` costs a pass over
+        the whole file."""
+        if name not in self._series:
+            wanted = self.keep if name in self.keep else frozenset({name})
+            found = columns(self.folder.journal_file, wanted)
+            self._series.update({each: found.get(each, NOTHING) for each in wanted})
+        return self._series[name]
+
+    def measured(self, prefix: str = "") -> list[str]:
+        """The names in the first record of its journal that begin with `prefix`, in the record's order."""
+        return [name for name in first_record(self.folder.journal_file) if name.startswith(prefix)]
+
+
+def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
+    """The run in a folder. A file that cannot be read says nothing, and the run then counts as not ended."""
+    try:
+        tree = yaml.load(folder.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
+        status = json.loads(folder.status_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        tree, status = {}, {}
+    tree = tree if isinstance(tree, dict) else {}
+    provenance = tree.pop("provenance", None)
+    return Run(
+        path=folder.path,
+        id=run_id(folder.path, tree),
+        spec=flat(tree),
+        provenance=provenance if isinstance(provenance, dict) else {},
+        status=status if isinstance(status, dict) and tree else {},
+        keep=keep,
+    )
+
+
+def run_id(path: Path, tree: Mapping[str, Any]) -> str:
+    """The id at the end of the folder's name, else a hash of the spec, so that a copy is recognized whatever its
+    folder is called."""
+    if found := re.fullmatch(r"seed=\d+-([0-9a-f]{10})", path.name):
+        return found[1]
+    hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
+    return hashlib.sha256((canonical(hashed) if hashed else str(path)).encode()).hexdigest()[:10]
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec with dotted keys, less what does not say what a run is.
+
+    >>> flat({"seed": 3, "norm": {"name": "batch", "eps": 1e-5}, "launch": {"checkpoint_s": 30}})
+    {'seed': 3, 'norm': 'batch', 'norm.eps': 1e-05}
+    """
+    found = dict(leaves({key: value for key, value in tree.items() if key not in NOT_HASHED}))
+    return {key.removesuffix(".name") if key.removesuffix(".name") in GROUPS else key: found[key] for key in found}
+
+
+def progress_of(folder: RunFolder) -> dict[str, Any]:
+    """The step and training loss of the last record, for a run that has not ended."""
+    last = last_record(folder.journal_file)
+    return {name: last[name] for name in ("step", "train_loss") if name in last}
+
+
+def age_s(folder: RunFolder) -> float:
+    """Seconds since the run last wrote."""
+    times = []
+    for file in (folder.status_file, folder.journal_file, folder.spec_file):
+        try:
+            times.append(os.stat(file).st_mtime)
+        except OSError:
+            continue
+    return max(0.0, time.time() - max(times, default=time.time()))
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,0 +1,202 @@
+"""Runs the due probes without touching the run.
+
+What the probes of a run need is gathered once per measured step: the sites are tapped for that step's forward alone,
+the weights before the update are copied, the probe batch goes through the net and its buffers are put back, and all
+figures cross to the host in one transfer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnlab.core.state import Objective, State, Unmoved, outputs_now
+from bnlab.data.base import Split
+from bnlab.net.build import Net
+from bnlab.net.tap import Sites, Tap, TrainingSites, TrainingTap
+from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
+
+
+class Schedule:
+    """Which steps of a run are measured, and at which of those the test set is evaluated.
+
+    `points` steps at equal distance, from step 0; between step 0 and the second of them also a few early ones, each
+    about 1.4 times the one before, since most happens there; and the last step.
+
+    >>> [step for step in range(100) if Schedule(steps=100, points=5, eval_points=2).due(step)]
+    [0, 1, 2, 3, 4, 6, 8, 11, 16, 20, 40, 60, 80, 99]
+    """
+
+    def __init__(self, *, steps: int, points: int, eval_points: int) -> None:
+        self.steps, self.every = steps, math.ceil(steps / points)
+        self.eval_every = self.every * math.ceil(steps / self.every / eval_points)
+        early = {round(2 ** (half / 2)) for half in range(2 * self.every.bit_length())}
+        self._extra = frozenset({step for step in early if step < self.every} | {steps - 1})
+
+    @property
+    def records(self) -> int:
+        """How many records a run has that comes to its end: of the measured steps, and of the end.
+
+        >>> Schedule(steps=100, points=5, eval_points=2).records
+        15
+        """
+        return len(self._extra.union(range(0, self.steps, self.every))) + 1
+
+    def due(self, step: int, every: int = 1) -> bool:
+        """Whether the step is measured; with `every`, by a probe that is due at every n-th of the equally spaced steps.
+        The early steps and the last are measured by all."""
+        return step % (self.every * every) == 0 or step in self._extra
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the test set is evaluated before this (measured) step."""
+        return step % self.eval_every == 0
+
+
+class Observer:
+    """The probes of one run and what they remember."""
+
+    def __init__(
+        self,
+        net: Net,
+        objective: Objective,
+        probes: Mapping[str, Probe],
+        probe_batch: Split,
+        data: Split,
+        test: Split,
+        schedule: Schedule,
+        every: Mapping[str, int],
+        seed: int,
+    ) -> None:
+        """`data`: the training split; `test`: the test split. `every`: for each probe, at every how many of the
+        schedule's steps it is due. `seed`: the run's."""
+        self.net, self.objective, self.probes, self.probe_batch = net, objective, dict(probes), probe_batch
+        self.data, self.test, self.schedule, self.every, self.seed = data, test, schedule, dict(every), seed
+        self.carries: dict[str, Carry] = {name: {} for name in probes}
+        self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in net.params.items()}
+        self.unmoved = Unmoved(net.module)
+
+    @torch.no_grad()
+    def keep(self, names: list[str]) -> None:
+        """Copy these parameters of now, in place: a new copy takes four times as long."""
+        torch._foreach_copy_([self._before[name] for name in names], [self.net.params[name] for name in names])
+
+    def before(self, *, buffers: bool) -> State:
+        """The state with the parameters that were kept. Its buffers are the module's own, since whoever computes at a
+        state (state.py) copies them first."""
+        return State(self._before, dict(self.net.module.named_buffers()) if buffers else {})
+
+    def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
+        """The figures of one measured step, from what its watch measured, after `more`; to be called in the order of
+        the steps. One transfer from the device."""
+        tensors = {(name, key): x for name, part in raw.items() for key, x in part.items()}
+        host = to_host({("", name): x for name, x in more.items()} | tensors)
+        found = {name: host["", name] for name in more}
+        for name, part in raw.items():
+            own = {key: host[name, key] for key in part}
+            with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
+            found |= metrics
+        return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
+
+    def watch(self, step: int, lr: float, batch: Split) -> Watch | Unwatched:
+        """Watches one optimizer step, if it is to be measured."""
+        return Watch(self, step, lr, batch) if self.schedule.due(step) else UNWATCHED
+
+
+class Unwatched(AbstractContextManager["Unwatched"]):
+    """A step on which nothing is measured."""
+
+    def before_update(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Nothing."""
+
+
+UNWATCHED = Unwatched()
+
+
+class Watch(AbstractContextManager["Watch"]):
+    """One measured step: the forward inside the `with`, `before_update` after the backward, `raw` after the update."""
+
+    def __init__(self, observer: Observer, step: int, lr: float, batch: Split) -> None:
+        self.observer, self.step, self.lr, self.batch = observer, step, lr, batch
+        self.seconds = 0.0
+        every, schedule = observer.every, observer.schedule
+        self.probes = {name: probe for name, probe in observer.probes.items() if schedule.due(step, every[name])}
+        self._needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in self.probes.values()))
+        deltas = "delta_norms" in self._needs
+        tapped = deltas or "training_sites" in self._needs
+        self._tap = TrainingTap(observer.net, deltas=deltas) if tapped else None
+        self._probe_sites = Sites()
+
+    def __enter__(self) -> Watch:
+        if self._tap is not None:
+            self._tap.__enter__()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._tap is not None:
+            self._tap.__exit__(kind, error, trace)
+
+    def before_update(self) -> None:
+        """Keep what the probes need of the net before the optimizer changes it."""
+        start = time.perf_counter()
+        observer = self.observer
+        with untouched_random_state(self.batch.x.device):
+            if "before" in self._needs:
+                observer.keep(list(observer.net.params))
+            elif "weights_before" in self._needs:
+                observer.keep([site.params[0] for site in observer.net.sites])
+            if "probe_sites" in self._needs:
+                with Tap(observer.net) as tap:
+                    outputs_now(observer.net.module, observer.probe_batch.x, "batch", observer.unmoved)
+                self._probe_sites = tap.sites
+        self.seconds += time.perf_counter() - start
+
+    def raw(self) -> dict[str, Raw]:
+        """What every probe that is due has measured, on the device."""
+        start = time.perf_counter()
+        observer, schedule = self.observer, self.observer.schedule
+        snapshot = Snapshot(
+            step=self.step,
+            point=None if self.step % schedule.every else self.step // schedule.every,
+            lr=self.lr,
+            seed=observer.seed,
+            net=observer.net,
+            objective=observer.objective,
+            batch=self.batch,
+            training=self._tap.training if self._tap is not None else TrainingSites(),
+            before=observer.before(buffers="before" in self._needs),
+            probe=self._probe_sites,
+            data=observer.data if "training_data" in self._needs else NO_DATA,
+            test=observer.test if "test_data" in self._needs else NO_DATA,
+        )
+        with untouched_random_state(self.batch.x.device):
+            raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}
+        self._tap, self._probe_sites = None, Sites()  # or the next forward finds all that memory still taken
+        self.seconds += time.perf_counter() - start
+        return raw
+
+
+@contextmanager
+def untouched_random_state(device: torch.device) -> Iterator[None]:
+    """The global random state as it was: a module that draws from it must not draw otherwise for being measured."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def first_non_finite_site(net: Net, x: Tensor) -> str | None:
+    """The first site at which a forward in batch mode shows a value that is not finite; None if all are finite."""
+    with Tap(net) as tap, untouched_random_state(x.device):
+        outputs_now(net.module, x, "batch")
+    for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
+        if not bool(torch.isfinite(pre).all() and torch.isfinite(act_in).all()):
+            return site.name
+    return None

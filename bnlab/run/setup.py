@@ -1,0 +1,142 @@
+"""From a spec to the parts of a run, with every check that needs the parts. Nothing is written here."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+
+from bnlab.core.errors import UsageError
+from bnlab.core.losses import objective
+from bnlab.core.registry import DATA, OPTIMIZERS, PROBES, load_plugins
+from bnlab.core.spec import RunSpec
+from bnlab.core.state import Objective
+from bnlab.core.typed import check_options
+from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
+from bnlab.net.adopt import build_net
+from bnlab.net.build import Net, refuse_single_values
+from bnlab.net.evaluate import Inference
+from bnlab.net.precision import of_training
+from bnlab.probes.base import Probe
+from bnlab.run import host
+from bnlab.run.observe import Observer, Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The parts of one run, on its device and at its initial weights."""
+
+    spec: RunSpec
+    steps: int
+    dataset: Dataset
+    batches: Batches
+    net: Net
+    inference: Inference
+    precision: AbstractContextManager[object]
+    """Of a training step's forward and backward pass."""
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    observer: Observer
+    schedule: Schedule
+
+
+def assemble(spec: RunSpec) -> Setup:
+    """Build everything.
+
+    Raises:
+        UsageError: what a look at the spec alone cannot tell: an option of the wrong type for its constructor, a batch
+            larger than the data, a norm on a layer that does not exist, a device that is not there, ...
+    """
+    load_plugins(spec.plugins)
+    if spec.device == "auto":
+        spec = replace(spec, device=host.best_device())
+    device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
+    dataset = prepared(DATA.build(spec.data.name, spec.data.options), spec.data).to(device, dtype)
+    if dataset.classes is None and spec.loss == "cross_entropy":
+        raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
+    batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
+    net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
+    net.module.to(device, dtype)
+    if device.type == "cpu":  # a tenth to a third off a convolutional net's step (docs/lab.md); the rest is as it was
+        net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
+
+    inference = Inference(
+        net,
+        spec.eval_bn,
+        batch_size=spec.eval_batch_size,
+        training=dataset.train,
+        training_size=batches.size,
+        seed=spec.seed,
+    )
+    if spec.eval_bn in ("batch", "adapted"):
+        size = min(inference.size(len(split)) for split in (dataset.train, dataset.test))
+        refuse_single_values(net, dataset.input_shape, spec.norm, size, "eval_batch_size")
+
+    probes, every = _probes(spec)
+    for name, probe in probes.items():
+        _refuse_batches(name, probe, net, dataset, batches.size, spec)
+    probe_size = max([getattr(probe, "batch", 2) for probe in probes.values()], default=2)
+    loss = objective(spec.loss, spec.reduction)
+    steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
+    schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
+    seen = probe_batch(dataset.train, probe_size, spec.seed)
+    return Setup(
+        spec=spec,
+        steps=steps,
+        dataset=dataset,
+        batches=batches,
+        net=net,
+        inference=inference,
+        precision=of_training(spec.precision, net, spec.device, spec.dtype),
+        objective=loss,
+        optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
+        observer=Observer(net, loss, probes, seen, dataset.train, dataset.test, schedule, every, spec.seed),
+        schedule=schedule,
+    )
+
+
+def cadence(*, every: Annotated[int, Ge(1)]) -> int:
+    return every
+
+
+def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
+    """The probes by name, and at every how many measured steps each is due: an option of them all."""
+    probes: dict[str, Probe] = {}
+    due: dict[str, int] = {}
+    for name, options in spec.probes.options.items():
+        prefix = f"probes.{name}"
+        own = {key: value for key, value in options.items() if key != "every"}
+        probes[name] = PROBES.build(name, own, prefix=prefix)
+        due[name] = cadence(**check_options(cadence, {"every": options.get("every", 1)}, prefix))
+    return probes, due
+
+
+def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: int, spec: RunSpec) -> None:
+    """Refuse a probe batch larger than the data, and batches of a probe too small for batch statistics: its own
+    (`batch`), or the training batch cut into `splits` parts."""
+    if (own := getattr(probe, "batch", None)) is not None:
+        if own > len(dataset.train):
+            raise UsageError(f"probes.{name}.batch", f"larger than the {len(dataset.train)} training examples", own)
+        refuse_single_values(net, dataset.input_shape, spec.norm, own, f"probes.{name}.batch")
+    if (splits := getattr(probe, "splits", 1)) > 1:
+        if size < splits:
+            raise UsageError("data.batch_size", f"cannot be split for probes.{name}", size, "Use a larger one.")
+        key = f"data.batch_size (split for probes.{name})"
+        refuse_single_values(net, dataset.input_shape, spec.norm, size // splits, key)
+
+
+def available(device: str) -> str:
+    """The device, if this machine has it.
+
+    Raises:
+        UsageError: it has not.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise UsageError("device", "not available on this machine", device, "Use device=cpu.")
+    return device

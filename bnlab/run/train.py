@@ -1,0 +1,274 @@
+"""The loop. Read it from top to bottom.
+
+A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch
+gathers what the probes need, and one record goes to the journal and the board.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bnlab.board.events import Profile
+from bnlab.core.losses import correct
+from bnlab.core.seeds import stream
+from bnlab.core.spec import RunSpec
+from bnlab.net.evaluate import at_chance, evaluate
+from bnlab.optim.base import learning_rate
+from bnlab.probes.base import to_host
+from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
+from bnlab.record.journal import Record
+from bnlab.run import checkpoint, host
+from bnlab.run.observe import Watch, first_non_finite_site, untouched_random_state
+from bnlab.run.recorder import Recorder
+from bnlab.run.setup import Setup
+
+DIVERGED_ABOVE = 1e3
+"""A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
+
+Status = dict[str, Any]
+
+
+class RunFailedError(RuntimeError):
+    """An error inside a run that is not the user's; the traceback is in the run's log.txt."""
+
+
+def train(
+    setup: Setup,
+    folder: RunFolder,
+    *,
+    fresh: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    listen: Callable[[Record], None] = lambda record: None,
+    stopped: Callable[[], str | None] = lambda: None,
+    profile: Profile = "full",
+) -> Status:
+    """Train one run to its end, or from where it stopped; the final status, as in status.json.
+
+    `provenance` is written beside where the run came from, and stays as it was when the run was begun, whoever goes on
+    with it. `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is
+    saved and the status is `interrupted`. `profile` is that of its event file. A run that has ended already is not
+    touched, unless `fresh`.
+
+    Raises:
+        BusyError: another process is at work on this run.
+        RunFailedError: an error inside the run.
+    """
+    with folder.owned():
+        if fresh:
+            _clear(folder)
+        status = folder.status()
+        if status.get("status") in ENDED:
+            return status
+        spec = setup.spec
+        sites = {"sites": [site.name for site in setup.net.sites]}  # for whoever reads the journal without the net
+        folder.write_spec(spec.tree(), _provenance(folder, spec, {**(provenance or {}), **sites}))
+        try:
+            with Run(setup, folder, listen, profile) as run:
+                return run.train(stopped)
+        except Exception as error:
+            folder.log(traceback.format_exc())
+            folder.write_status({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            raise RunFailedError(
+                f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}."
+            ) from error
+
+
+class Run:
+    """One run at work: its parts, its open journal and board, how far it is."""
+
+    def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None], profile: Profile) -> None:
+        self.setup, self.folder, self.listen = setup, folder, listen
+        self.module = setup.net.module
+        # For modules that draw from torch's global generator; a checkpoint brings its state back.
+        torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
+        self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
+        self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
+        kept = self.progress.journal_bytes
+        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
+        self._started = self._saved = self._beat = time.monotonic()
+        self._before = replace(self.progress)  # what earlier parts of this run took
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.recorder.close()
+
+    def train(self, stopped: Callable[[], str | None]) -> Status:
+        """The loop."""
+        setup, module, optimizer, schedule = self.setup, self.module, self.setup.optimizer, self.setup.schedule
+        first = self.progress.step
+        self.folder.log(f"from step {first} of {setup.steps}")
+        self.folder.write_status({"status": "running", "step": first, "steps": setup.steps})
+        module.train()
+        for step in range(first, setup.steps):
+            if reason := stopped():
+                return self._interrupted(step, reason)
+            if self._checkpoint_is_due(step):
+                if self.guard.settle():
+                    break
+                self._save(step)
+            lr = learning_rate(setup.spec.optim, step, setup.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = setup.batches.at(step)
+            due = schedule.due(step)
+            evaluation = self._evaluated(step) if due else {}
+            watch = setup.observer.watch(step, lr, batch)
+
+            with setup.precision:
+                with watch:
+                    outputs = module(batch.x)  # [B, K]
+                loss = setup.objective(outputs, batch.y)
+                if self.guard.diverged(step, loss, settle=due):
+                    break
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            watch.before_update()
+            optimizer.step()
+
+            if isinstance(watch, Watch):
+                metrics = {"train_loss": loss.detach()}
+                if setup.dataset.classes is not None:
+                    metrics["train_accuracy"] = correct(outputs, batch.y) / len(batch)
+                raw = watch.raw()
+                self.recorder.add({"step": step, "lr": lr}, metrics | evaluation, raw, seconds=watch.seconds)
+        else:
+            return self._finished()
+        return self._diverged()
+
+    def _evaluated(self, step: int) -> dict[str, Tensor]:
+        """Test loss and accuracy at the weights before this step, where they are due."""
+        return self._figures("test") if self.setup.schedule.evaluates(step) else {}
+
+    def _figures(self, name: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Loss and accuracy over a split, with the statistics that the spec wants."""
+        spec, split = self.setup.spec, getattr(self.setup.dataset, name)
+        with untouched_random_state(torch.device(spec.device)):
+            found = evaluate(self.setup.inference, split, spec.loss, spec.reduction)
+        return {f"{name}_{metric}": value for metric, value in found.items()}
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
+        now = time.monotonic()
+        if now - self._beat >= HEARTBEAT_S:
+            self._beat = now
+            self.folder.heartbeat()
+        return step > 0 and now - self._saved >= self.setup.spec.launch.checkpoint_s
+
+    def _save(self, step: int) -> None:
+        progress = self.progress
+        progress.step, progress.initial_loss = step, self.guard.initial_loss
+        progress.journal_bytes = self.recorder.sync()
+        progress.run_s, progress.measure_s = self._seconds()
+        checkpoint.save(self.folder.checkpoint_file, progress, self.module, self.setup.optimizer, self.setup.observer)
+        self._saved = time.monotonic()
+
+    def _seconds(self) -> tuple[float, float]:
+        """Spent on this run so far, in all and on measuring; with its earlier parts."""
+        in_all = self._before.run_s + time.monotonic() - self._started
+        return in_all, self._before.measure_s + self.recorder.seconds
+
+    def _interrupted(self, step: int, reason: str) -> Status:
+        if self.guard.settle():
+            return self._diverged()
+        self._save(step)
+        self.folder.log(f"interrupted by {reason} before step {step}; a checkpoint was saved")
+        return self._ended("interrupted", step, {})
+
+    def _diverged(self) -> Status:
+        """The journal ends with the diverged step; every final metric is null, which scores worst."""
+        step = self.guard.step
+        site = first_non_finite_site(self.setup.net, self.setup.batches.at(step).x)
+        self.recorder.add({"step": step}, {"train_loss": torch.tensor(self.guard.value)})
+        self.recorder.write()
+        where = f"first non-finite activation at {site}" if site else "all activations are finite"
+        self.folder.log(f"diverged at step {step}: loss {self.guard.value:g}, {where}")
+        names = ["loss", "accuracy"] if self.setup.dataset.classes is not None else ["loss"]
+        metrics = {f"{split}_{name}": None for split in ("train", "test") for name in names}
+        diverged = {"step": step, "loss": _finite(self.guard.value), "site": site}
+        return self._ended("diverged", step, metrics, diverged=diverged)
+
+    def _finished(self) -> Status:
+        setup, spec = self.setup, self.setup.spec
+        if not all(bool(torch.isfinite(param).all()) for param in self.module.parameters()):
+            self.guard.value, self.guard.step = math.nan, setup.steps
+            return self._diverged()
+        tests = self._figures("test")
+        found = self._figures("train") | tests
+        measured: dict[str, float] = {name: float(figure) for name, figure in to_host(found).items()}
+        self._save(setup.steps)
+        self.recorder.add({"step": setup.steps}, tests)
+        self.recorder.write()
+        dead = at_chance(measured, setup.dataset, spec.loss, spec.reduction)
+        metrics = {name: _finite(value) for name, value in measured.items()}
+        self.folder.log(f"finished, {metrics}")
+        return self._ended("finished", setup.steps, metrics, dead=dead)
+
+    def _ended(self, status: str, step: int, metrics: Mapping[str, float | None], **more: object) -> Status:
+        run_s, measure_s = self._seconds()
+        timing = {"run_s": run_s, "measure_s": measure_s, "steps_per_s": step / run_s if run_s else None}
+        ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": dict(metrics), **more}
+        ended["timing"] = timing
+        self.folder.write_status(ended)
+        return ended
+
+
+class Guard:
+    """Watches the loss for divergence without making a GPU wait: there, losses are looked at on measured steps and
+    before checkpoints; on the CPU, where looking costs nothing, at every step. `step` and `value` tell the first bad
+    one.
+    """
+
+    def __init__(self, *, at_once: bool, initial_loss: float | None) -> None:
+        self.at_once, self.initial_loss = at_once, initial_loss
+        self.step, self.value = 0, math.nan
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def diverged(self, step: int, loss: Tensor, *, settle: bool) -> bool:
+        """Whether this loss, or one not yet looked at, is bad."""
+        self._pending.append((step, loss.detach()))
+        return self.settle() if settle or self.at_once else False
+
+    def settle(self) -> bool:
+        """Look at all losses not yet looked at; whether one is bad."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return False
+        values = [pending[0][1].item()] if len(pending) == 1 else torch.stack([loss for _, loss in pending]).tolist()
+        for (step, _), value in zip(pending, values, strict=True):
+            if self.initial_loss is None:
+                self.initial_loss = value
+            if not math.isfinite(value) or value > DIVERGED_ABOVE * self.initial_loss:
+                self.step, self.value = step, value
+                return True
+        return False
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _provenance(folder: RunFolder, spec: RunSpec, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run comes from, by this process; what is not a fact of the process stays as it was first written."""
+    now = host.provenance(spec.device, spec.threads)
+    return now | dict(more) | {key: value for key, value in folder.provenance().items() if key not in now}
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what an earlier run left, but for the lock. The log is emptied: it may be this process's output."""
+    for file in folder.path.iterdir():
+        if file.name == "log.txt":
+            os.truncate(file, 0)
+        elif file.is_file() and file.name not in ("lock", "owner.json"):
+            file.unlink()
