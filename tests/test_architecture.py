@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,22 @@ import bnlab
 
 ROOT = Path(bnlab.__file__).parent
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "typed", "spec", "study", "registry", "seeds", "sources", "theory"),
-    1: ("state", "losses", "host", "fetch", "moments", "norms", "data", "optim"),
-    2: ("models", "probes", "tap", "precision", "journal", "folder", "evaluate"),
-    3: ("observe", "checkpoint", "board", "recorder", "setup", "train"),
-    4: ("sweep", "verify"),
-    5: ("analysis", "report", "compare"),
-    6: ("config", "terminal", "cli", "view", "listing", "__main__"),
+    0: ("core",),
+    1: ("files", "norms", "optim"),
+    2: ("data",),
+    3: ("net",),
+    4: ("models", "probes"),
+    5: ("record",),
+    6: ("board",),
+    7: ("run",),
+    8: ("sweep", "verify"),
+    9: ("analysis",),
+    10: ("report",),
+    11: ("board.compare", "config"),
+    12: ("board.serve", "terminal"),
+    13: ("cli", "__main__"),
 }
+"""A room is a package, or a package inside one where both are named."""
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
 
 PINNED: dict[str, tuple[str, ...]] = {
@@ -30,33 +40,44 @@ PINNED: dict[str, tuple[str, ...]] = {
     "omegaconf": ("config",),
     "typer": ("cli",),
     "rich": ("terminal",),
-    "tensorboard": ("board", "view"),
+    "tensorboard": ("board", "board.compare", "board.serve"),
     "google_crc32c": ("board",),
-    "pydantic": ("typed",),
-    "filelock": ("folder", "fetch"),
+    "pydantic": ("core",),
+    "filelock": ("record", "files"),
     "sklearn": ("data",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
-    "polars": ("journal", "analysis"),
+    "polars": ("analysis",),
     "ray": ("sweep",),
     "submitit": ("sweep",),
-    "pooch": ("fetch",),
-    "platformdirs": ("sources",),
+    "pooch": ("files",),
+    "platformdirs": ("files",),
 }
 TORCHLESS = (
-    "bnlab.errors",
-    "bnlab.typed",
-    "bnlab.spec",
-    "bnlab.study",
-    "bnlab.registry",
-    "bnlab.sources",
-    "bnlab.fetch",
+    "bnlab",
+    "bnlab.core.errors",
+    "bnlab.core.text",
+    "bnlab.core.typed",
+    "bnlab.core.spec",
+    "bnlab.core.study",
+    "bnlab.core.registry",
+    "bnlab.files",
     "bnlab.config",
+    "bnlab.record.runs",
     "bnlab.analysis.verdicts",
-    "bnlab.analysis.summary",
-    "bnlab.compare.build",
+    "bnlab.report.build",
+    "bnlab.board.compare",
     "bnlab.sweep.run",
-    "bnlab.sweep.executors",
+)
+MOST_MODULES, MOST_CODE, MOST_LINES = 150, 11_500, 400
+"""Of the package, of the package, and of a module: raised on purpose, in docs/decisions/018, and nowhere else."""
+NOT_CODE = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
 )
 
 
@@ -110,14 +131,31 @@ OWN = [found for found in IMPORTS if found.target.split(".")[0] == "bnlab"]
 
 
 def _part(module: str) -> str:
-    """`bnlab.norms.batch` -> `norms`; the package itself holds the version alone and has no floor."""
-    return module.split(".")[1] if "." in module else ""
+    """The room of a module: `bnlab.norms.batch` -> `norms`. The package itself, its face, has no floor."""
+    name = module.partition(".")[2]
+    while "." in name and name not in FLOOR:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def code_lines(text: str) -> int:
+    """Lines that are neither blank, nor comments, nor docstrings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NOT_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                lines -= set(range(statement.lineno, (statement.end_lineno or statement.lineno) + 1))
+    return len(lines)
 
 
 def test_there_is_something_to_check() -> None:
     assert len(MODULES) > 30
     assert len(OWN) > 60
-    assert Import("bnlab.registry", "bnlab.errors", True) in OWN
+    assert Import("bnlab.core.registry", "bnlab.core.errors", True) in OWN
     assert any(found.target.startswith("hydra") for found in IMPORTS)
 
 
@@ -130,7 +168,7 @@ def test_no_import_points_up() -> None:
     upward = [
         f"{found.source} -> {found.target}"
         for found in OWN
-        if _part(found.target) and FLOOR[_part(found.source)] < FLOOR[_part(found.target)]
+        if _part(found.target) and _part(found.source) and FLOOR[_part(found.source)] < FLOOR[_part(found.target)]
     ]
     assert upward == []
 
@@ -187,17 +225,24 @@ def test_every_third_party_is_a_known_one() -> None:
 
 def test_functional_call_has_one_caller() -> None:
     callers = [name for name, file in MODULES.items() if "functional_call(" in file.read_text(encoding="utf-8")]
-    assert callers == ["bnlab.state"]
+    assert callers == ["bnlab.core.state"]
+
+
+def test_code_lines_leave_out_blanks_comments_and_docstrings() -> None:
+    assert code_lines('"""A module."""\n\nx = 1  # one\n# none\ny = """two\nlines"""\n') == 3
+
+
+def test_the_package_keeps_its_budget_of_modules() -> None:
+    assert len(MODULES) <= MOST_MODULES
+
+
+def test_the_package_keeps_its_budget_of_code() -> None:
+    assert sum(code_lines(file.read_text(encoding="utf-8")) for file in MODULES.values()) <= MOST_CODE
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_module_is_longer_than_300_lines(module: str) -> None:
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 300
-
-
-def test_the_median_module_is_short() -> None:
-    lengths = sorted(len(file.read_text(encoding="utf-8").splitlines()) for file in MODULES.values())
-    assert lengths[len(lengths) // 2] <= 110
+def test_a_module_keeps_its_budget_of_lines(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("module", TORCHLESS)
