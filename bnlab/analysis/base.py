@@ -16,7 +16,7 @@ Decision = Literal["supported", "refuted", "inconclusive", "direction only", "no
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Value:
     """A metric's value; with a `bound`, all that is known is that it is at least or at most this, as where a target
     was not reached within the run. NaN: not measured."""
 
@@ -116,7 +116,7 @@ class Arm:
     """One side of a claim: the value of the contrasted axis, and its figure in each seed, in the order of `seeds`."""
 
     label: str
-    figures: tuple[float, ...]
+    values: tuple[float, ...]
     point: str
     """Where it was taken, in words: `lr 0.1`, `9 learning rates`."""
     runs: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge
 
-from bnlab.analysis.base import METRICS, Figure, Metric
+from bnlab.analysis.base import METRICS, Metric, Value
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
@@ -44,8 +44,8 @@ def _course(name: str, reads: str, over: Over, meaning: str, source: str, unit: 
         raw = run.series(reads)
         return Series(raw.steps, _over_sites(raw.values, over))
 
-    def figure(run: Run) -> Figure:
-        return Figure(_median(course(run)))
+    def figure(run: Run) -> Value:
+        return Value(_median(course(run)))
 
     where = {"hidden": " and hidden sites", "below one": " and hidden sites but the first", "net": ""}[over]
     METRICS.add(
@@ -68,9 +68,9 @@ def _first(name: str, meaning: str) -> None:
         raw = run.series(name)
         return Series(raw.steps, _over_sites(raw.values, "hidden"))
 
-    def figure(run: Run) -> Figure:
+    def figure(run: Run) -> Value:
         found = course(run)
-        return Figure(float(found.values[0]) if len(found) and found.steps[0] == 0 else math.nan)
+        return Value(float(found.values[0]) if len(found) and found.steps[0] == 0 else math.nan)
 
     METRICS.add(
         Metric(
@@ -146,9 +146,9 @@ for _row in (
     better=None,
     reads=("drift50.act_in",),
 )
-def drift50(run: Run) -> Figure:
+def drift50(run: Run) -> Value:
     values = run.series("drift50.act_in").values
-    return Figure(float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan)
+    return Value(float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan)
 
 
 for _name, _meaning in (
@@ -169,15 +169,15 @@ for _name, _meaning in (
     reads=("delta_norm",),
     shown_with={"skip_first": 0, "skip_last": 0},
 )
-def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> Figure:
+def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> Value:
     raw = run.series("delta_norm")
     if not len(raw) or raw.steps[0] != 0:
-        return Figure(math.nan)
+        return Value(math.nan)
     norms = raw.values[0, :-1]  # [hidden]
     kept = norms[skip_first : len(norms) - skip_last]
     if len(kept) < 2 or not (kept > 0).all():
-        return Figure(math.nan)
-    return Figure(float((kept[0] / kept[-1]) ** (2 / (len(kept) - 1))))
+        return Value(math.nan)
+    return Value(float((kept[0] / kept[-1]) ** (2 / (len(kept) - 1))))
 
 
 @METRICS.register(
@@ -189,7 +189,7 @@ def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: A
     better="lower",
     reads=("thm41_error",),
 )
-def thm41_error(run: Run) -> Figure:
+def thm41_error(run: Run) -> Value:
     values = run.series("thm41_error").values
     finite = values[np.isfinite(values)]
-    return Figure(float(finite.max()) if len(finite) else math.nan)
+    return Value(float(finite.max()) if len(finite) else math.nan)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from bnlab.analysis.base import METRICS, Curve, Figure
+from bnlab.analysis.base import METRICS, Curve, Value
 from bnlab.analysis.ends import first_loss
 from bnlab.record.journal import Floats
 from bnlab.record.runs import Run
@@ -32,37 +32,37 @@ def usable(run: Run, of: Final, target: float) -> bool:
     return run.finished and (value <= target if of.endswith("loss") else value >= target)
 
 
-def largest_of(rates: Floats, good: list[bool]) -> Figure:
+def largest_of(rates: Floats, good: list[bool]) -> Value:
     """The last rate, going up from the lowest good one, before the first that is not good. [K], [K]
 
     A good rate above a bad one does not count: it owes its luck to the seed. With none good, the figure is at most one
     spacing below the grid; with the uppermost good, at least that.
 
     >>> largest_of(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, False, True])
-    Figure(value=1.0, bound=None)
+    Value(value=1.0, bound=None)
     """
     if not any(good):
         below = rates[0] ** 2 / rates[1] if len(rates) > 1 else rates[0]
-        return Figure(float(below), "at most")
+        return Value(float(below), "at most")
     last = good.index(True)
     while last + 1 < len(rates) and good[last + 1]:
         last += 1
-    return Figure(float(rates[last]), "at least" if last + 1 == len(rates) else None)
+    return Value(float(rates[last]), "at least" if last + 1 == len(rates) else None)
 
 
-def decades(rates: Floats, good: list[bool]) -> Figure:
+def decades(rates: Floats, good: list[bool]) -> Value:
     """log10 of the width of the good rates, each with half of the way to its neighbours; the outermost have the
     same way outwards as inwards. At least that, if the uppermost is good. [K], [K]
 
     >>> decades(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, True, False])
-    Figure(value=2.0, bound=None)
+    Value(value=2.0, bound=None)
     """
     if len(rates) < 2:
-        return Figure(math.nan)
+        return Value(math.nan)
     logs = np.log10(rates)
     edges = np.concatenate([[2 * logs[0] - logs[1]], logs, [2 * logs[-1] - logs[-2]]])
     width = float(((edges[2:] - edges[:-2]) / 2)[np.array(good)].sum())
-    return Figure(round(width, 12), "at least" if good[-1] else None)
+    return Value(round(width, 12), "at least" if good[-1] else None)
 
 
 def _rates(curve: Curve) -> Floats:
@@ -79,7 +79,7 @@ def _rates(curve: Curve) -> Floats:
     better="higher",
     reads=("train_loss",),
 )
-def max_stable_lr(curve: Curve) -> Figure:
+def max_stable_lr(curve: Curve) -> Value:
     return largest_of(_rates(curve), [stable(run) for run in curve.values()])
 
 
@@ -93,7 +93,7 @@ def max_stable_lr(curve: Curve) -> Figure:
     reads=(),
     shown_with=None,
 )
-def max_usable_lr(curve: Curve, *, of: Final, target: float) -> Figure:
+def max_usable_lr(curve: Curve, *, of: Final, target: float) -> Value:
     return largest_of(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
@@ -106,7 +106,7 @@ def max_usable_lr(curve: Curve, *, of: Final, target: float) -> Figure:
     better="higher",
     reads=("train_loss",),
 )
-def stable_decades(curve: Curve) -> Figure:
+def stable_decades(curve: Curve) -> Value:
     return decades(_rates(curve), [stable(run) for run in curve.values()])
 
 
@@ -120,18 +120,18 @@ def stable_decades(curve: Curve) -> Figure:
     reads=(),
     shown_with=None,
 )
-def usable_decades(curve: Curve, *, of: Final, target: float) -> Figure:
+def usable_decades(curve: Curve, *, of: Final, target: float) -> Value:
     return decades(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
-def deviation(curve: Curve) -> Figure:
+def deviation(curve: Curve) -> Value:
     """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
     ends = [run.final("train_loss") for run in curve.values()]
     starts = np.array([first_loss(run) for run in curve.values()])
     if not np.isfinite(starts).any():
-        return Figure(math.nan)
+        return Value(math.nan)
     capped = np.fmin(ends, np.where(np.isnan(starts), np.nanmax(starts), starts))  # what diverged has no final loss
-    return Figure(float(np.mean(capped - np.min(capped))))
+    return Value(float(np.mean(capped - np.min(capped))))
 
 
 @METRICS.register(
@@ -143,7 +143,7 @@ def deviation(curve: Curve) -> Figure:
     better="lower",
     reads=("train_loss",),
 )
-def lr_sensitivity(curve: Curve) -> Figure:
+def lr_sensitivity(curve: Curve) -> Value:
     return deviation(curve)
 
 
@@ -158,7 +158,7 @@ def lr_sensitivity(curve: Curve) -> Figure:
     reads=("train_loss",),
     shown_with=None,
 )
-def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Figure:
+def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Value:
     """The caller makes the curve over `factor`."""
     return deviation(curve)
 
@@ -173,13 +173,13 @@ def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Figure:
     better=None,
     reads=("train_loss",),
 )
-def lr_envelope(curve: Curve) -> Figure:
+def lr_envelope(curve: Curve) -> Value:
     raws = [run.series("train_loss") for run in curve.values() if stable(run)]
     if len(raws) < 2 or any(not np.array_equal(raw.steps, raws[0].steps) for raw in raws):
-        return Figure(math.nan)
+        return Value(math.nan)
     losses = np.stack([raw.values for raw in raws])  # [K, T]
     low = losses.min(axis=0)
-    return Figure(float(np.median((losses.max(axis=0) - low) / low))) if (low > 0).all() else Figure(math.nan)
+    return Value(float(np.median((losses.max(axis=0) - low) / low))) if (low > 0).all() else Value(math.nan)
 
 
 @METRICS.register(

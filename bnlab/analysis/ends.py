@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge
 from scipy.integrate import trapezoid
 
-from bnlab.analysis.base import METRICS, Figure, Metric
+from bnlab.analysis.base import METRICS, Metric, Value
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
@@ -54,18 +54,18 @@ def first_loss(run: Run) -> float:
     return float(raw.values[0]) if len(raw) else math.nan
 
 
-def worst_loss(run: Run) -> Figure:
+def worst_loss(run: Run) -> Value:
     first = first_loss(run)
-    return Figure(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
+    return Value(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
 
 
 def _final(name: str) -> None:
     loss = name.endswith("loss")
 
-    def figure(run: Run) -> Figure:
+    def figure(run: Run) -> Value:
         if run.diverged:
-            return worst_loss(run) if loss else Figure(0.0)
-        return Figure(run.final(name))
+            return worst_loss(run) if loss else Value(0.0)
+        return Value(run.final(name))
 
     split, what = name.split("_")
     METRICS.add(
@@ -85,13 +85,13 @@ def _final(name: str) -> None:
 def _best(name: str) -> None:
     loss = name.endswith("loss")
 
-    def figure(run: Run) -> Figure:
+    def figure(run: Run) -> Value:
         values = train_loss(run).values if name == "train_loss" else run.series(name).values
         if run.diverged:
-            return worst_loss(run) if loss else Figure(0.0)
+            return worst_loss(run) if loss else Value(0.0)
         if not np.isfinite(values).any():
-            return Figure(math.nan)
-        return Figure(float(np.nanmin(values) if loss else np.nanmax(values)))
+            return Value(math.nan)
+        return Value(float(np.nanmin(values) if loss else np.nanmax(values)))
 
     split, what = name.split("_")
     on = f"training batches, as the median of {SMOOTHED} measured ones" if split == "train" else "test split"
@@ -124,12 +124,12 @@ for _name in ("train_loss", "test_loss", "test_accuracy"):
     better="lower",
     reads=("train_loss",),
 )
-def end_batch_loss(run: Run) -> Figure:
+def end_batch_loss(run: Run) -> Value:
     if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
     late = raw.values[raw.steps >= 0.9 * run.steps]
-    return Figure(float(late.mean()) if len(late) else math.nan)
+    return Value(float(late.mean()) if len(late) else math.nan)
 
 
 @METRICS.register(
@@ -143,16 +143,16 @@ def end_batch_loss(run: Run) -> Figure:
     reads=("train_loss", "train_accuracy", "test_loss", "test_accuracy"),
     shown_with=None,
 )
-def steps_to(run: Run, *, of: Curve, target: float, smooth: Annotated[int, Ge(1)]) -> Figure:
+def steps_to(run: Run, *, of: Curve, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
     """A net that is there at its initialization has 1: the figure stands in ratios."""
     raw = run.series(of)
     if not len(raw):
-        return Figure(math.nan)
+        return Value(math.nan)
     values = raw.values if of.endswith("loss") else -raw.values
     there = np.flatnonzero(trailing_median(values, smooth) <= (target if of.endswith("loss") else -target))
     if len(there) == 0:
-        return Figure(float(run.steps), "at least")
-    return Figure(float(max(1, raw.steps[there[0]])))
+        return Value(float(run.steps), "at least")
+    return Value(float(max(1, raw.steps[there[0]])))
 
 
 @METRICS.register(
@@ -165,14 +165,14 @@ def steps_to(run: Run, *, of: Curve, target: float, smooth: Annotated[int, Ge(1)
     better="lower",
     reads=("train_loss",),
 )
-def loss_area(run: Run) -> Figure:
+def loss_area(run: Run) -> Value:
     if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
     if len(raw) < 2 or not (raw.values > 0).all():
-        return Figure(math.nan)
+        return Value(math.nan)
     area = trapezoid(np.log(raw.values), raw.steps)
-    return Figure(math.exp(float(area) / float(raw.steps[-1] - raw.steps[0])))
+    return Value(math.exp(float(area) / float(raw.steps[-1] - raw.steps[0])))
 
 
 @METRICS.register(
@@ -184,8 +184,8 @@ def loss_area(run: Run) -> Figure:
     better=None,
     reads=(),
 )
-def loss_gap(run: Run) -> Figure:
-    return Figure(run.final("test_loss") - run.final("train_loss"))
+def loss_gap(run: Run) -> Value:
+    return Value(run.final("test_loss") - run.final("train_loss"))
 
 
 @METRICS.register(
@@ -197,8 +197,8 @@ def loss_gap(run: Run) -> Figure:
     better=None,
     reads=(),
 )
-def accuracy_gap(run: Run) -> Figure:
-    return Figure(run.final("train_accuracy") - run.final("test_accuracy"))
+def accuracy_gap(run: Run) -> Value:
+    return Value(run.final("train_accuracy") - run.final("test_accuracy"))
 
 
 @METRICS.register(
@@ -211,10 +211,10 @@ def accuracy_gap(run: Run) -> Figure:
     better="higher",
     reads=(),
 )
-def divergence_step(run: Run) -> Figure:
+def divergence_step(run: Run) -> Value:
     if run.diverged:
-        return Figure(float(max(1, run.status["step"])))
-    return Figure(float(run.steps), "at least")
+        return Value(float(max(1, run.status["step"])))
+    return Value(float(run.steps), "at least")
 
 
 @METRICS.register(
@@ -226,5 +226,5 @@ def divergence_step(run: Run) -> Figure:
     better="higher",
     reads=(),
 )
-def trains(run: Run) -> Figure:
-    return Figure(float(run.trains))
+def trains(run: Run) -> Value:
+    return Value(float(run.trains))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from bnlab.analysis.base import Figure
+from bnlab.analysis.base import Value
 from bnlab.analysis.metrics import METRICS
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import canonical
@@ -36,14 +36,14 @@ class Collection:
     unfinished: tuple[Run, ...]
     copies: tuple[Run, ...]
     keep: frozenset[str]
-    _figures: dict[tuple[str, str, str], Figure] = field(default_factory=dict, repr=False)
+    _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
 
-    def figure(self, run: Run, name: str, options: Mapping[str, Any]) -> Figure:
+    def value(self, run: Run, name: str, options: Mapping[str, Any]) -> Value:
         """The run metric of that name; computed once."""
         key = (run.id, name, canonical(options))
-        if key not in self._figures:
-            self._figures[key] = METRICS[name].figure(run, **options)
-        return self._figures[key]
+        if key not in self._values:
+            self._values[key] = METRICS[name].figure(run, **options)
+        return self._values[key]
 
     def place(self, run: Run) -> str:
         """The run's path below the root, with slashes."""
@@ -59,7 +59,7 @@ class Collection:
         return {key: [values[text] for text in sorted(values)] for key, values in found.items()}
 
 
-def load(root: Path, *, keep: Iterable[str] = ()) -> Collection:
+def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
     """Every run at or below `root`, and the study of `root` if it has one. `keep` names series of journals beside
     those that metrics read, to be read along with them.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.analysis.base import METRICS, Arm, Figure, Metric
+from bnlab.analysis.base import METRICS, Arm, Metric, Value
 from bnlab.analysis.load import Collection
 from bnlab.analysis.sides import RATE, Cell, Grid, NotTestedError, Side
 from bnlab.core.study import Claim
@@ -39,8 +39,8 @@ class Paired:
 class Pair:
     """The two figures of one cell."""
 
-    treated: Figure
-    control: Figure
+    treated: Value
+    control: Value
 
     def __post_init__(self) -> None:
         assert math.isfinite(self.treated.value)
@@ -77,20 +77,20 @@ class Comparison:
         self.cautions = list(grid.cautions)
         self.nothing = f"{metric.name} was not measured"
 
-    def figure(self, run: Run) -> Figure:
-        return self.collection.figure(run, self.metric.name, self.options)
+    def figure(self, run: Run) -> Value:
+        return self.collection.value(run, self.metric.name, self.options)
 
-    def figures(self, side: Side, cell: Cell) -> dict[int, Figure]:
+    def figures(self, side: Side, cell: Cell) -> dict[int, Value]:
         """Of a cell, seed -> figure; an arm metric sees all its seeds at once."""
         runs = {seed: side.runs[seed][cell] for seed in self.grid.seeds}
         if self.metric.of == "run":
             return {seed: self.figure(run) for seed, run in runs.items()}
         inner = METRICS[self.options["of"]]
-        values = [self.collection.figure(run, inner.name, inner.shown_with or {}).value for run in runs.values()]
+        values = [self.collection.value(run, inner.name, inner.shown_with or {}).value for run in runs.values()]
         spread = self.metric.figure(np.array(values), **self.options)
-        return {seed: Figure(float(value)) for seed, value in zip(runs, spread, strict=True)}
+        return {seed: Value(float(value)) for seed, value in zip(runs, spread, strict=True)}
 
-    def add(self, seed: int, treated: Figure, control: Figure, runs: Sequence[Sequence[Run]]) -> None:
+    def add(self, seed: int, treated: Value, control: Value, runs: Sequence[Sequence[Run]]) -> None:
         """A pair, unless one of the two was not measured."""
         if not (math.isfinite(treated.value) and math.isfinite(control.value)):
             return
@@ -121,7 +121,7 @@ class Comparison:
             arms.append(
                 Arm(
                     label=side.label,
-                    figures=tuple(self._mean([figure.value for figure in found]) for found in each),
+                    values=tuple(self._mean([figure.value for figure in found]) for found in each),
                     point=self.points[index],
                     runs=tuple(sorted(self.used[index])),
                 )
@@ -141,7 +141,7 @@ class Comparison:
             return values[0]
         return math.exp(np.mean(np.log(values))) if self.claim.compare == "ratio" else float(np.mean(values))
 
-    def _bounds(self, label: str, figures: Sequence[Figure]) -> None:
+    def _bounds(self, label: str, figures: Sequence[Value]) -> None:
         for bound in ("at least", "at most"):
             if count := sum(figure.bound == bound for figure in figures):
                 more = {"at least": "larger", "at most": "smaller"}[bound]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from bnlab.analysis.base import METRICS, Curve, Figure
+from bnlab.analysis.base import METRICS, Curve, Value
 from bnlab.analysis.ends import train_loss
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Comparison, Paired
@@ -94,15 +94,15 @@ def _best_lr(comparison: Comparison) -> None:
         comparison.cautions.append("the grid has one learning rate, so none was chosen")
 
 
-def _rank(comparison: Comparison, side: Side, cell: Cell, figures: Mapping[int, Figure]) -> tuple[float, float]:
+def _rank(comparison: Comparison, side: Side, cell: Cell, figures: Mapping[int, Value]) -> tuple[float, float]:
     """Low for a good rate: the median over seeds of the metric, where it has a better side, then of the final training
     loss. What was not measured is worst. A spread over seeds is taken at the rate that is best for what is spread: all
     seeds fail alike at a rate that is too large."""
     metric = comparison.metric
     if metric.of == "arm":
         metric = METRICS[comparison.options["of"]]
-        figures = {seed: comparison.collection.figure(side.runs[seed][cell], metric.name, {}) for seed in figures}
-    losses = [comparison.collection.figure(side.runs[seed][cell], "final_train_loss", {}).value for seed in figures]
+        figures = {seed: comparison.collection.value(side.runs[seed][cell], metric.name, {}) for seed in figures}
+    losses = [comparison.collection.value(side.runs[seed][cell], "final_train_loss", {}).value for seed in figures]
     sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better]
     values = np.array([sign * figure.value for figure in figures.values()])
     return float(np.median(np.where(np.isnan(values), np.inf, values))) if sign else 0.0, float(np.median(losses))
@@ -116,7 +116,7 @@ def _matched_loss(comparison: Comparison) -> None:
         runs = (treated, control)
         values = at_equal_losses([train_loss(run) for run in runs], [course(run) for run in runs])
         for left, right in values:
-            comparison.add(seed, Figure(left), Figure(right), [[treated], [control]])
+            comparison.add(seed, Value(left), Value(right), [[treated], [control]])
         if values:
             rates.setdefault(seed, set()).add(cell.rate)
     comparison.nothing = f"there is no training loss that both arms pass with {comparison.metric.name} measured"

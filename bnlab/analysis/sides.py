@@ -175,7 +175,7 @@ def _laid(
         cells = found.setdefault(seed, {})
         cell = Cell(rate, setting)
         if cell in cells and factor != RATE:
-            run = min(cells[cell], run, key=lambda run: collection.figure(run, "final_train_loss", {}).value)
+            run = min(cells[cell], run, key=lambda run: collection.value(run, "final_train_loss", {}).value)
         cells[cell] = run
     return found
 

@@ -33,7 +33,7 @@ def summary(collection: Collection) -> pl.DataFrame:
         row |= {"status": status["status"], "dead": bool(status.get("dead", False))}
         row |= {"step": status.get("step"), "steps": status["steps"]}
         for column, (name, options) in metrics.items():
-            figure = collection.figure(run, name, options)
+            figure = collection.value(run, name, options)
             row[column] = figure.value if math.isfinite(figure.value) else None
             row[f"{column}.bound"] = figure.bound
         row |= {key: value for key, value in status.get("timing", {}).items() if key.endswith("_s")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bnlab.analysis import summary
-from bnlab.analysis.load import STUDY_FILE, load
+from bnlab.analysis.load import STUDY_FILE, read_runs
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder, find_runs, write_atomically
@@ -59,7 +59,7 @@ def studies_in(root: Path) -> list[Path]:
 
 
 def _one(root: Path) -> Built:
-    collection = load(root, keep=KEEP)
+    collection = read_runs(root, keep=KEEP)
     if not collection.runs:
         raise _nothing(root)
     verdicts = tuple(judge(collection))
@@ -122,4 +122,4 @@ def _nothing(root: Path) -> UsageError:
 
 
 def _has_ended(folder: Path) -> bool:
-    return bool(load(folder).runs)
+    return bool(read_runs(folder).runs)

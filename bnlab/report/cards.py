@@ -63,7 +63,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
         facts=" · ".join(fact for fact in (*facts, asked) if fact),
         why=verdict.why,
         cautions=verdict.cautions,
-        arms=tuple((f"{arm.label} ({arm.point})", ", ".join(number(x) for x in arm.figures)) for arm in both),
+        arms=tuple((f"{arm.label} ({arm.point})", ", ".join(number(x) for x in arm.values)) for arm in both),
         commands=tuple(again + [by_place[place] for arm in both for place in arm.runs if by_place.get(place)]),
     )
 

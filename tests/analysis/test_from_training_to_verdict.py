@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.analysis.load import Collection, load
+from bnlab.analysis.load import Collection, read_runs
 from bnlab.analysis.summary import summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.spec import RunSpec
@@ -40,7 +40,7 @@ def sweep(spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Pa
                     spec = spec_of(f"norm={norm}", f"optim.lr={lr}", f"seed={seed}", "probes.activations.batch=24")
                     run(spec, where=f"{where}/{norm}/{lr}/{seed}")
         (tmp_path / where / "study.yaml").write_text(yaml.safe_dump(study.tree()))
-        return load(tmp_path / where)
+        return read_runs(tmp_path / where)
 
     return trained
 
@@ -58,7 +58,7 @@ def test_equal_sweeps_have_equal_tables_and_verdicts(sweep: Callable[[str], Coll
     shutil.copytree(tmp_path / "one" / "batch" / "0.1" / "0", tmp_path / "one" / "copy")
     for file in tmp_path.glob("one/**/checkpoint.pt"):
         file.unlink()
-    again = load(tmp_path / "one")
+    again = read_runs(tmp_path / "one")
     assert len(again.copies) == 1
     assert judge(again) == judge(other)
 
@@ -67,6 +67,6 @@ def test_what_diverges_at_the_upper_rate_is_stable_at_the_lower(sweep: Callable[
     rates, loss = judge(sweep("one"))
     assert (rates.decision, rates.n, loss.n) == ("direction only", 2, 2)
     assert rates.control is not None
-    assert rates.control.figures == (0.1, 0.1)
+    assert rates.control.values == (0.1, 0.1)
     assert loss.control is not None
     assert (loss.control.point, loss.cautions[0]) == ("lr 0.1", "batch is best at lr 0.1, the grid's smallest")

@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 import yaml
 
-from bnlab.analysis.load import columns, facts, find_studies, flat, load, read_study
+from bnlab.analysis.load import find_studies, read_runs, read_study
 from bnlab.analysis.summary import summary, write
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.record.folder import RunFolder
-from bnlab.record.journal import NOTHING, Journal, read
+from bnlab.record.journal import NOTHING, Journal, columns, read
+from bnlab.record.runs import flat, read_run
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 0, "lr": 0.1, "train_loss": 2.5, "delta_norm": [1.0, 2.0], "wall_s": 9.5},
@@ -47,7 +48,7 @@ def folder(path: Path, *, seed: int = 0, status: str | None = "finished", run_s:
 
 
 def test_a_spec_is_flat_and_a_group_stands_for_its_choice(tmp_path: Path) -> None:
-    found = facts(folder(tmp_path / "a"))
+    found = read_run(folder(tmp_path / "a"))
     assert found.spec == {"seed": 0, "norm": "batch", "norm.eps": 1e-5, "optim": "sgd", "optim.lr": 0.1}
     assert found.provenance["claims"] == {"c": "0123456789"}
     assert flat({"model": {"name": "mlp", "name_of": 1}, "probes": {"landscape": {"low": 0.5}}}) == {
@@ -93,7 +94,7 @@ def test_runs_that_ended_count_and_others_are_listed(tmp_path: Path) -> None:
     (tmp_path / "run7").mkdir()
     (tmp_path / "run7" / "spec.yaml").write_text("seed: 1\n")
     (tmp_path / "run7" / "status.json").write_text("{")
-    found = load(tmp_path)
+    found = read_runs(tmp_path)
     assert [run.path.name for run in found.runs] == ["run0", "run1"]
     assert [run.path.name for run in found.unfinished] == [f"run{index}" for index in range(2, 8)]
     assert found.study is None
@@ -104,25 +105,25 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     folder(tmp_path / "c", name="another")
     folder(tmp_path / "d", name="a third")  # of the same spec, but for its name
-    found = load(tmp_path)
+    found = read_runs(tmp_path)
     assert [run.path.relative_to(tmp_path).as_posix() for run in found.runs] == ["a/seed=0-0123456789", "c"]
     assert [run.path.relative_to(tmp_path).as_posix() for run in found.copies] == ["b/seed=0-0123456789", "d"]
 
 
 def test_a_journal_is_read_once_and_further_names_can_be_asked_for(tmp_path: Path) -> None:
     run = folder(tmp_path / "a")
-    found = load(tmp_path, keep=["batch_mean"])
-    assert found.series(found.runs[0], "batch_mean").values.tolist() == [[-1, 0]]
-    assert found.series(found.runs[0], "lr").steps.tolist() == [0, 3]
+    found = read_runs(tmp_path, keep=["batch_mean"])
+    assert found.runs[0].series("batch_mean").values.tolist() == [[-1, 0]]
+    assert found.runs[0].series("lr").steps.tolist() == [0, 3]
     run.journal_file.unlink()
-    assert found.series(found.runs[0], "train_loss").steps.tolist() == [0, 3]
-    assert found.series(found.runs[0], "nothing") is NOTHING
+    assert found.runs[0].series("train_loss").steps.tolist() == [0, 3]
+    assert found.runs[0].series("nothing") is NOTHING
 
 
 def test_what_varies(tmp_path: Path) -> None:
     folder(tmp_path / "a", seed=0)
     folder(tmp_path / "b", seed=1, optim={"name": "sgd", "lr": 0.3})
-    assert load(tmp_path).varying() == {"seed": [0, 1], "optim.lr": [0.1, 0.3]}
+    assert read_runs(tmp_path).varying() == {"seed": [0, 1], "optim.lr": [0.1, 0.3]}
 
 
 def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "study.yaml").write_text(yaml.safe_dump(tree))
     folder(tmp_path / "s" / "run")
-    found = load(tmp_path / "s")
+    found = read_runs(tmp_path / "s")
     assert found.study == Study.from_tree({key: value for key, value in tree.items() if key != "provenance"})
     assert found.study is not None
     assert found.study.claims[0].digest == CLAIM.digest
@@ -151,7 +152,7 @@ def test_a_broken_study_is_said_to_be(text: str, match: str, tmp_path: Path) -> 
 
 def test_no_such_directory(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="RUNS: no such directory"):
-        load(tmp_path / "none")
+        read_runs(tmp_path / "none")
 
 
 def test_the_summary_has_a_row_a_run(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_the_summary_has_a_row_a_run(tmp_path: Path) -> None:
     )
     folder(tmp_path / "b", seed=1, data={"name": "digits", "axis": [1, 2]})
     folder(tmp_path / "a", seed=0, status="diverged")
-    frame = summary(load(tmp_path))
+    frame = summary(read_runs(tmp_path))
     assert frame["run"].to_list() == ["a", "b"]
     assert frame["seed"].to_list() == [0, 1]
     assert frame["data.axis"].to_list() == [None, "[1,2]"]
@@ -177,7 +178,7 @@ def test_equal_runs_give_equal_summaries_but_for_the_clock(tmp_path: Path) -> No
     for which, run_s in (("one", 1.0), ("other", 2.0)):
         for seed in (1, 0):
             folder(tmp_path / which / f"run{seed}", seed=seed, run_s=run_s)
-        write(load(tmp_path / which), tmp_path / which / "summary.parquet")
+        write(read_runs(tmp_path / which), tmp_path / which / "summary.parquet")
     one, other = (pl.read_parquet(tmp_path / which / "summary.parquet") for which in ("one", "other"))
     assert one.columns == other.columns
     clock = [name for name in one.columns if name.endswith("_s")]
@@ -187,4 +188,4 @@ def test_equal_runs_give_equal_summaries_but_for_the_clock(tmp_path: Path) -> No
 
 
 def test_a_folder_without_runs_has_an_empty_summary(tmp_path: Path) -> None:
-    assert summary(load(tmp_path)).shape[0] == 0
+    assert summary(read_runs(tmp_path)).shape[0] == 0

@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Figure, Metric
+from bnlab.analysis.base import Metric, Value
 from bnlab.analysis.curves import decades, largest_of
 from bnlab.analysis.ends import trailing_median
-from bnlab.analysis.load import columns, facts
 from bnlab.analysis.metrics import BUILT_IN, METRICS, table
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
-from bnlab.record.runs import Run
+from bnlab.record.runs import Run, read_run
 
 RunOf = Callable[..., Run]
 NAN = math.nan
 
 
-def figure(name: str, run: Any, **options: Any) -> Figure:
-    found: Figure = METRICS[name].figure(run, **options)
+def figure(name: str, run: Any, **options: Any) -> Value:
+    found: Value = METRICS[name].figure(run, **options)
     return found
 
 
@@ -35,7 +34,7 @@ def test_the_trailing_median_by_its_definition() -> None:
     assert trailing_median(np.zeros(0), 5).shape == (0,)
 
 
-def test_final_figures_are_those_of_the_status(run_of: RunOf) -> None:
+def test_final_values_are_those_of_the_status(run_of: RunOf) -> None:
     run = run_of(train_loss=0.3, train_accuracy=0.95, test_loss=0.5, test_accuracy=0.9)
     found = [
         figure(f"final_{name}", run).value for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -45,13 +44,13 @@ def test_final_figures_are_those_of_the_status(run_of: RunOf) -> None:
     assert figure("accuracy_gap", run).value == pytest.approx(0.05)
 
 
-def test_best_figures_are_those_of_the_journal(run_of: RunOf) -> None:
+def test_best_values_are_those_of_the_journal(run_of: RunOf) -> None:
     run = run_of(
         series={"test_accuracy": [0.1, 0.9, 0.7], "test_loss": [2.0, 0.4, 0.6], "train_loss": [3, 2, 1, 1, 1, 0]}
     )
-    assert figure("best_test_accuracy", run) == Figure(0.9)
-    assert figure("best_test_loss", run) == Figure(0.4)
-    assert figure("best_train_loss", run) == Figure(1.0)  # of the last five: 2 1 1 1 0
+    assert figure("best_test_accuracy", run) == Value(0.9)
+    assert figure("best_test_loss", run) == Value(0.4)
+    assert figure("best_train_loss", run) == Value(1.0)  # of the last five: 2 1 1 1 0
 
 
 @pytest.mark.parametrize(
@@ -59,20 +58,20 @@ def test_best_figures_are_those_of_the_journal(run_of: RunOf) -> None:
 )
 def test_the_loss_of_a_run_that_diverged_is_over_1000_times_the_first(name: str, run_of: RunOf) -> None:
     diverged = run_of(status="diverged", series={"train_loss": [2.0, NAN], "test_loss": [2.0]})
-    assert figure(name, diverged) == Figure(2000.0, "at least")
+    assert figure(name, diverged) == Value(2000.0, "at least")
     at_once = run_of(status="diverged", series={"train_loss": [NAN]})
-    assert figure(name, at_once) == Figure(1e12, "at least")
+    assert figure(name, at_once) == Value(1e12, "at least")
 
 
 def test_the_accuracy_of_a_run_that_diverged_is_0(run_of: RunOf) -> None:
     diverged = run_of(status="diverged", step=7, series={"test_accuracy": [0.1, 0.8]})
-    assert figure("final_test_accuracy", diverged) == figure("best_test_accuracy", diverged) == Figure(0.0)
-    assert figure("divergence_step", diverged) == Figure(7.0)
-    assert figure("trains", diverged) == Figure(0.0)
+    assert figure("final_test_accuracy", diverged) == figure("best_test_accuracy", diverged) == Value(0.0)
+    assert figure("divergence_step", diverged) == Value(7.0)
+    assert figure("trains", diverged) == Value(0.0)
 
 
 def test_a_run_that_did_not_diverge_may_have_diverged_later(run_of: RunOf) -> None:
-    assert figure("divergence_step", run_of()) == Figure(100.0, "at least")
+    assert figure("divergence_step", run_of()) == Value(100.0, "at least")
     assert [figure("trains", run).value for run in (run_of(), run_of(dead=True))] == [1.0, 0.0]
 
 
@@ -83,14 +82,14 @@ def test_steps_to_a_target(run_of: RunOf) -> None:
             "test_accuracy": ([0, 20, 40], [0.1, 0.5, 0.6]),
         }
     )
-    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=1) == Figure(10.0)
-    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=3) == Figure(30.0)
-    assert figure("steps_to", run, of="test_accuracy", target=0.5, smooth=1) == Figure(20.0)
-    assert figure("steps_to", run, of="test_accuracy", target=0.9, smooth=1) == Figure(100.0, "at least")
-    assert figure("steps_to", run, of="train_loss", target=9.0, smooth=1) == Figure(1.0)
+    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=1) == Value(10.0)
+    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=3) == Value(30.0)
+    assert figure("steps_to", run, of="test_accuracy", target=0.5, smooth=1) == Value(20.0)
+    assert figure("steps_to", run, of="test_accuracy", target=0.9, smooth=1) == Value(100.0, "at least")
+    assert figure("steps_to", run, of="train_loss", target=9.0, smooth=1) == Value(1.0)
     assert math.isnan(figure("steps_to", run, of="test_loss", target=0.5, smooth=1).value)
     diverged = run_of(status="diverged", step=3, series={"train_loss": [2.0, 0.6, NAN]})
-    assert figure("steps_to", diverged, of="train_loss", target=0.5, smooth=1) == Figure(100.0, "at least")
+    assert figure("steps_to", diverged, of="train_loss", target=0.5, smooth=1) == Value(100.0, "at least")
 
 
 def test_the_area_of_an_exponential_decay_is_its_middle(run_of: RunOf) -> None:
@@ -101,14 +100,14 @@ def test_the_area_of_an_exponential_decay_is_its_middle(run_of: RunOf) -> None:
 
 def test_the_loss_at_the_end_is_that_of_the_last_tenth(run_of: RunOf) -> None:
     run = run_of(series={"train_loss": (range(0, 101, 10), [9.0] * 9 + [2.0, 4.0])})
-    assert figure("end_batch_loss", run) == Figure(3.0)
+    assert figure("end_batch_loss", run) == Value(3.0)
 
 
 def test_a_course_leaves_the_head_out(run_of: RunOf) -> None:
     values = [[1.0, 3.0, 5.0, 99.0], [2.0, 4.0, 6.0, 99.0], [NAN, NAN, NAN, NAN]]
     run = run_of(series={"drift_mean.pre": ([5, 10, 15], values), "ics_rel": ([5, 10, 15], values)})
-    assert figure("drift_pre", run) == Figure(3.5)
-    assert figure("ics_rel", run) == Figure(4.5)  # the first site has none by definition
+    assert figure("drift_pre", run) == Value(3.5)
+    assert figure("ics_rel", run) == Value(4.5)  # the first site has none by definition
     course = METRICS["drift_pre"].course
     assert course is not None
     assert course(run).steps.tolist() == [5, 10, 15]
@@ -117,19 +116,19 @@ def test_a_course_leaves_the_head_out(run_of: RunOf) -> None:
 
 def test_a_course_of_the_net_is_its_median(run_of: RunOf) -> None:
     run = run_of(series={"loss_range": [0.1, 0.3, 500.0, NAN]})
-    assert figure("loss_range", run) == Figure(0.3)
+    assert figure("loss_range", run) == Value(0.3)
     assert math.isnan(figure("grad_change", run).value)
 
 
 def test_drift50_is_that_of_the_last_hidden_site_at_the_end(run_of: RunOf) -> None:
     run = run_of(series={"drift50.act_in": [[0.0, 0.0, 0.0], [0.3, 0.1, 9.0], [0.4, 0.2, 9.0]]})
-    assert figure("drift50", run) == Figure(0.2)
+    assert figure("drift50", run) == Value(0.2)
     assert math.isnan(figure("drift50", run_of()).value)
 
 
 def test_how_terms_cancel_is_a_figure_of_the_initialization(run_of: RunOf) -> None:
     values = [[3.0, 5.0, 7.0, 99.0], [1.0, 1.0, 1.0, 1.0]]
-    assert figure("abs_over_sum", run_of(series={"abs_over_sum": values})) == Figure(5.0)
+    assert figure("abs_over_sum", run_of(series={"abs_over_sum": values})) == Value(5.0)
     later = run_of(series={"grad_kurtosis": ([1, 2], values)})
     assert math.isnan(figure("grad_kurtosis", later).value)
 
@@ -146,18 +145,18 @@ def test_gradient_growth_of_a_geometric_sequence(run_of: RunOf) -> None:
 
 def test_the_largest_rate_is_found_going_up_without_a_gap() -> None:
     rates = np.array([0.01, 0.1, 1.0, 10.0])
-    assert largest_of(rates, [True, True, False, True]) == Figure(0.1)
-    assert largest_of(rates, [False, True, True, True]) == Figure(10.0, "at least")
-    assert largest_of(rates, [False] * 4) == Figure(pytest.approx(0.001), "at most")
+    assert largest_of(rates, [True, True, False, True]) == Value(0.1)
+    assert largest_of(rates, [False, True, True, True]) == Value(10.0, "at least")
+    assert largest_of(rates, [False] * 4) == Value(pytest.approx(0.001), "at most")
 
 
 def test_decades_are_counts_times_spacing_on_an_even_grid() -> None:
     rates = np.logspace(-3, 1, 9)
-    assert decades(rates, [False, False, True, True, True, False, True, False, False]) == Figure(2.0)
-    assert decades(rates, [True] * 9) == Figure(4.5, "at least")
-    assert decades(rates, [False] * 9) == Figure(0.0)
+    assert decades(rates, [False, False, True, True, True, False, True, False, False]) == Value(2.0)
+    assert decades(rates, [True] * 9) == Value(4.5, "at least")
+    assert decades(rates, [False] * 9) == Value(0.0)
     uneven = decades(np.array([1.0, 10.0, 1000.0]), [False, True, False])
-    assert uneven == Figure(1.5)
+    assert uneven == Value(1.5)
 
 
 def curve(run_of: RunOf, ends: list[float], first: float = 2.0) -> dict[float, Run]:
@@ -170,17 +169,17 @@ def curve(run_of: RunOf, ends: list[float], first: float = 2.0) -> dict[float, R
 
 
 def test_a_rate_is_stable_that_ends_lower_than_it_began(run_of: RunOf) -> None:
-    assert figure("max_stable_lr", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Figure(10.0)
-    assert figure("stable_decades", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Figure(2.0)
+    assert figure("max_stable_lr", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(10.0)
+    assert figure("stable_decades", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(2.0)
     dead = curve(run_of, [1.0]) | {10.0: run_of(dead=True)}
-    assert figure("max_stable_lr", dead) == Figure(1.0)
+    assert figure("max_stable_lr", dead) == Value(1.0)
 
 
 def test_a_rate_is_usable_that_reaches_its_target(run_of: RunOf) -> None:
     found = curve(run_of, [1.0, 0.5, 0.7, NAN])
-    assert figure("max_usable_lr", found, of="train_loss", target=0.7) == Figure(100.0)
-    assert figure("usable_decades", found, of="train_loss", target=0.6) == Figure(1.0)
-    assert figure("max_usable_lr", found, of="test_accuracy", target=0.9) == Figure(0.1, "at most")
+    assert figure("max_usable_lr", found, of="train_loss", target=0.7) == Value(100.0)
+    assert figure("usable_decades", found, of="train_loss", target=0.6) == Value(1.0)
+    assert figure("max_usable_lr", found, of="test_accuracy", target=0.9) == Value(0.1, "at most")
 
 
 def test_sensitivity_is_the_mean_distance_from_the_best_capped_at_the_first_loss(run_of: RunOf) -> None:
@@ -223,7 +222,7 @@ def test_two_metrics_of_one_name_are_refused() -> None:
         unit="1",
         better=None,
         reads=(),
-        figure=lambda run: Figure(0),
+        figure=lambda run: Value(0),
     )
     with pytest.raises(UsageError, match="metric=loss_gap: registered twice"):
         METRICS.add(mine)
@@ -235,8 +234,7 @@ def test_every_metric_of_a_run_is_there_after_training(
 ) -> None:
     more = ("probes.activations.batch=24", "probes.sharpness.every=4", "model.depth=3")
     ended = run(spec_of("probes=full", f"norm={norm}", *more))
-    journal = columns(ended.folder.journal_file, METRICS.reads())
-    trained = Run(facts=facts(ended.folder), journal=journal)
+    trained = read_run(ended.folder, METRICS.reads())
     missing = {
         name
         for name in METRICS.names()

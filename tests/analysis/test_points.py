@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Figure
+from bnlab.analysis.base import Value
 from bnlab.analysis.load import Collection
 from bnlab.analysis.pairs import Pair, difference
 from bnlab.analysis.points import LEVELS, at_equal_losses, paired
@@ -51,8 +51,8 @@ def test_best_lr_is_the_best_median_and_one_for_all_seeds(
     sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep()), claim_of())
-    assert (found.treated.point, found.treated.figures) == ("lr 1", (0.1, 0.2, 0.9))
-    assert (found.control.point, found.control.figures) == ("lr 0.1", (0.6, 0.6, 0.6))
+    assert (found.treated.point, found.treated.values) == ("lr 1", (0.1, 0.2, 0.9))
+    assert (found.control.point, found.control.values) == ("lr 0.1", (0.6, 0.6, 0.6))
     assert found.values == pytest.approx(np.log([6, 3, 2 / 3]))
     assert found.cautions == ("none is best at lr 0.1, the grid's smallest",)
     assert found.control.runs == tuple(f"norm=none-optim.lr=0.1-seed={seed}" for seed in range(3))
@@ -71,8 +71,8 @@ def test_best_lr_of_a_spread_is_that_of_what_is_spread(
     """At 0.1 and 10 the seeds agree entirely, on worse losses."""
     spread = claim_of(metric="seed_spread", options={"of": "final_train_loss", "log": False}, compare="difference")
     found = paired(collect(sweep()), spread)
-    assert (found.treated.point, found.treated.figures) == ("lr 1", pytest.approx((0.1, 0.0, 0.7)))
-    assert (found.control.point, found.control.figures) == ("lr 0.1", (0.0, 0.0, 0.0))
+    assert (found.treated.point, found.treated.values) == ("lr 1", pytest.approx((0.1, 0.0, 0.7)))
+    assert (found.control.point, found.control.values) == ("lr 0.1", (0.0, 0.0, 0.0))
 
 
 def test_best_lr_prefers_larger_accuracies(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
@@ -82,7 +82,7 @@ def test_best_lr_prefers_larger_accuracies(run_of: RunOf, collect: Collect, clai
         for lr, accuracy in ((0.1, 0.5), (0.2, 0.9), (0.3, 0.7))
     ]
     found = paired(collect(runs), claim_of(metric="final_test_accuracy", expect="larger", compare="difference"))
-    assert (found.treated.point, found.treated.figures, found.cautions) == ("lr 0.2", (0.9,), ())
+    assert (found.treated.point, found.treated.values, found.cautions) == ("lr 0.2", (0.9,), ())
 
 
 def test_matched_lr_averages_over_the_rates_at_which_both_train(
@@ -93,7 +93,7 @@ def test_matched_lr_averages_over_the_rates_at_which_both_train(
     expected = [np.log([0.6 / 0.4, 0.7 / 0.1]).mean(), math.log(0.7 / 0.2), np.log([0.6 / 0.4, 0.1 / 0.9]).mean()]
     assert found.values == pytest.approx(expected)
     assert found.treated.point == "1 to 2 learning rates, 0.1 to 1"
-    assert found.treated.figures == pytest.approx((math.sqrt(0.4 * 0.1), 0.2, math.sqrt(0.4 * 0.9)))
+    assert found.treated.values == pytest.approx((math.sqrt(0.4 * 0.1), 0.2, math.sqrt(0.4 * 0.9)))
 
 
 def test_matched_lr_where_nothing_trains_is_not_tested(
@@ -113,8 +113,8 @@ def test_a_curve_goes_over_the_rates_in_their_order(
         collect(sweep(changes)[::-1]),
         claim_of(metric="max_stable_lr", at="curve", expect="larger", smallest_effect=2.0),
     )
-    assert found.control.figures == (1.0, 1.0, 0.1)
-    assert found.treated.figures == (10.0, 10.0, 10.0)
+    assert found.control.values == (1.0, 1.0, 0.1)
+    assert found.treated.values == (10.0, 10.0, 10.0)
     assert found.values == pytest.approx(np.log([10, 10, 100]))
     assert (found.low == found.values).all()
     assert np.isinf(found.high).all()
@@ -134,7 +134,7 @@ def test_arms_are_tuned_over_the_same_grid(
     sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep({("none", 1.0, seed): None for seed in range(3)})), claim_of())
-    assert (found.treated.point, found.treated.figures) == ("lr 10", (0.3, 0.3, 0.3))
+    assert (found.treated.point, found.treated.values) == ("lr 10", (0.3, 0.3, 0.3))
     assert "left out, since only batch has it: lr 1" in found.cautions
 
 
@@ -143,7 +143,7 @@ def test_other_axes_are_matched_and_averaged_over(run_of: RunOf, collect: Collec
     runs = [run_of(norm=norm, train_loss=loss, spec={"model.depth": depth}) for (norm, depth), loss in table.items()]
     found = paired(collect(runs, axes={"model.depth": "2,4"}), claim_of())
     assert found.values == pytest.approx([np.log([4, 2]).mean()])
-    assert found.treated.figures == pytest.approx((math.sqrt(0.02),))
+    assert found.treated.values == pytest.approx((math.sqrt(0.02),))
     narrowed = paired(collect(runs), claim_of(where={"model.depth": 4}))
     assert narrowed.values == pytest.approx([math.log(2)])
 
@@ -199,8 +199,8 @@ def test_each_arm_may_have_a_rate_of_its_own(
     at: str, sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     found = paired(collect(sweep()), claim_of(contrast={"norm": ("batch", "none"), "optim.lr": (1.0, 0.1)}, at=at))
-    assert (found.treated.point, found.treated.figures) == ("lr 1", (0.1, 0.2, 0.9))
-    assert (found.control.point, found.control.figures) == ("lr 0.1", (0.6, 0.6, 0.6))
+    assert (found.treated.point, found.treated.values) == ("lr 1", (0.1, 0.2, 0.9))
+    assert (found.control.point, found.control.values) == ("lr 0.1", (0.6, 0.6, 0.6))
     assert (found.treated.label, found.cautions) == ("batch, optim.lr=1.0", ())
 
 
@@ -236,25 +236,25 @@ def test_sensitivity_to_a_factor_tunes_the_rate_for_each_value(
     ]
     claim = claim_of(metric="sensitivity", options={"factor": "model.init"}, at="curve", compare="difference")
     found = paired(collect(runs), claim)
-    assert found.treated.figures == pytest.approx((0.05,))
-    assert found.control.figures == pytest.approx((0.4,))
+    assert found.treated.values == pytest.approx((0.05,))
+    assert found.control.values == pytest.approx((0.4,))
     assert found.control.point == "2 values of model.init"
 
 
 @pytest.mark.parametrize(
     ("treated", "control", "expected"),
     [
-        (Figure(4.0), Figure(2.0), (math.log(2), math.log(2), math.log(2))),
-        (Figure(4.0, "at least"), Figure(2.0), (math.log(2), math.log(2), math.inf)),
-        (Figure(4.0, "at most"), Figure(2.0), (math.log(2), -math.inf, math.log(2))),
-        (Figure(4.0), Figure(2.0, "at least"), (math.log(2), -math.inf, math.log(2))),
-        (Figure(4.0), Figure(2.0, "at most"), (math.log(2), math.log(2), math.inf)),
-        (Figure(4.0, "at least"), Figure(2.0, "at most"), (math.log(2), math.log(2), math.inf)),
-        (Figure(4.0, "at least"), Figure(2.0, "at least"), (0.0, 0.0, math.inf)),
+        (Value(4.0), Value(2.0), (math.log(2), math.log(2), math.log(2))),
+        (Value(4.0, "at least"), Value(2.0), (math.log(2), math.log(2), math.inf)),
+        (Value(4.0, "at most"), Value(2.0), (math.log(2), -math.inf, math.log(2))),
+        (Value(4.0), Value(2.0, "at least"), (math.log(2), -math.inf, math.log(2))),
+        (Value(4.0), Value(2.0, "at most"), (math.log(2), math.log(2), math.inf)),
+        (Value(4.0, "at least"), Value(2.0, "at most"), (math.log(2), math.log(2), math.inf)),
+        (Value(4.0, "at least"), Value(2.0, "at least"), (0.0, 0.0, math.inf)),
     ],
 )
 def test_bounds_of_a_difference(
-    treated: Figure, control: Figure, expected: tuple[float, float, float], claim_of: ClaimOf
+    treated: Value, control: Value, expected: tuple[float, float, float], claim_of: ClaimOf
 ) -> None:
     assert difference(Pair(treated, control), claim_of(expect="larger")) == pytest.approx(expected)
     # The other way round it is the same difference of the other arm.

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from bnlab.analysis.base import Floats
 from bnlab.analysis.statistics import LEVEL, claims_decidable, decide, holm, interval, ps, sign_flip
+from bnlab.record.journal import Floats
 
 DIFFERENCES = st.lists(st.integers(-6, 9), min_size=2, max_size=8)
 

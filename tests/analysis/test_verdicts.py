@@ -160,7 +160,7 @@ def test_a_run_that_diverged_is_the_worst_of_its_arm(run_of: RunOf, collect: Col
     for_it = judge(collect([*runs, bad], [claim_of()]))[0]
     assert (for_it.decision, for_it.n) == ("supported", 8)
     assert for_it.control is not None
-    assert for_it.control.figures[7] == 2000.0
+    assert for_it.control.values[7] == 2000.0
     assert "none: 1 of 8 figures are bounds, the true ones larger" in for_it.cautions
     # Where the arm that should win has diverged once, nothing is supported, however far its others are ahead.
     lost = [run_of(norm="batch", seed=7, status="diverged"), *runs[:7], *runs[8:], run_of(norm="none", seed=7)]

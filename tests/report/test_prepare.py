@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from bnlab.analysis.load import load
+from bnlab.analysis.load import read_runs
 from bnlab.report.lines import line
 from bnlab.report.prepare import prepare
 
@@ -22,7 +22,7 @@ STUDY = {
 
 
 def test_arms_are_norms_with_the_control_first(grid: Path) -> None:
-    (view,) = prepare(load(grid)).views
+    (view,) = prepare(read_runs(grid)).views
     assert [group.label for group in view.groups] == ["no norm", "batch norm"]
     assert view.pair_labels == ("batch norm", "no norm")
     assert (view.rates, view.seeds) == ([0.01, 0.1, 1.0], [0, 1, 2])
@@ -32,14 +32,14 @@ def test_arms_are_norms_with_the_control_first(grid: Path) -> None:
 def test_an_option_that_only_one_norm_has_is_no_arm(tmp_path: Path, write: Write) -> None:
     write(tmp_path, norm="ghost_batch", spec={"norm.ghost_size": 16})
     write(tmp_path, norm="none")
-    assert prepare(load(tmp_path)).order == ("no norm", "ghost batch norm")
+    assert prepare(read_runs(tmp_path)).order == ("no norm", "ghost batch norm")
 
 
 def test_two_settings_of_one_norm_are_two_arms(tmp_path: Path, write: Write) -> None:
     for size in (16, 32):
         write(tmp_path, norm="ghost_batch", spec={"norm.ghost_size": size})
     write(tmp_path, norm="none")
-    assert prepare(load(tmp_path)).order == (
+    assert prepare(read_runs(tmp_path)).order == (
         "no norm",
         "ghost batch norm, ghost size 16",
         "ghost batch norm, ghost size 32",
@@ -50,7 +50,7 @@ def test_further_axes_make_further_views(tmp_path: Path, write: Write) -> None:
     for depth in range(2, 7):
         for norm in ("none", "batch"):
             write(tmp_path, norm=norm, spec={"model.depth": depth})
-    found = prepare(load(tmp_path))
+    found = prepare(read_runs(tmp_path))
     assert [view.setting for view in found.views] == ["depth 2", "depth 4", "depth 6"]
     assert len(found.order) == 10
     assert found.left_out[0].startswith("figures for 3 of 5 settings of depth")
@@ -59,27 +59,27 @@ def test_further_axes_make_further_views(tmp_path: Path, write: Write) -> None:
 def test_where_the_norm_does_not_vary_what_varies_makes_the_arms(tmp_path: Path, write: Write) -> None:
     for size in (128, 16):
         write(tmp_path, spec={"data.batch_size": size})
-    (view,) = prepare(load(tmp_path)).views
+    (view,) = prepare(read_runs(tmp_path)).views
     assert [group.label for group in view.groups] == ["batch size 16", "batch size 128"]
 
 
 def test_of_runs_that_differ_in_probes_alone_one_is_drawn(tmp_path: Path, write: Write) -> None:
     write(tmp_path, journal=[{"step": 0, "train_loss": 1.0}])
     rich = write(tmp_path, spec={"probes.points": 7})
-    (view,) = prepare(load(tmp_path)).views
+    (view,) = prepare(read_runs(tmp_path)).views
     assert [run.path for run in view.groups[0].runs] == [rich.relative_to(tmp_path).as_posix()]
 
 
 def test_a_run_tells_the_command_that_made_it(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "quick", argv=["bnlab", "train", "--config", "quickstart", "norm=batch", "--runs", "x", "--plain"])
-    (run,) = load(tmp_path).runs
+    (run,) = read_runs(tmp_path).runs
     assert line(run, None) == "bnlab train --config quickstart norm=batch name=quick"
 
 
 def test_a_run_of_a_grid_has_its_own_values_in_the_place_of_axes(tmp_path: Path, write: Write) -> None:
     words = ["bnlab", "sweep", "--config=quickstart", "optim.lr=1e-3,0.1", "seed=range(0,6)", "steps=40"]
     write(tmp_path / "quick", lr=0.1, seed=4, argv=words)
-    (run,) = load(tmp_path).runs
+    (run,) = read_runs(tmp_path).runs
     assert line(run, None) == "bnlab train --config quickstart optim.lr=0.1 seed=4 steps=40 name=quick"
 
 
@@ -87,7 +87,7 @@ def test_a_run_of_a_study_has_the_studys_base_and_overrides(tmp_path: Path, writ
     root = tmp_path / "s"
     write(root, norm="none", lr=1.0, argv=["bnlab", "sweep", "--config", "s"])
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    collection = load(root)
+    collection = read_runs(root)
     assert line(collection.runs[0], collection.study) == (
         "bnlab train --config quickstart steps=40 norm=none optim.lr=1 name=s"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bnlab.analysis.load import Collection, load
+from bnlab.analysis.load import Collection, read_runs
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import Run
@@ -76,7 +76,7 @@ def arms_of(root: Path, keep: Sequence[str]) -> Arms:
         raise UsageError("--compare", "this is one run", str(root), "Give the folder of a sweep over several seeds.")
     if len(folders) > 1:
         raise UsageError("--compare", "several sweeps here", str(root), f"Give one: {', '.join(map(str, folders))}.")
-    ended = load(folders[0], keep=keep)
+    ended = read_runs(folders[0], keep=keep)
     going = [run for run in ended.unfinished if _has_begun(run)]
     begun = replace(ended, runs=(*ended.runs, *going))
     prepared = prepare(begun) if begun.runs else None
