@@ -7,8 +7,8 @@ SummaryWriter with a call for each, write the same records in turn, in one proce
 threads, medians over rounds.
 
 Opening: folders of synthetic runs that have ended (those of report.py: an 11-site net under `probes=economy`, 200
-points), whose event files are made anew from their journals; then `bnlab view`'s server on them, until it has told all
-results of all runs. Peak memory is that of the server's processes together. `card`: the loss of all runs, as the page
+points), whose event files are rewritten from their journals; then `bnlab view`'s server on them, until it serves the
+results of all runs. Peak memory is the sum over the server's processes. `card`: the loss of all runs, as the page
 asks for it.
 """
 
@@ -53,7 +53,7 @@ SLOW = "torch, SummaryWriter"
 
 
 def records(count: int) -> list[Record]:
-    """Of a run of so many points, without histograms."""
+    """The records of a run with `count` points, without histograms."""
     spec, rng = config.load("quickstart", []), np.random.default_rng(0)
     return [_record(5 * point, point, spec, rng, 5 * count, "economy") for point in range(count)]
 
@@ -69,7 +69,7 @@ def by_board(profile: Any) -> Callable[[Path, Sequence[Record]], None]:
 
 
 def by_tensorboard(folder: Path, records: Sequence[Record]) -> None:
-    """As fast as it can be done with what tensorboard has."""
+    """The fastest way with tensorboard's own writer."""
     writer = EventFileWriter(str(folder))
     for step, wall_s, values in scalars(records):
         message = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
@@ -78,7 +78,7 @@ def by_tensorboard(folder: Path, records: Sequence[Record]) -> None:
 
 
 def by_torch(folder: Path, records: Sequence[Record]) -> None:
-    """As most people do it."""
+    """The usual way."""
     writer = SummaryWriter(str(folder))
     for step, wall_s, values in scalars(records):
         for tag, value in values.items():
@@ -87,7 +87,7 @@ def by_torch(folder: Path, records: Sequence[Record]) -> None:
 
 
 def scalars(records: Sequence[Record]) -> list[tuple[int, float, dict[str, float]]]:
-    """What the board shows, for writers that are given names and numbers; not in their time."""
+    """What the board shows, for writers that take names and numbers; computed outside their time."""
     if id(records) not in _SCALARS:
         found = []
         for record in records:
@@ -150,7 +150,7 @@ def opening(counts: Sequence[int], full: int) -> list[dict[str, Any]]:
                 rebuild(run, profile)  # type: ignore[arg-type]
             wrote_s = time.perf_counter() - start
             start = time.perf_counter()
-            bring(root, full=profile == "full", say=print)  # which has nothing to do, and says nothing
+            bring(root, full=profile == "full", say=print)  # nothing to do, nothing to print
             looked_s = time.perf_counter() - start
             size = sum(file.stat().st_size for file in root.rglob("*tfevents*"))
             for file in root.rglob("journal.jsonl"):
@@ -162,7 +162,7 @@ def opening(counts: Sequence[int], full: int) -> list[dict[str, Any]]:
 
 
 def served(root: Path, runs: int) -> dict[str, float]:
-    """Seconds until the server answers, and until it has told everything; its memory then; seconds for one card."""
+    """Seconds until the server answers, and until it serves everything; its memory then; seconds for one card."""
     start = time.perf_counter()
     with Server(command(root, port=0, bind_all=False, runs=runs)) as server:
         base = server.address()
@@ -170,7 +170,7 @@ def served(root: Path, runs: int) -> dict[str, float]:
         wait = 0.05
         while sum("9_result/diverged" in of for of in _get(base, "data/plugin/scalars/tags").values()) < runs:
             time.sleep(wait)
-            wait = min(1.0, 1.5 * wait)  # the question itself costs the server time
+            wait = min(1.0, 1.5 * wait)  # the request itself costs the server time
         all_s = time.perf_counter() - start
         start = time.perf_counter()
         request = urllib.parse.urlencode({"requests": json.dumps([{"plugin": "scalars", "tag": "1_progress/loss"}])})
@@ -187,7 +187,7 @@ def _get(base: str, path: str, body: bytes | None = None) -> Any:
 
 
 def _below(pid: int) -> list[int]:
-    """A process and all below it, from Linux's /proc."""
+    """A process and all its descendants, from Linux's /proc."""
     children = [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
     return [pid, *(below for child in children for below in _below(child))]
 
@@ -226,9 +226,9 @@ def main() -> None:
         "profile",
         "MB",
         "written in s",
-        "looked over in s",
+        "checked in s",
         "answers after s",
-        "all told after s",
+        "all served after s",
         "card s",
     )
     for column in (*names, "peak MiB"):

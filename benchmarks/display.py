@@ -6,9 +6,9 @@ Three of each train the same net with one thread in one process, in turns (turns
 display draws as often as it may; each writes to a pseudo-terminal of its own, of 100 by 30, which another process
 reads. There are three because one loop is up to 3 % faster than another that does the same, for as long as the process
 lives. A ratio is the median over rounds of what the three with the display took over what the three with plain lines
-did: in seconds of the clock, and in CPU seconds of their threads, in which others at work on the machine show less.
+did: in seconds of wall time, and in CPU seconds of their threads, which other load on the machine affects less.
 *Plain alone*: the least and the largest such ratio of one loop with plain lines to all three. *Inside*: the share of
-its time that a loop spends in calls of the display, by the clock around them.
+its time that a loop spends in calls of the display, by wall time around them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NETS = {
 
 
 class Counted:
-    """A file that counts the frames it is given and the signs in them, and the seconds of who writes to it."""
+    """A file that counts the frames written to it, the characters in them, and the seconds of the writer."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.frames, self.signs = file, 0, 0
@@ -77,7 +77,7 @@ class Counted:
 
 
 def terminal() -> tuple[TextIO, subprocess.Popen[bytes]]:
-    """The inside of a pseudo-terminal, and who reads its outside."""
+    """The inner end of a pseudo-terminal, and the process that reads its outer end."""
     outside, inside = pty.openpty()
     reader = subprocess.Popen([sys.executable, "-c", READER], stdin=outside)
     os.close(outside)
@@ -85,7 +85,7 @@ def terminal() -> tuple[TextIO, subprocess.Popen[bytes]]:
 
 
 def spec_of(experiment: str, overrides: list[str]) -> RunSpec:
-    """So many steps that no plain line but the first falls into a turn; a measurement every `EVERY` of them."""
+    """Enough steps that no plain line but the first falls into a turn; a measurement every `EVERY` steps."""
     points = [f"steps={STEPS}", f"probes.points={STEPS // EVERY}", "probes.eval_points=1"]
     return config.load(experiment, [*overrides, *points])
 
@@ -113,7 +113,7 @@ def loop(spec: RunSpec, steps: int, folder: Path, out: Counted, live: bool) -> C
             out.all_s += end - since
             if progress.step % steps == 0:
                 out.cpu_s.append(time.thread_time())
-            tick()  # where it waits for its next turn
+            tick()  # waits here for its next turn
             since = time.perf_counter()
 
         train(setup, RunFolder(folder), listen=listen, stopped=stopped)

@@ -1,7 +1,7 @@
 """What `bnlab report` costs on many finished runs: seconds and peak memory of the whole process.
 
-The runs are synthetic, but as large as real ones: a 10-layer MLP of 11 sites under `probes=economy`, 200 points
-a run, or what is asked for.
+The runs are synthetic, but as large as real ones: a 10-layer MLP of 11 sites under `probes=economy`, 200 points a
+run by default.
 
     python benchmarks/report.py [--runs 1000] [--points 200] [--probes economy|standard] [--json]
 """
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make(root: Path, runs: int, points: int, probes: str) -> int:
-    """Run folders of a study: norms x 10 rates x as many seeds as there must be."""
+    """Run folders of a study: norms x 10 learning rates x as many seeds as needed."""
     rates = [10 ** (-3 + 4 * k / 9) for k in range(10)]
     seeds = math.ceil(runs / len(NORMS) / len(rates))
     root.mkdir(parents=True)
@@ -92,7 +92,7 @@ def make(root: Path, runs: int, points: int, probes: str) -> int:
 
 
 def _write(root: Path, spec: RunSpec, points: int, probes: str) -> None:
-    """One run that has ended, with a journal as it would be."""
+    """One run that has ended, with a realistic journal."""
     steps = spec.steps or 1000
     folder = RunFolder(root / spec.folder)
     folder.path.mkdir(parents=True)

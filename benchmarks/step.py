@@ -46,7 +46,7 @@ BUDGETS = {"mlp": {"none": 1.03, "economy": 1.10, "every step": 1.35}, "cnn": {"
 
 @DATA.register("noise_images")
 def noise_images() -> Dataset:
-    """6,400 images of noise, 1x28x28, with random labels: the time of a step does not depend on what is in them."""
+    """6,400 images of noise, 1x28x28, with random labels: the time of a step does not depend on their content."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6400, 1, 28, 28, generator=generator)
     y = torch.randint(10, (6400,), generator=generator)
@@ -72,7 +72,7 @@ def bare_cnn(memory_format: torch.memory_format = torch.channels_last) -> nn.Mod
 
 
 def bare_loop(make: Callable[[], nn.Module], each_step: Callable[[int, nn.Module], None] | None = None) -> Any:
-    """The loop as anybody would write it by hand; `each_step` is called after every backward pass."""
+    """The loop as one would write it by hand; `each_step` is called after every backward pass."""
 
     def body(tick: Tick) -> None:
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ def bare_loop(make: Callable[[], nn.Module], each_step: Callable[[int, nn.Module
 
 
 def naive_loop(make: Callable[[], nn.Module], every: int, folder: Path) -> Any:
-    """The same loop with what is often written: hooks that call `.item()`, and a SummaryWriter scalar for each
+    """The same loop with what people often write: hooks that call `.item()`, and a SummaryWriter scalar for each
     figure."""
     from torch.utils.tensorboard import SummaryWriter
 

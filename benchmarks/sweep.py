@@ -2,11 +2,11 @@
 
     python benchmarks/sweep.py [--json] [--workers W] [--runs N] [--steps N]
 
-A grid of equal runs (`mlp_digits`, the seed alone differs) is swept by W workers, as `bnlab sweep` does it.
+A grid of equal runs (`mlp_digits`, only the seed differs) is swept by W workers, as `bnlab sweep` does.
 
-launch       until the first process is there: the server imports torch, once for a sweep of any size
-process      a process that does nothing, there and back
-beside       what a run takes of its worker's time beside its own `run_s`: process, data, net, status; the sweep's time
+launch       until the first process is ready: the server imports torch, once for a sweep of any size
+process      a process that does nothing, start to end
+beside       what a run takes of its worker's time beyond its own `run_s`: process, data, net, status; the sweep's time
              times W, less the sum of the runs' own times, over the number of runs
 efficiency   sum of the runs' own times / W / time of the sweep, from its first run on
 """

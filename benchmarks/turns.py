@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that a noisy machine is equally unkind to all of them.
+"""Contestants that take turns, so that a noisy machine affects all of them alike.
 
 Each runs in its own thread, or in its own process, but only one at a time: it is given a number of steps, is timed for
 just those, and waits until its next turn.
@@ -73,11 +73,11 @@ class Contestant:
 
 
 class Apart:
-    """A contestant in a process of its own, on its main thread, as a run is: to other threads a C library may give
-    memory in another way, which is felt where large tensors come and go."""
+    """A contestant in a process of its own, on its main thread, like a run. A C library may allocate memory differently
+    for other threads, which matters where large tensors are created and freed."""
 
     def __init__(self, name: str, body: Callable[[Callable[[], None]], object]) -> None:
-        """`body` is begun in a fork of this process, which must have no other threads."""
+        """`body` runs in a fork of this process, which must have no other threads."""
         self.name, self.slices = name, list[float]()
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
@@ -99,7 +99,7 @@ class Apart:
 
 
 def _run_apart(body: Callable[[Callable[[], None]], object], pipe: Connection) -> None:
-    """In the process."""
+    """The loop of the child process."""
     left, start = 0, 0.0
 
     def tick() -> None:
