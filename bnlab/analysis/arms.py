@@ -1,133 +1,181 @@
-"""Arms: what they are, and what they are called. The one definition.
+"""Arms: what they are, in which order they come, what they are called. The one definition.
 
-An arm is a setting of everything but learning rate and seed. One axis tells arms apart, the one that claims contrast,
-with the options that belong to it; each setting of the other axes is a view of its own in a report.
+An arm is a setting of everything but learning rate and seed. One axis tells arms apart: the one that the study's claims
+contrast, together with the options of its choices. Each setting of the other axes is a view of its own in a report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bnlab.analysis.load import Collection
-from bnlab.core.spec import GROUPS, canonical
+from bnlab.core.spec import GROUPS
+from bnlab.core.study import varying
+from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 
 NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
-NAMES: Mapping[str, str] = {
-    "batch": "batch norm",
-    "none": "no norm",
-    "layer": "layer norm",
-    "group": "group norm",
-    "instance": "instance norm",
-    "rms": "RMS norm",
-    "l1": "L1 batch norm",
-    "l2": "L2 batch norm",
-    "linf": "L∞ batch norm",
-    "frozen_batch": "frozen batch norm",
-    "noisy_batch": "noisy batch norm",
-    "noisy_none": "noise, no norm",
-    "ghost_batch": "ghost batch norm",
-    "batch_renorm": "batch renorm",
-    "mean_only_batch": "mean-only batch norm",
-    "stopgrad_batch": "batch norm, gradient stopped",
-    "affine_only": "scale and shift only",
-    "batch_reference": "batch norm (reference)",
+CONTROLS = {"none": 0, "batch": 1}
+"""Norms that come before the others."""
+OLD_TITLES: Mapping[tuple[str, str], str] = {
+    ("norm", "batch"): "batch norm",
+    ("norm", "none"): "no norm",
+    ("norm", "layer"): "layer norm",
+    ("norm", "group"): "group norm",
+    ("norm", "instance"): "instance norm",
+    ("norm", "rms"): "RMS norm",
+    ("norm", "l1"): "L1 batch norm",
+    ("norm", "l2"): "L2 batch norm",
+    ("norm", "linf"): "L∞ batch norm",
+    ("norm", "frozen_batch"): "frozen batch norm",
+    ("norm", "noisy_batch"): "noisy batch norm",
+    ("norm", "noisy_none"): "noise, no norm",
+    ("norm", "ghost_batch"): "ghost batch norm",
+    ("norm", "batch_renorm"): "batch renorm",
+    ("norm", "mean_only_batch"): "mean-only batch norm",
+    ("norm", "stopgrad_batch"): "batch norm, gradient stopped",
+    ("norm", "affine_only"): "scale and shift only",
+    ("norm", "batch_reference"): "batch norm (reference)",
+    ("optim", "sgd"): "SGD",
+    ("optim", "adam"): "Adam",
+    ("optim", "adamw"): "AdamW",
 }
-"""How figures call a norm; one that is not here goes by its own name."""
+"""Titles of choices in runs of bnlab 0.1, whose provenance has none."""
 
 Key = tuple[tuple[str, Any], ...]
+"""Keys of a spec and their values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arms:
+    """The arms of some runs. `axis` tells them apart; `own` is the axis with the options that vary with it, `rest` the
+    other axes. `names` has a name for every arm, controls first; `settings` one for every setting of the other axes.
+    """
+
+    axis: str
+    own: tuple[str, ...]
+    rest: tuple[str, ...]
+    names: Mapping[Key, str]
+    settings: Mapping[Key, str]
+
+    def arm(self, run: Run) -> Key:
+        return _key(run, self.own)
+
+    def setting(self, run: Run) -> Key:
+        return _key(run, self.rest)
+
+    def label(self, run: Run) -> str:
+        """The run's arm and setting: `batch norm, depth 20`."""
+        return _joined(self.names[self.arm(run)], self.settings[self.setting(run)])
+
+    def labels(self, runs: Iterable[Run]) -> list[str]:
+        """The labels of these runs, each once: by setting, then by arm."""
+        there = {self.label(run) for run in runs}
+        ordered = (_joined(arm, setting) for setting in self.settings.values() for arm in self.names.values())
+        return [label for label in ordered if label in there]
+
+
+def arms_of(collection: Collection) -> Arms:
+    """The arms of a collection's runs."""
+    runs, axes = collection.runs, axes_of(collection.runs)
+    # Where runs disagree, those that have titles in their provenance come last, and win.
+    by_age = sorted(runs, key=lambda run: "titles" in run.provenance)
+    titles = {
+        (group, str(run.spec[group])): title(run, group) for run in by_age for group in GROUPS if group in run.spec
+    }
+    axis = _arm_axis(collection, axes)
+    own = [axis, *(key for key in axes if key.startswith(f"{axis}."))]
+    rest = [key for key in axes if key not in own]
+    arms = sorted({_key(run, own) for run in runs}, key=lambda arm: _rank(axis, arm))
+    settings = sorted({_key(run, rest) for run in runs}, key=_sortable)
+    return Arms(
+        axis=axis,
+        own=tuple(own),
+        rest=tuple(rest),
+        names={arm: _name(arm, arms, titles) for arm in arms},
+        settings={setting: words(setting, titles) for setting in settings},
+    )
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
     """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
     between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
-    found = []
-    for key in sorted({key for run in runs for key in run.spec}):
+    specs = [run.spec for run in runs]
+
+    def is_axis(key: str) -> bool:
         group = key.partition(".")[0]
-        if key in NOT_AN_AXIS or group in ("probes", "launch"):
-            continue
-        by_choice: dict[Any, set[str]] = {}
-        for run in runs:
-            if key in run.spec:
-                choice = run.spec.get(group) if group in GROUPS and key != group else None
-                by_choice.setdefault(choice, set()).add(canonical(run.spec[key]))
-        if any(len(values) > 1 for values in by_choice.values()):
-            found.append(key)
-    return found
+        by_choice: dict[Any, list[Mapping[str, Any]]] = {}
+        for spec in specs:
+            if key in spec:
+                choice = spec.get(group) if group in GROUPS and key != group else None
+                by_choice.setdefault(choice, []).append({key: spec[key]})
+        return any(varying(same) for same in by_choice.values())
+
+    keys = sorted({key for spec in specs for key in spec} - set(NOT_AN_AXIS))
+    return [key for key in keys if key.partition(".")[0] not in ("probes", "launch") and is_axis(key)]
 
 
-def arm_axis(collection: Collection, varying: Sequence[str]) -> str:
-    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
-    claims = collection.study.claims if collection.study else ()
-    contrasted = [axis for claim in claims for axis in claim.contrast if axis in varying]
-    for axis in ("norm", *contrasted, *varying):
-        if axis in (contrasted or varying):
-            return axis
-    return "norm"
+def title(run: Run, group: str) -> str:
+    """What reports call a run's choice of a group: `batch norm`, `SGD`."""
+    choice = str(run.spec.get(group))
+    written = (run.provenance.get("titles") or {}).get(group)
+    return str(written or OLD_TITLES.get((group, choice), choice))
 
 
-def key_of(run: Run, keys: Iterable[str]) -> Key:
-    return tuple((key, frozen(run.spec[key])) for key in keys if key in run.spec)
-
-
-def words(key: Key) -> str:
+def words(key: Key, titles: Mapping[tuple[str, str], str] = OLD_TITLES) -> str:
     """
     >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)))
     'batch norm, depth 20, batch size 32'
     """
-    return ", ".join(_word(name, value) for name, value in key)
+    return _joined(*(_word(name, value, titles) for name, value in key))
 
 
-def plain(key: str) -> str:
-    """
-    >>> plain("data.batch_size")
-    'batch size'
-    """
-    return key.rpartition(".")[2].replace("_", " ")
+def frozen(value: Any) -> Any:
+    """A value as a part of a `Key`: lists as tuples."""
+    return tuple(frozen(item) for item in value) if isinstance(value, list) else value
 
 
-def _word(name: str, value: Any) -> str:
-    if name == "norm":
-        return NAMES.get(value, str(value))
+def _arm_axis(collection: Collection, axes: Sequence[str]) -> str:
+    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
+    claims = collection.study.claims if collection.study else ()
+    contrasted = [axis for claim in claims for axis in claim.contrast if axis in axes]
+    candidates = contrasted or axes
+    return "norm" if "norm" in candidates or not candidates else candidates[0]
+
+
+def _name(arm: Key, arms: Sequence[Key], titles: Mapping[tuple[str, str], str]) -> str:
+    """Of options of the axis's choice only those that tell it from another arm with that choice."""
+    same = [dict(other) for other in arms if other[:1] == arm[:1]]
+    telling = [item for item in arm[1:] if any(other.get(item[0]) != item[1] for other in same)]
+    return words((*arm[:1], *telling), titles) or "all runs"
+
+
+def _word(name: str, value: Any, titles: Mapping[tuple[str, str], str]) -> str:
     if name in GROUPS:
-        return str(value)
-    text = (
-        f"{value:.12g}"
-        if isinstance(value, float)
-        else " ".join(map(str, value))
-        if isinstance(value, tuple)
-        else value
-    )
-    return f"{plain(name)} {text}"
+        return titles.get((name, str(value)), str(value))
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return f"{short_key(name)} {f'{value:.12g}' if isinstance(value, float) else value}"
 
 
-def arm_names(arms: Sequence[Key]) -> dict[Key, str]:
-    """Of options of a norm only those that tell it from another arm with that norm."""
-    found = {}
-    for arm in arms:
-        same = [other for other in arms if other[0] == arm[0]]
-        telling = [item for item in arm[1:] if any(dict(other).get(item[0]) != item[1] for other in same)]
-        found[arm] = words((arm[0], *telling)) if arm else "all runs"
-    return found
-
-
-def arm_rank(collection: Collection, axis: str, arm: Key) -> tuple[Any, ...]:
+def _rank(axis: str, arm: Key) -> tuple[Any, ...]:
     """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
     value = dict(arm).get(axis)
-    first = {"none": 0, "batch": 1} if axis == "norm" else {}
-    return (first.get(value, 2) if isinstance(value, str) else 2, sortable(arm))
+    first = CONTROLS.get(value, 2) if axis == "norm" and isinstance(value, str) else 2
+    return (first, _sortable(arm))
 
 
-def sortable(key: Key) -> tuple[Any, ...]:
+def _sortable(key: Key) -> tuple[Any, ...]:
     return tuple(
         (name, (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))) for name, value in key
     )
 
 
-def joined(*parts: str) -> str:
+def _key(run: Run, keys: Iterable[str]) -> Key:
+    return tuple((key, frozen(run.spec[key])) for key in keys if key in run.spec)
+
+
+def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
-
-
-def frozen(value: Any) -> Any:
-    return tuple(frozen(item) for item in value) if isinstance(value, list) else value

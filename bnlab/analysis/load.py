@@ -49,15 +49,6 @@ class Collection:
         """The run's path below the root, with slashes."""
         return run.path.relative_to(self.root).as_posix()
 
-    def varying(self) -> dict[str, list[Any]]:
-        """The keys that two runs differ in, and their values; not those that say where and how a run runs."""
-        found: dict[str, dict[str, Any]] = {}
-        for key in sorted({key for run in self.runs for key in run.spec}):
-            values = {canonical(run.spec.get(key)): run.spec.get(key) for run in self.runs}
-            if len(values) > 1:
-                found[key] = values
-        return {key: [values[text] for text in sorted(values)] for key, values in found.items()}
-
 
 def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
     """Every run at or below `root`, and the study of `root` if it has one. `keep` names series of journals beside

@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import Claim, Study
+from bnlab.core.study import Claim, Study, varying
 from bnlab.record.runs import Run
 
 RATE = "optim.lr"
@@ -147,13 +147,8 @@ def _matched(collection: Collection, claim: Claim, runs: Sequence[Run], factor: 
     axes = set(collection.study.axes) if collection.study else set()
     own = tuple(f"{key}." for key in claim.contrast if key in GROUPS)
     skipped = {"seed", factor, RATE, *claim.contrast}
-    found = []
-    for key in sorted({key for run in runs for key in run.spec} - skipped):
-        if key.startswith(own) and key not in axes:
-            continue
-        if len({canonical(run.spec.get(key)) for run in runs}) > 1:
-            found.append(key)
-    return found
+    keys = sorted(set(varying(run.spec for run in runs)) - skipped)
+    return [key for key in keys if key in axes or not key.startswith(own)]
 
 
 def _laid(

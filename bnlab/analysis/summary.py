@@ -12,6 +12,7 @@ import polars as pl
 from bnlab.analysis.base import METRICS
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import canonical
+from bnlab.core.study import varying
 from bnlab.record.folder import write_atomically
 
 ALWAYS = ("norm", "optim.lr", "seed")
@@ -23,7 +24,7 @@ def summary(collection: Collection) -> pl.DataFrame:
     them in its name: `steps_to(of=train_loss,smooth=5,target=0.2)`. Not measured is null. Where a figure is a bound,
     a column `NAME.bound` says which.
     """
-    keys = [*ALWAYS, *(key for key in collection.varying() if key not in ALWAYS)]
+    keys = [*ALWAYS, *(key for key in sorted(varying(run.spec for run in collection.runs)) if key not in ALWAYS)]
     metrics = columns(collection)
     rows = []
     for run in collection.runs:

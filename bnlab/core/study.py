@@ -10,14 +10,15 @@ import dataclasses
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
 from bnlab.core.errors import UsageError
-from bnlab.core.spec import RunSpec, canonical, refuse_unknown
+from bnlab.core.spec import GROUPS, RunSpec, canonical, refuse_unknown
+from bnlab.core.text import typed
 from bnlab.core.typed import check_tree
 
 Value = bool | int | float | str | None | list[Any]
@@ -115,3 +116,29 @@ class Cell:
     def line(self, *more: str) -> str:
         """The command that runs this cell alone, to the same bits and in the same folder; `more` goes behind it."""
         return shlex.join(["bnlab", "train", "--config", self.config, *self.overrides, f"name={self.spec.name}", *more])
+
+
+def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys in which settings differ, in the order in which they first appear. A setting without a key has null.
+
+    >>> varying([{"norm": "batch", "optim.lr": 0.1, "seed": 0}, {"norm": "none", "optim.lr": 0.1}])
+    ['norm', 'seed']
+    """
+    settings = list(settings)
+    keys = dict.fromkeys(key for setting in settings for key in setting)
+    return [key for key in keys if len({canonical(setting.get(key)) for setting in settings}) > 1]
+
+
+def label(values: Mapping[str, Any], *, full: bool = False) -> str:
+    """A setting in few words. A group's choice needs no key; of other keys the last part is shown, or the `full` key.
+
+    >>> label({"norm": "none", "optim.lr": 0.1, "seed": 3})
+    'none lr=0.1 seed=3'
+    >>> label({"norm": "none", "optim.lr": 0.1}, full=True)
+    'none, optim.lr=0.1'
+    """
+    words = [
+        typed(value) if key in GROUPS else f"{key if full else key.rpartition('.')[2]}={typed(value)}"
+        for key, value in values.items()
+    ]
+    return (", " if full else " ").join(words)

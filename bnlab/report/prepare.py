@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from bnlab.analysis.arms import (
-    Key,
-    arm_axis,
-    arm_names,
-    arm_rank,
-    axes_of,
-    frozen,
-    joined,
-    key_of,
-    plain,
-    sortable,
-    words,
-)
+from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.load import Collection
+from bnlab.core.text import short_key
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import columns, read
 from bnlab.record.runs import Run
@@ -37,8 +26,6 @@ RARE = ("delta_norm",)
 """And of a few, with all histograms."""
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
 MOST_ARMS, MOST_VIEWS = 8, 3
-
-Name = Callable[[Key], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,63 +42,46 @@ class Prepared:
 def prepare(collection: Collection) -> Prepared:
     """The views of a report: one for each setting of the axes that are neither arm, learning rate nor seed; the first,
     the last and one between them where there are many."""
-    runs = collection.runs
-    varying = axes_of(runs)
-    axis = arm_axis(collection, varying)
-    own = [axis, *(key for key in varying if key.startswith(f"{axis}."))]
-    rest = [key for key in varying if key not in own]
-    by_arm = sorted({key_of(run, own) for run in runs}, key=lambda key: arm_rank(collection, axis, key))
-    labels = arm_names(by_arm)
-    settings = sorted({key_of(run, rest) for run in runs}, key=sortable)
+    runs, arms = collection.runs, arms_of(collection)
+    settings = list(arms.settings)
     shown = [settings[index] for index in evenly(len(settings), MOST_VIEWS)]
     left_out = []
     if len(settings) > len(shown):
         left_out.append(
-            f"figures for {len(shown)} of {len(settings)} settings of {', '.join(plain(key) for key in rest)}; the "
+            f"figures for {len(shown)} of {len(settings)} settings of {', '.join(map(short_key, arms.rest))}; the "
             "others are in the table and in summary.parquet"
         )
     views = []
     for setting in shown:
-        here = [run for run in runs if key_of(run, rest) == setting]
-        title = words(setting) if len(settings) > 1 else ""
-        views.append(_view(collection, here, own, by_arm, labels, title))
-    named = {run.id: joined(labels[key_of(run, own)], words(key_of(run, rest))) for run in runs}
-    order = [joined(labels[arm], words(setting)) for setting in settings for arm in by_arm]
+        here = [run for run in runs if arms.setting(run) == setting]
+        views.append(_view(collection, here, arms, arms.settings[setting] if len(settings) > 1 else ""))
     return Prepared(
         views=tuple(views),
-        arms=named,
-        order=tuple(label for label in order if label in set(named.values())),
+        arms={run.id: arms.label(run) for run in runs},
+        order=tuple(arms.labels(runs)),
         left_out=tuple(left_out),
     )
 
 
-def _view(
-    collection: Collection,
-    runs: Sequence[Run],
-    own: Sequence[str],
-    by_arm: Sequence[Key],
-    names: Mapping[Key, str],
-    setting: str,
-) -> View:
-    arms = [arm for arm in by_arm if any(key_of(run, own) == arm for run in runs)]
-    shown, others = arms[:MOST_ARMS], arms[MOST_ARMS:]
-    norms = [str(dict(arm).get("norm", _norm(runs, own, arm))) for arm in shown]
+def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str) -> View:
+    by_arm: dict[Key, list[Run]] = {arm: [] for arm in arms.names}
+    for run in runs:
+        by_arm[arms.arm(run)].append(run)
+    there = [arm for arm in by_arm if by_arm[arm]]
+    shown, others = there[:MOST_ARMS], there[MOST_ARMS:]
+    norms = [str(by_arm[arm][0].spec.get("norm")) for arm in shown]
     groups = tuple(
-        Group(label=names[arm], look=look, runs=_seen(collection, [run for run in runs if key_of(run, own) == arm]))
+        Group(label=arms.names[arm], look=look, runs=_seen(collection, by_arm[arm]))
         for arm, look in zip(shown, looks_for(norms), strict=True)
     )
     return View(
         groups=groups,
         setting=setting,
         chance_loss=_chance(runs[0].spec),
-        reduced=f"Not drawn: {', '.join(names[arm] for arm in others)}." if others else "",
-        pair_labels=_pair(collection, own[0], {dict(arm).get(own[0]): names[arm] for arm in shown}),
+        reduced=f"Not drawn: {', '.join(arms.names[arm] for arm in others)}." if others else "",
+        pair_labels=_pair(collection, arms.axis, {dict(arm).get(arms.axis): arms.names[arm] for arm in shown}),
         target=_target(collection),
     )
-
-
-def _norm(runs: Sequence[Run], own: Sequence[str], arm: Key) -> Any:
-    return next(run.spec.get("norm") for run in runs if key_of(run, own) == arm)
 
 
 def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.board.tags import FULL_RUNS
-from bnlab.core.study import Cell
+from bnlab.core.study import Cell, varying
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import State, Status
 from bnlab.sweep.base import Executor, Outcome
@@ -65,7 +65,7 @@ class Sweep:
             UsageError: a status that cannot be read.
         """
         self.fresh, self.tell = fresh, tell
-        self.provenance = {**(provenance or {}), "axes": _varying(cells)}
+        self.provenance = {**(provenance or {}), "axes": varying(cell.values for cell in cells)}
         self.standings: dict[str, Standing] = {}
         self._has_failed, self._begun_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
@@ -179,12 +179,3 @@ class Sweep:
         before = self.standings[key]
         self.standings[key] = Standing(cell=before.cell, folder=before.folder, state=state, status=status, error=error)
         self.tell(self.standings[key])
-
-
-def _varying(cells: Sequence[Cell]) -> list[str]:
-    """The axes on which the cells differ."""
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for key, value in cell.values.items():
-            values.setdefault(key, set()).add(repr(value))
-    return [key for key, found in values.items() if len(found) > 1]

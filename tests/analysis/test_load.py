@@ -120,12 +120,6 @@ def test_a_journal_is_read_once_and_further_names_can_be_asked_for(tmp_path: Pat
     assert found.runs[0].series("nothing") is NOTHING
 
 
-def test_what_varies(tmp_path: Path) -> None:
-    folder(tmp_path / "a", seed=0)
-    folder(tmp_path / "b", seed=1, optim={"name": "sgd", "lr": 0.3})
-    assert read_runs(tmp_path).varying() == {"seed": [0, 1], "optim.lr": [0.1, 0.3]}
-
-
 def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
     study = Study(name="s", base="b", axes={"seed": "0,1"}, claims=(CLAIM,))
     tree = json.loads(json.dumps(study.tree())) | {"provenance": {"argv": ["bnlab"]}}
