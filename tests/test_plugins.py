@@ -37,8 +37,9 @@ def clean() -> Iterator[None]:
     """Takes what a plugin registered, and the plugin itself, away again."""
     yield
     for registry in REGISTRIES:
-        for name in set(registry._entries) - registry._files():
-            registry.forget(name)
+        for name, entry in list(registry._entries.items()):
+            if not entry.constructor.__module__.startswith(f"{registry.package}."):
+                registry.forget(name)
     for name in [name for name in sys.modules if name.startswith("bnlab_plugin_")]:
         del sys.modules[name]
 

@@ -1,1 +1,1 @@
-"""From run folders to figures, effects and verdicts. Pure readers; no torch."""
+"""From run folders to metrics, effects and verdicts. No torch here."""

@@ -1,33 +1,39 @@
-"""Run folders -> facts and series of their journals.
+"""The runs and the study in a folder, and a table of them.
 
-Keys of a run are flat: `seed`, `optim.lr`, `data.batch_size`. A group's choice stands under the group's own name:
-`norm` is `batch`, `optim` is `sgd`; so studies write their axes and contrasts.
+Keys of a run are flat: `seed`, `optim.lr`, `data.batch_size`. A group's choice has the group's own name: `norm` is
+`batch`, `optim` is `sgd`; studies write their axes and contrasts in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
-from bnlab.analysis.base import Value
-from bnlab.analysis.metrics import METRICS
+from bnlab.analysis.metrics import METRICS, Value, reads
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import load_plugins
 from bnlab.core.spec import canonical
-from bnlab.core.study import Study
-from bnlab.record.folder import find_runs
+from bnlab.core.study import Study, varying
+from bnlab.record.folder import find_runs, write_atomically
 from bnlab.record.runs import Run, read_run
 
 STUDY_FILE = "study.yaml"
+FIRST_COLUMNS = ("norm", "optim.lr", "seed")
+"""Of a spec, in a table of runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
     """The runs below `root`. `runs` have ended, finished or diverged, in the order of their paths, each id once;
-    `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run."""
+    `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run. `no_plugins`
+    says why plugins of the runs could not be loaded."""
 
     root: Path
     study: Study | None
@@ -36,13 +42,14 @@ class Collection:
     unfinished: tuple[Run, ...]
     copies: tuple[Run, ...]
     keep: frozenset[str]
+    no_plugins: tuple[str, ...] = ()
     _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
 
     def value(self, run: Run, name: str, options: Mapping[str, Any]) -> Value:
         """The run metric of that name; computed once."""
         key = (run.id, name, canonical(options))
         if key not in self._values:
-            self._values[key] = METRICS[name].figure(run, **options)
+            self._values[key] = METRICS[name].value(run, **options)
         return self._values[key]
 
     def place(self, run: Run) -> str:
@@ -51,38 +58,50 @@ class Collection:
 
 
 def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
-    """Every run at or below `root`, and the study of `root` if it has one. `keep` names series of journals beside
-    those that metrics read, to be read along with them.
+    """Every run at or below `root`, and the study of `root` if it has one. The runs' plugins are loaded, since they may
+    bring metrics. `keep` names measurements that are read from the journals together with those that metrics read.
 
     Raises:
-        UsageError: no such directory, or a study.yaml that is none.
+        UsageError: no such directory, or a study.yaml that is not a study.
     """
     if not root.is_dir():
         raise UsageError("RUNS", "no such directory", str(root))
     study, provenance = read_study(root / STUDY_FILE)
-    runs: list[Run] = []
+    found = [read_run(folder) for folder in find_runs(root)]
+    no_plugins = _load_plugins(found)
+    names = frozenset(keep) | reads()
+    runs: dict[str, Run] = {}
     unfinished: list[Run] = []
     copies: list[Run] = []
-    known: set[str] = set()
-    names = frozenset(keep) | METRICS.reads()
-    for folder in find_runs(root):
-        run = read_run(folder, names)
+    for run in (replace(run, keep=names) for run in found):
         if not run.ended:
             unfinished.append(run)
-        elif run.id in known:
+        elif run.id in runs:
             copies.append(run)
         else:
-            known.add(run.id)
-            runs.append(run)
+            runs[run.id] = run
     return Collection(
         root=root,
         study=study,
         study_provenance=provenance,
-        runs=tuple(runs),
-        unfinished=tuple(run for run in unfinished if run.id not in known),
+        runs=tuple(runs.values()),
+        unfinished=tuple(run for run in unfinished if run.id not in runs),
         copies=tuple(copies),
         keep=names,
+        no_plugins=no_plugins,
     )
+
+
+def _load_plugins(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Load the plugins that the runs name, and those of installed packages; why some could not be loaded."""
+    files = {str(file): None for run in runs for file in run.spec.get("plugins") or ()}
+    problems = []
+    for some in ([], *([file] for file in files)):
+        try:
+            load_plugins(some)
+        except UsageError as error:
+            problems.append(str(error))
+    return tuple(problems)
 
 
 def find_studies(root: Path) -> list[Path]:
@@ -109,3 +128,54 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def summary(collection: Collection) -> pl.DataFrame:
+    """A row for each run that ended, in the order of their paths: `run`, `id`, the keys they differ in, `status`,
+    `dead`, `step`, `steps`, every metric of a run, and readings of the clock under `*_s`. A metric whose options a
+    claim gives has them in its name: `steps_to(of=train_loss,smooth=5,target=0.2)`. Not measured is null. Where a value
+    is a bound, a column `NAME.bound` says which.
+    """
+    differing = sorted(varying(run.spec for run in collection.runs))
+    keys = [*FIRST_COLUMNS, *(key for key in differing if key not in FIRST_COLUMNS)]
+    metrics = _metric_columns(collection)
+    rows = []
+    for run in collection.runs:
+        status = run.status
+        row: dict[str, Any] = {"run": collection.place(run), "id": run.id}
+        row |= {key: _plain(run.spec.get(key)) for key in keys}
+        row |= {"status": status["status"], "dead": bool(status.get("dead", False))}
+        row |= {"step": status.get("step"), "steps": status["steps"]}
+        for column, (name, options) in metrics.items():
+            value = collection.value(run, name, options)
+            row[column] = value.value if math.isfinite(value.value) else None
+            row[f"{column}.bound"] = value.bound
+        row |= {key: value for key, value in status.get("timing", {}).items() if key.endswith("_s")}
+        rows.append(row)
+    frame = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    bounds = [f"{column}.bound" for column in metrics]
+    return frame.drop([name for name in bounds if name in frame.columns and frame[name].null_count() == len(frame)])
+
+
+def write_summary(collection: Collection, file: Path) -> None:
+    """summary.parquet: equal runs give equal values in all columns but those of the clock."""
+    buffer = io.BytesIO()
+    summary(collection).write_parquet(buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def _metric_columns(collection: Collection) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Column -> run metric and its options: first the usual options, then those of the study's claims."""
+    of_runs = {metric.name: metric for metric in METRICS.entries() if metric.of == "run"}
+    found = {name: (name, dict(metric.shown_with)) for name, metric in of_runs.items() if metric.shown_with is not None}
+    for claim in collection.study.claims if collection.study else ():
+        if claim.metric not in of_runs or not claim.options:
+            continue
+        if canonical(claim.options) != canonical(of_runs[claim.metric].shown_with or {}):
+            options = ",".join(f"{key}={claim.options[key]}" for key in sorted(claim.options))
+            found[f"{claim.metric}({options})"] = (claim.metric, dict(claim.options))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return canonical(value) if isinstance(value, list | dict) else value

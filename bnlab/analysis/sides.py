@@ -1,4 +1,4 @@
-"""The runs of a claim's two arms on one grid: seeds, and cells of a learning rate and a setting of the other axes."""
+"""The runs of a claim's two arms on one grid of seeds, learning rates and settings of the other axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import Claim, Study, varying
+from bnlab.core.study import Claim, Study, label, varying
 from bnlab.record.runs import Run
 
 RATE = "optim.lr"
@@ -20,8 +20,8 @@ class NotTestedError(Exception):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """A learning rate (or another factor's value), in a setting of the other axes, canonical text."""
+class GridPoint:
+    """A learning rate, or another factor's value, in a setting of the other axes, as canonical text."""
 
     rate: float
     setting: str = ""
@@ -29,30 +29,34 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One arm: seed -> cell -> run. In a contrast of seeds, the treated arm's seeds stand for both."""
+    """One arm: seed -> grid point -> run. In a contrast of seeds, both arms have the treated arm's seeds."""
 
     label: str
-    runs: Mapping[int, Mapping[Cell, Run]]
+    runs: Mapping[int, Mapping[GridPoint, Run]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Both arms over the same seeds and cells, all there."""
+    """Both arms over the same seeds and grid points, without gaps."""
 
     treated: Side
     control: Side
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    points: tuple[GridPoint, ...]
     factor: str
     cautions: tuple[str, ...]
 
     @property
+    def arms(self) -> tuple[Side, Side]:
+        return self.treated, self.control
+
+    @property
     def settings(self) -> list[str]:
-        return sorted({cell.setting for cell in self.cells})
+        return sorted({point.setting for point in self.points})
 
 
 def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
-    """Both arms of a claim, on the cells that both have; a seed without all of them is left out.
+    """Both arms of a claim, on the grid points that both have; a seed without all of them is left out.
 
     Raises:
         NotTestedError: an arm has no runs, or no seed has both arms.
@@ -61,22 +65,20 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
         raise NotTestedError(f"{factor} is what is contrasted, so there is no curve over it")
     labels = [_label(claim, index) for index in (0, 1)]
     arms = [_runs(collection, claim, index) for index in (0, 1)]
-    for label, runs in zip(labels, arms, strict=True):
+    for arm, runs in zip(labels, arms, strict=True):
         if not runs:
-            narrowed = (
-                f", where {', '.join(f'{key}={value}' for key, value in claim.where.items())}," if claim.where else ""
-            )
-            raise NotTestedError(f"there are no runs of {label}{narrowed} that ended")
+            where = f", where {label(claim.where, full=True)}," if claim.where else ""
+            raise NotTestedError(f"there are no runs of {arm}{where} that ended")
     keys = _matched(collection, claim, [*arms[0], *arms[1]], factor)
     arms, cautions = _one_version(collection.study, arms, keys)
-    laid = [_laid(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
-    have = [{cell for cells in arm.values() for cell in cells} for arm in laid]
+    laid = [_by_point(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
+    have = [{point for by_point in arm.values() for point in by_point} for arm in laid]
     common = tuple(sorted(have[0] & have[1]))
     if not common:
         raise NotTestedError(f"{labels[0]} and {labels[1]} have no learning rate and setting in common")
     cautions += _left_out(have, labels, common, factor)
     both = sorted(laid[0].keys() & laid[1].keys())
-    seeds = tuple(seed for seed in both if all(cell in arm[seed] for arm in laid for cell in common))
+    seeds = tuple(seed for seed in both if all(point in arm[seed] for arm in laid for point in common))
     if not seeds:
         raise NotTestedError("no seed has all runs of both arms" if both else "the arms have no seed in common")
     if left := sorted((laid[0].keys() | laid[1].keys()) - set(seeds)):
@@ -85,15 +87,15 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
         treated=Side(label=labels[0], runs=laid[0]),
         control=Side(label=labels[1], runs=laid[1]),
         seeds=seeds,
-        cells=common,
+        points=common,
         factor=factor,
         cautions=tuple(cautions),
     )
 
 
 def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]) -> tuple[list[list[Run]], list[str]]:
-    """The runs of one version of the study: where runs differ in what is no axis of it, as after an edit, those that
-    agree with most of its overrides, then the most."""
+    """The runs of one version of the study. After an edit, runs may differ in keys that are not axes: those count that
+    agree with most of the study's overrides, and of equally good versions the one with most runs."""
     foreign = [
         key for key in keys if study and not any(key == axis or key.startswith(f"{axis}.") for axis in study.axes)
     ]
@@ -114,12 +116,14 @@ def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]
     return [[run for run in arm if version(run) == kept] for arm in arms], [caution]
 
 
-def _left_out(have: Sequence[set[Cell]], labels: Sequence[str], common: Sequence[Cell], factor: str) -> list[str]:
+def _left_out(
+    have: Sequence[set[GridPoint]], labels: Sequence[str], common: Sequence[GridPoint], factor: str
+) -> list[str]:
     found = []
-    for cells, label in zip(have, labels, strict=True):
-        if more := sorted({cell.rate for cell in cells - set(common)}):
-            listed = " ".join(f"{rate:g}" for rate in more)
-            found.append(f"left out, since only {label} has it: {factor.rpartition('.')[2]} {listed}")
+    for points, arm in zip(have, labels, strict=True):
+        if more := sorted({point.rate for point in points - set(common)}):
+            rates = " ".join(f"{rate:g}" for rate in more)
+            found.append(f"left out, since only {arm} has it: {factor.rpartition('.')[2]} {rates}")
     return found
 
 
@@ -151,32 +155,27 @@ def _matched(collection: Collection, claim: Claim, runs: Sequence[Run], factor: 
     return [key for key in keys if key in axes or not key.startswith(own)]
 
 
-def _laid(
+def _by_point(
     collection: Collection, claim: Claim, runs: Sequence[Run], index: int, keys: Sequence[str], factor: str
-) -> dict[int, dict[Cell, Run]]:
-    """Seed -> cell -> run. Over another factor than the learning rate, each cell has its best learning rate."""
-    seeds = {}
+) -> dict[int, dict[GridPoint, Run]]:
+    """Seed -> grid point -> run. Over another factor than the learning rate, each point has its best learning rate."""
+    seeds: dict[Any, Any] = {}
     if "seed" in claim.contrast:
-        pair = claim.contrast["seed"]
-        many = isinstance(pair[index], list | tuple)
-        of = pair[index] if many else [pair[index]]
-        stands = pair[0] if many else [pair[0]]
-        seeds = dict(zip(of, stands, strict=False))
-    found: dict[int, dict[Cell, Run]] = {}
+        pair = [value if isinstance(value, list | tuple) else [value] for value in claim.contrast["seed"]]
+        seeds = dict(zip(pair[index], pair[0], strict=False))
+    found: dict[int, dict[GridPoint, Run]] = {}
     for run in runs:
-        seed = seeds.get(run.spec["seed"], run.spec["seed"])
+        by_point = found.setdefault(seeds.get(run.seed, run.seed), {})
         rate = 0.0 if factor in claim.contrast else _number(collection, run, factor)
-        setting = canonical({key: run.spec.get(key) for key in keys}) if keys else ""
-        cells = found.setdefault(seed, {})
-        cell = Cell(rate, setting)
-        if cell in cells and factor != RATE:
-            run = min(cells[cell], run, key=lambda run: collection.value(run, "final_train_loss", {}).value)
-        cells[cell] = run
+        point = GridPoint(rate, canonical({key: run.spec.get(key) for key in keys}) if keys else "")
+        if point in by_point and factor != RATE:
+            run = min(by_point[point], run, key=lambda run: collection.value(run, "final_train_loss", {}).value)
+        by_point[point] = run
     return found
 
 
 def _number(collection: Collection, run: Run, factor: str) -> float:
-    """The factor's value; of one that is no number, its place among all of its values."""
+    """The factor's value; if it is not a number, its place among all of the factor's values."""
     value = run.spec.get(factor)
     if isinstance(value, int | float):
         return float(value)
@@ -184,14 +183,15 @@ def _number(collection: Collection, run: Run, factor: str) -> float:
 
 
 def _label(claim: Claim, index: int) -> str:
-    """`batch`; `data.batch_size=8` where a value alone says little."""
-    parts = []
+    """`batch`; `data.batch_size=8` where a value alone says little; `seeds 0 to 5`."""
+    words = []
     for key, pair in claim.contrast.items():
-        value = pair[index]
-        if isinstance(value, list | tuple):
-            run = key == "seed" and len(value) > 2 and list(value) == list(range(value[0], value[0] + len(value)))
-            value = f"{value[0]} to {value[-1]}" if run else " ".join(str(item) for item in value)
-            parts.append(f"{key}s {value}" if key == "seed" else f"{key}={value}")
-        else:
-            parts.append(str(value) if key in GROUPS else f"{key}={value}")
-    return ", ".join(parts)
+        seeds = key == "seed" and isinstance(pair[index], list | tuple)
+        words.append(f"seeds {_seeds(pair[index])}" if seeds else label({key: pair[index]}, full=True))
+    return ", ".join(words)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """`0 to 5`, or `3 2`."""
+    is_range = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if is_range else " ".join(map(str, seeds))

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnlab.analysis.base import Decision, Verdict
-from bnlab.analysis.claims import check, threshold
+from bnlab.analysis.claims import check_claim, threshold, unknown_metric
 from bnlab.analysis.load import Collection
-from bnlab.analysis.pairs import Paired
-from bnlab.analysis.points import paired
+from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
 from bnlab.core.study import Claim
@@ -26,7 +25,6 @@ def judge(*collections: Collection) -> list[Verdict]:
     found: list[_Weighed] = []
     for collection in collections:
         if collection.study is not None:
-            check(collection.study)
             found += [_weigh(collection, claim) for claim in collection.study.claims]
     tested = [weighed for weighed in found if weighed.tested]
     adjust = holm(np.array([weighed.p for weighed in tested])) if tested else np.zeros(0)
@@ -67,6 +65,9 @@ class _Weighed:
 
 def _weigh(collection: Collection, claim: Claim) -> _Weighed:
     try:
+        if collection.no_plugins and (metric := unknown_metric(claim)):
+            raise NotTestedError(f"no metric {metric}: {' '.join(collection.no_plugins)}")
+        check_claim(claim)
         found = paired(collection, claim)
     except NotTestedError as error:
         return _Weighed(claim=claim, reason=str(error), cautions=tuple(_edited(collection, claim)))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bnlab.analysis import expectations
 from bnlab.analysis.claims import check as check_claims
+from bnlab.analysis.claims import read_expected, unexpected
 from bnlab.analysis.statistics import claims_decidable
 from bnlab.cli.train import DONE as OK
 from bnlab.cli.train import FAILED, INTERRUPTED, Stop, has_data
@@ -69,7 +69,7 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
             expectations that cannot be read.
     """
     check_claims(study)
-    expected = expectations.read(typed.expect, study) if typed.expect else {}
+    expected = read_expected(typed.expect, study) if typed.expect else {}
     at_work = executor(cells[0].spec)
     out = sys.stderr if typed.as_json else sys.stdout
     root = typed.runs / study.name
@@ -98,7 +98,7 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
         if report is not None:
             say(f"report  {report}", out)
     _say_failures(grid.failures, typed, out)
-    changed = expectations.differences(expected, found) if expected and not interrupted else []
+    changed = unexpected(expected, found) if expected and not interrupted else []
     for line in changed:
         complain(line)
     if typed.as_json:

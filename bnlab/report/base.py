@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.analysis.base import Verdict
-from bnlab.analysis.curves import largest_of
+from bnlab.analysis.metrics.rates import largest_of
 from bnlab.record.runs import Run
 from bnlab.report.style import Look
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bnlab.analysis import summary
-from bnlab.analysis.load import STUDY_FILE, read_runs
+from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder, find_runs, write_atomically
@@ -77,7 +76,7 @@ def _one(root: Path) -> Built:
         write_atomically(base.with_suffix(".svg"), figure.svg.encode())
         write_atomically(base.with_suffix(".png"), figure.png)
         write_atomically(base.with_suffix(".csv"), figure.csv.encode())
-    summary.write(collection, root / "summary.parquet")
+    write_summary(collection, root / "summary.parquet")
     write_atomically(root / "report.html", html.encode())
     return Built(
         path=root / "report.html",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bnlab.analysis.ends import SMOOTHED, trailing_median
+from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.report.base import Floats, SeenRun
 
 

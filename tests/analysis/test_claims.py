@@ -53,11 +53,6 @@ def test_refused(changes: Mapping[str, Any], match: str, claim_of: Callable[...,
         check(study(claim_of(**changes)))
 
 
-def test_two_claims_of_one_name_are_refused(claim_of: Callable[..., Claim]) -> None:
-    with pytest.raises(UsageError, match=r"claims\.lower_loss: two claims of this name"):
-        check(study(claim_of(), claim_of()))
-
-
 def test_what_can_be_judged_passes(claim_of: Callable[..., Claim]) -> None:
     check(
         study(

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.analysis.load import Collection, read_runs
-from bnlab.analysis.summary import summary
+from bnlab.analysis.load import Collection, read_runs, summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.spec import RunSpec
 from bnlab.core.study import Claim, Study

@@ -12,8 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
-from bnlab.analysis.load import find_studies, read_runs, read_study
-from bnlab.analysis.summary import summary, write
+from bnlab.analysis.load import find_studies, read_runs, read_study, summary, write_summary
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.record.folder import RunFolder
@@ -172,7 +171,7 @@ def test_equal_runs_give_equal_summaries_but_for_the_clock(tmp_path: Path) -> No
     for which, run_s in (("one", 1.0), ("other", 2.0)):
         for seed in (1, 0):
             folder(tmp_path / which / f"run{seed}", seed=seed, run_s=run_s)
-        write(read_runs(tmp_path / which), tmp_path / which / "summary.parquet")
+        write_summary(read_runs(tmp_path / which), tmp_path / which / "summary.parquet")
     one, other = (pl.read_parquet(tmp_path / which / "summary.parquet") for which in ("one", "other"))
     assert one.columns == other.columns
     clock = [name for name in one.columns if name.endswith("_s")]

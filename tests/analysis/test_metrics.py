@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Metric, Value
-from bnlab.analysis.curves import decades, largest_of
-from bnlab.analysis.ends import trailing_median
-from bnlab.analysis.metrics import BUILT_IN, METRICS, table
+from bnlab.analysis.metrics import METRICS, Value, reads, table
+from bnlab.analysis.metrics.losses import trailing_median
+from bnlab.analysis.metrics.rates import decades, largest_of
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.record.runs import Run, read_run
@@ -21,9 +20,8 @@ RunOf = Callable[..., Run]
 NAN = math.nan
 
 
-def figure(name: str, run: Any, **options: Any) -> Value:
-    found: Value = METRICS[name].figure(run, **options)
-    return found
+def value(name: str, of: Any, /, **options: Any) -> Value:
+    return METRICS[name].value(of, **options)
 
 
 def test_the_trailing_median_by_its_definition() -> None:
@@ -37,20 +35,20 @@ def test_the_trailing_median_by_its_definition() -> None:
 def test_final_values_are_those_of_the_status(run_of: RunOf) -> None:
     run = run_of(train_loss=0.3, train_accuracy=0.95, test_loss=0.5, test_accuracy=0.9)
     found = [
-        figure(f"final_{name}", run).value for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        value(f"final_{name}", run).value for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     ]
     assert found == [0.3, 0.95, 0.5, 0.9]
-    assert figure("loss_gap", run).value == pytest.approx(0.2)
-    assert figure("accuracy_gap", run).value == pytest.approx(0.05)
+    assert value("loss_gap", run).value == pytest.approx(0.2)
+    assert value("accuracy_gap", run).value == pytest.approx(0.05)
 
 
 def test_best_values_are_those_of_the_journal(run_of: RunOf) -> None:
     run = run_of(
         series={"test_accuracy": [0.1, 0.9, 0.7], "test_loss": [2.0, 0.4, 0.6], "train_loss": [3, 2, 1, 1, 1, 0]}
     )
-    assert figure("best_test_accuracy", run) == Value(0.9)
-    assert figure("best_test_loss", run) == Value(0.4)
-    assert figure("best_train_loss", run) == Value(1.0)  # of the last five: 2 1 1 1 0
+    assert value("best_test_accuracy", run) == Value(0.9)
+    assert value("best_test_loss", run) == Value(0.4)
+    assert value("best_train_loss", run) == Value(1.0)  # of the last five: 2 1 1 1 0
 
 
 @pytest.mark.parametrize(
@@ -58,21 +56,21 @@ def test_best_values_are_those_of_the_journal(run_of: RunOf) -> None:
 )
 def test_the_loss_of_a_run_that_diverged_is_over_1000_times_the_first(name: str, run_of: RunOf) -> None:
     diverged = run_of(status="diverged", series={"train_loss": [2.0, NAN], "test_loss": [2.0]})
-    assert figure(name, diverged) == Value(2000.0, "at least")
+    assert value(name, diverged) == Value(2000.0, "at least")
     at_once = run_of(status="diverged", series={"train_loss": [NAN]})
-    assert figure(name, at_once) == Value(1e12, "at least")
+    assert value(name, at_once) == Value(1e12, "at least")
 
 
 def test_the_accuracy_of_a_run_that_diverged_is_0(run_of: RunOf) -> None:
     diverged = run_of(status="diverged", step=7, series={"test_accuracy": [0.1, 0.8]})
-    assert figure("final_test_accuracy", diverged) == figure("best_test_accuracy", diverged) == Value(0.0)
-    assert figure("divergence_step", diverged) == Value(7.0)
-    assert figure("trains", diverged) == Value(0.0)
+    assert value("final_test_accuracy", diverged) == value("best_test_accuracy", diverged) == Value(0.0)
+    assert value("divergence_step", diverged) == Value(7.0)
+    assert value("trains", diverged) == Value(0.0)
 
 
 def test_a_run_that_did_not_diverge_may_have_diverged_later(run_of: RunOf) -> None:
-    assert figure("divergence_step", run_of()) == Value(100.0, "at least")
-    assert [figure("trains", run).value for run in (run_of(), run_of(dead=True))] == [1.0, 0.0]
+    assert value("divergence_step", run_of()) == Value(100.0, "at least")
+    assert [value("trains", run).value for run in (run_of(), run_of(dead=True))] == [1.0, 0.0]
 
 
 def test_steps_to_a_target(run_of: RunOf) -> None:
@@ -82,32 +80,32 @@ def test_steps_to_a_target(run_of: RunOf) -> None:
             "test_accuracy": ([0, 20, 40], [0.1, 0.5, 0.6]),
         }
     )
-    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=1) == Value(10.0)
-    assert figure("steps_to", run, of="train_loss", target=0.5, smooth=3) == Value(30.0)
-    assert figure("steps_to", run, of="test_accuracy", target=0.5, smooth=1) == Value(20.0)
-    assert figure("steps_to", run, of="test_accuracy", target=0.9, smooth=1) == Value(100.0, "at least")
-    assert figure("steps_to", run, of="train_loss", target=9.0, smooth=1) == Value(1.0)
-    assert math.isnan(figure("steps_to", run, of="test_loss", target=0.5, smooth=1).value)
+    assert value("steps_to", run, of="train_loss", target=0.5, smooth=1) == Value(10.0)
+    assert value("steps_to", run, of="train_loss", target=0.5, smooth=3) == Value(30.0)
+    assert value("steps_to", run, of="test_accuracy", target=0.5, smooth=1) == Value(20.0)
+    assert value("steps_to", run, of="test_accuracy", target=0.9, smooth=1) == Value(100.0, "at least")
+    assert value("steps_to", run, of="train_loss", target=9.0, smooth=1) == Value(1.0)
+    assert math.isnan(value("steps_to", run, of="test_loss", target=0.5, smooth=1).value)
     diverged = run_of(status="diverged", step=3, series={"train_loss": [2.0, 0.6, NAN]})
-    assert figure("steps_to", diverged, of="train_loss", target=0.5, smooth=1) == Value(100.0, "at least")
+    assert value("steps_to", diverged, of="train_loss", target=0.5, smooth=1) == Value(100.0, "at least")
 
 
 def test_the_area_of_an_exponential_decay_is_its_middle(run_of: RunOf) -> None:
     steps = np.array([0, 1, 5, 20, 60, 100])
     run = run_of(series={"train_loss": (steps, 3 * np.exp(-steps / 25))})
-    assert figure("loss_area", run).value == pytest.approx(3 * math.exp(-2))
+    assert value("loss_area", run).value == pytest.approx(3 * math.exp(-2))
 
 
 def test_the_loss_at_the_end_is_that_of_the_last_tenth(run_of: RunOf) -> None:
     run = run_of(series={"train_loss": (range(0, 101, 10), [9.0] * 9 + [2.0, 4.0])})
-    assert figure("end_batch_loss", run) == Value(3.0)
+    assert value("end_batch_loss", run) == Value(3.0)
 
 
 def test_a_course_leaves_the_head_out(run_of: RunOf) -> None:
     values = [[1.0, 3.0, 5.0, 99.0], [2.0, 4.0, 6.0, 99.0], [NAN, NAN, NAN, NAN]]
     run = run_of(series={"drift_mean.pre": ([5, 10, 15], values), "ics_rel": ([5, 10, 15], values)})
-    assert figure("drift_pre", run) == Value(3.5)
-    assert figure("ics_rel", run) == Value(4.5)  # the first site has none by definition
+    assert value("drift_pre", run) == Value(3.5)
+    assert value("ics_rel", run) == Value(4.5)  # the first site has none by definition
     course = METRICS["drift_pre"].course
     assert course is not None
     assert course(run).steps.tolist() == [5, 10, 15]
@@ -116,31 +114,31 @@ def test_a_course_leaves_the_head_out(run_of: RunOf) -> None:
 
 def test_a_course_of_the_net_is_its_median(run_of: RunOf) -> None:
     run = run_of(series={"loss_range": [0.1, 0.3, 500.0, NAN]})
-    assert figure("loss_range", run) == Value(0.3)
-    assert math.isnan(figure("grad_change", run).value)
+    assert value("loss_range", run) == Value(0.3)
+    assert math.isnan(value("grad_change", run).value)
 
 
 def test_drift50_is_that_of_the_last_hidden_site_at_the_end(run_of: RunOf) -> None:
     run = run_of(series={"drift50.act_in": [[0.0, 0.0, 0.0], [0.3, 0.1, 9.0], [0.4, 0.2, 9.0]]})
-    assert figure("drift50", run) == Value(0.2)
-    assert math.isnan(figure("drift50", run_of()).value)
+    assert value("drift50", run) == Value(0.2)
+    assert math.isnan(value("drift50", run_of()).value)
 
 
-def test_how_terms_cancel_is_a_figure_of_the_initialization(run_of: RunOf) -> None:
+def test_how_terms_cancel_is_a_metric_of_the_initialization(run_of: RunOf) -> None:
     values = [[3.0, 5.0, 7.0, 99.0], [1.0, 1.0, 1.0, 1.0]]
-    assert figure("abs_over_sum", run_of(series={"abs_over_sum": values})) == Value(5.0)
+    assert value("abs_over_sum", run_of(series={"abs_over_sum": values})) == Value(5.0)
     later = run_of(series={"grad_kurtosis": ([1, 2], values)})
-    assert math.isnan(figure("grad_kurtosis", later).value)
+    assert math.isnan(value("grad_kurtosis", later).value)
 
 
 def test_gradient_growth_of_a_geometric_sequence(run_of: RunOf) -> None:
     norms = [1.5 ** (8 - layer) for layer in range(8)] + [123.0]  # the last is the head
     run = run_of(series={"delta_norm": [norms, [1.0] * 9]})
-    assert figure("gradient_growth", run, skip_first=0, skip_last=0).value == pytest.approx(1.5**2)
+    assert value("gradient_growth", run, skip_first=0, skip_last=0).value == pytest.approx(1.5**2)
     norms[0] = norms[7] = 50.0
     run = run_of(series={"delta_norm": [norms]})
-    assert figure("gradient_growth", run, skip_first=1, skip_last=1).value == pytest.approx(1.5**2)
-    assert math.isnan(figure("gradient_growth", run, skip_first=4, skip_last=4).value)
+    assert value("gradient_growth", run, skip_first=1, skip_last=1).value == pytest.approx(1.5**2)
+    assert math.isnan(value("gradient_growth", run, skip_first=4, skip_last=4).value)
 
 
 def test_the_largest_rate_is_found_going_up_without_a_gap() -> None:
@@ -169,22 +167,22 @@ def curve(run_of: RunOf, ends: list[float], first: float = 2.0) -> dict[float, R
 
 
 def test_a_rate_is_stable_that_ends_lower_than_it_began(run_of: RunOf) -> None:
-    assert figure("max_stable_lr", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(10.0)
-    assert figure("stable_decades", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(2.0)
+    assert value("max_stable_lr", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(10.0)
+    assert value("stable_decades", curve(run_of, [1.0, 0.5, 3.0, NAN])) == Value(2.0)
     dead = curve(run_of, [1.0]) | {10.0: run_of(dead=True)}
-    assert figure("max_stable_lr", dead) == Value(1.0)
+    assert value("max_stable_lr", dead) == Value(1.0)
 
 
 def test_a_rate_is_usable_that_reaches_its_target(run_of: RunOf) -> None:
     found = curve(run_of, [1.0, 0.5, 0.7, NAN])
-    assert figure("max_usable_lr", found, of="train_loss", target=0.7) == Value(100.0)
-    assert figure("usable_decades", found, of="train_loss", target=0.6) == Value(1.0)
-    assert figure("max_usable_lr", found, of="test_accuracy", target=0.9) == Value(0.1, "at most")
+    assert value("max_usable_lr", found, of="train_loss", target=0.7) == Value(100.0)
+    assert value("usable_decades", found, of="train_loss", target=0.6) == Value(1.0)
+    assert value("max_usable_lr", found, of="test_accuracy", target=0.9) == Value(0.1, "at most")
 
 
 def test_sensitivity_is_the_mean_distance_from_the_best_capped_at_the_first_loss(run_of: RunOf) -> None:
     # min(l, 2) - 0.5: 0.5, 0, 1.5, 1.5
-    assert figure("lr_sensitivity", curve(run_of, [1.0, 0.5, 7.0, NAN])).value == pytest.approx(3.5 / 4)
+    assert value("lr_sensitivity", curve(run_of, [1.0, 0.5, 7.0, NAN])).value == pytest.approx(3.5 / 4)
 
 
 def test_the_envelope_is_that_of_the_stable_runs(run_of: RunOf) -> None:
@@ -193,12 +191,12 @@ def test_the_envelope_is_that_of_the_stable_runs(run_of: RunOf) -> None:
         for rate, values in ((1.0, [4.0, 2.0, 1.0]), (2.0, [4.0, 1.0, 0.5]), (3.0, [4.0, 3.0, 2.0]))
     }
     runs[4.0] = run_of(status="diverged", series={"train_loss": [4.0, NAN]})
-    assert figure("lr_envelope", runs).value == pytest.approx(2.0)  # of 0, 2, 3
+    assert value("lr_envelope", runs).value == pytest.approx(2.0)  # of 0, 2, 3
 
 
 def test_every_metric_says_what_it_is() -> None:
     rows = table()
-    assert [row["name"] for row in rows] == list(BUILT_IN)
+    assert [row["name"] for row in rows] == METRICS.names()
     assert len(rows) > 40
     for row in rows:
         assert row["description"], row
@@ -214,18 +212,8 @@ def test_an_unknown_metric_has_a_neighbour() -> None:
 
 
 def test_two_metrics_of_one_name_are_refused() -> None:
-    mine = Metric(
-        name="loss_gap",
-        of="run",
-        meaning="m",
-        source="s",
-        unit="1",
-        better=None,
-        reads=(),
-        figure=lambda run: Value(0),
-    )
     with pytest.raises(UsageError, match="metric=loss_gap: registered twice"):
-        METRICS.add(mine)
+        METRICS.register("loss_gap", of="run", meaning="m", source="s", unit="1")(lambda run: 0.0)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
@@ -234,12 +222,12 @@ def test_every_metric_of_a_run_is_there_after_training(
 ) -> None:
     more = ("probes.activations.batch=24", "probes.sharpness.every=4", "model.depth=3")
     ended = run(spec_of("probes=full", f"norm={norm}", *more))
-    trained = read_run(ended.folder, METRICS.reads())
+    trained = read_run(ended.folder, reads())
     missing = {
         name
         for name in METRICS.names()
         if METRICS[name].of == "run" and METRICS[name].shown_with is not None
-        if not math.isfinite(figure(name, trained, **METRICS[name].shown_with or {}).value)
+        if not math.isfinite(value(name, trained, **METRICS[name].shown_with or {}).value)
     }
     of_norms = {"thm41_error", "bn_mean_gap", "bn_var_gap", "bn_mean_noise", "bn_sd_noise"}
     assert missing == (of_norms if norm == "none" else set())

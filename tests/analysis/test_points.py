@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Value
 from bnlab.analysis.load import Collection
-from bnlab.analysis.pairs import Pair, difference
-from bnlab.analysis.points import LEVELS, at_equal_losses, paired
+from bnlab.analysis.metrics import Value
+from bnlab.analysis.points import LEVELS, Pair, at_equal_losses, difference, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.core.study import Claim
 from bnlab.record.journal import Series
@@ -119,7 +118,7 @@ def test_a_curve_goes_over_the_rates_in_their_order(
     assert (found.low == found.values).all()
     assert np.isinf(found.high).all()
     assert found.control.point == "3 learning rates"
-    assert found.cautions == ("batch: 3 of 3 figures are bounds, the true ones larger",)
+    assert found.cautions == ("batch: 3 of 3 values are bounds, the true ones are larger",)
 
 
 def test_a_seed_counts_with_all_its_runs_only(

@@ -85,7 +85,7 @@ def test_direction_only_with_fewer_than_six_seeds(n: int, losses: Callable[..., 
     assert (verdict.interval is None) == ("95 %" not in verdict.why) == (n < 3)
 
 
-def test_a_difference_is_one_of_figures(losses: Callable[..., Verdict]) -> None:
+def test_a_difference_is_one_of_values(losses: Callable[..., Verdict]) -> None:
     verdict = losses(scaled(0.1), [0.5] * 6, compare="difference", smallest_effect=0.3)
     assert verdict.decision == "supported"
     assert verdict.effect == pytest.approx(np.mean(0.5 - np.array(scaled(0.1))))
@@ -131,7 +131,7 @@ def test_no_seed_in_common_is_not_tested(run_of: RunOf, collect: Collect, claim_
     assert judge(collect(runs, [claim_of()]))[0].why == "the arms have no seed in common"
 
 
-def test_a_ratio_needs_figures_above_zero(losses: Callable[..., Verdict]) -> None:
+def test_a_ratio_needs_values_above_zero(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.1] * 5 + [0.0], [0.5] * 6)
     assert verdict.decision == "not tested"
     assert verdict.why == "final_train_loss is 0 for batch (seed 5): no ratio; compare differences"
@@ -161,7 +161,7 @@ def test_a_run_that_diverged_is_the_worst_of_its_arm(run_of: RunOf, collect: Col
     assert (for_it.decision, for_it.n) == ("supported", 8)
     assert for_it.control is not None
     assert for_it.control.values[7] == 2000.0
-    assert "none: 1 of 8 figures are bounds, the true ones larger" in for_it.cautions
+    assert "none: 1 of 8 values are bounds, the true ones are larger" in for_it.cautions
     # Where the arm that should win has diverged once, nothing is supported, however far its others are ahead.
     lost = [run_of(norm="batch", seed=7, status="diverged"), *runs[:7], *runs[8:], run_of(norm="none", seed=7)]
     against = judge(collect(lost, [claim_of(smallest_effect=1.0)]))[0]

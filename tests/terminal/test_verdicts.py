@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bnlab.analysis import expectations
 from bnlab.analysis.base import Verdict
+from bnlab.analysis.claims import read_expected, unexpected
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.terminal.verdicts import LOOKS, show, tree
@@ -143,12 +143,10 @@ STUDY = Study(name="mine", base="quickstart", claims=(CLAIM,))
 @pytest.mark.parametrize("text", ["larger_learning_rates: supported\n", '{"larger_learning_rates": "supported"}'])
 def test_expectations_are_yaml_or_json(text: str, tmp_path: Path) -> None:
     (tmp_path / "expected").write_text(text)
-    expected = expectations.read(tmp_path / "expected", STUDY)
-    assert expectations.differences(expected, [SUPPORTED]) == []
-    assert expectations.differences(expected, [verdict("refuted")]) == [
-        "larger_learning_rates: expected supported, found refuted"
-    ]
-    assert expectations.differences(expected, []) == ["larger_learning_rates: expected supported, found not tested"]
+    expected = read_expected(tmp_path / "expected", STUDY)
+    assert unexpected(expected, [SUPPORTED]) == []
+    assert unexpected(expected, [verdict("refuted")]) == ["larger_learning_rates: expected supported, found refuted"]
+    assert unexpected(expected, []) == ["larger_learning_rates: expected supported, found not tested"]
 
 
 @pytest.mark.parametrize(
@@ -165,5 +163,5 @@ def test_expectations_are_yaml_or_json(text: str, tmp_path: Path) -> None:
 def test_expectations_that_cannot_be_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "expected").write_text(text)
     with pytest.raises(UsageError, match=r"^--expect-verdicts: ") as caught:
-        expectations.read(tmp_path / "expected", STUDY)
+        read_expected(tmp_path / "expected", STUDY)
     assert message in str(caught.value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnlab.analysis.base import Verdict
-from bnlab.analysis.ends import SMOOTHED
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.board.compare.arms import Cell
 from bnlab.report.cards import card_of
 from bnlab.report.words import count

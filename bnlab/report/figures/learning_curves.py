@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.ends import SMOOTHED
+from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
 from bnlab.report.canvas import LEFT, Sheet, around, log_ticks, room_for, step_axis
 from bnlab.report.labels import EndLabel, place_labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.ends import SMOOTHED
+from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
 from bnlab.report.canvas import LEFT, Sheet, around, lanes, log_ticks, open_marker, rate_axis, room_for, shifts
 from bnlab.report.labels import EndLabel, line_note, place_labels

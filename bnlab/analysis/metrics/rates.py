@@ -1,23 +1,20 @@
-"""Metrics of an arm's curve over the learning rates, at one seed; and of an arm's seeds. Legend: K rates, N seeds.
+"""Metrics of an arm's curve over the learning rates, at one seed. Legend: K rates, T measured steps.
 
-A grid has ends: where a figure would lie beyond one, it is a bound. And it has a spacing, which is the resolution of
-every rate found on it.
+A grid has ends: a value beyond one of them is a bound. Its spacing is the resolution of every rate found on it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import MinLen
 
-from bnlab.analysis.base import METRICS, Curve, Value
-from bnlab.analysis.ends import first_loss
+from bnlab.analysis.metrics import METRICS, Curve, Value
+from bnlab.analysis.metrics.losses import LOSS, Outcome, first_loss
 from bnlab.record.journal import Floats
 from bnlab.record.runs import Run
-
-Final = Literal["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 
 
 def stable(run: Run) -> bool:
@@ -26,7 +23,7 @@ def stable(run: Run) -> bool:
     return run.trains and run.final("train_loss") < first_loss(run)
 
 
-def usable(run: Run, of: Final, target: float) -> bool:
+def usable(run: Run, of: Outcome, target: float) -> bool:
     """It did not diverge, and `of` is at `target` or better at the end."""
     value = run.final(of)
     return run.finished and (value <= target if of.endswith("loss") else value >= target)
@@ -35,8 +32,8 @@ def usable(run: Run, of: Final, target: float) -> bool:
 def largest_of(rates: Floats, good: list[bool]) -> Value:
     """The last rate, going up from the lowest good one, before the first that is not good. [K], [K]
 
-    A good rate above a bad one does not count: it owes its luck to the seed. With none good, the figure is at most one
-    spacing below the grid; with the uppermost good, at least that.
+    A good rate above a bad one does not count, since it depends on the seed. With none good, the value is at most one
+    spacing below the grid; with the uppermost good, it is at least that rate.
 
     >>> largest_of(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, False, True])
     Value(value=1.0, bound=None)
@@ -51,8 +48,8 @@ def largest_of(rates: Floats, good: list[bool]) -> Value:
 
 
 def decades(rates: Floats, good: list[bool]) -> Value:
-    """log10 of the width of the good rates, each with half of the way to its neighbours; the outermost have the
-    same way outwards as inwards. At least that, if the uppermost is good. [K], [K]
+    """log10 of the width of the good rates. Each rate has half of the distance to either neighbour; the outermost have
+    the same distance outwards as inwards. With the uppermost good, the value is at least that width. [K], [K]
 
     >>> decades(np.array([0.1, 1.0, 10.0, 100.0]), [False, True, True, False])
     Value(value=2.0, bound=None)
@@ -90,10 +87,9 @@ def max_stable_lr(curve: Curve) -> Value:
     source="Bjorck et al. 2018, section 3",
     unit="learning rate",
     better="higher",
-    reads=(),
     shown_with=None,
 )
-def max_usable_lr(curve: Curve, *, of: Final, target: float) -> Value:
+def max_usable_lr(curve: Curve, *, of: Outcome, target: float) -> Value:
     return largest_of(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
@@ -117,21 +113,22 @@ def stable_decades(curve: Curve) -> Value:
     source="Bjorck et al. 2018, section 3",
     unit="decades",
     better="higher",
-    reads=(),
     shown_with=None,
 )
-def usable_decades(curve: Curve, *, of: Final, target: float) -> Value:
+def usable_decades(curve: Curve, *, of: Outcome, target: float) -> Value:
     return decades(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
-def deviation(curve: Curve) -> Value:
+def deviation(curve: Curve) -> float:
     """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
     ends = [run.final("train_loss") for run in curve.values()]
     starts = np.array([first_loss(run) for run in curve.values()])
     if not np.isfinite(starts).any():
-        return Value(math.nan)
-    capped = np.fmin(ends, np.where(np.isnan(starts), np.nanmax(starts), starts))  # what diverged has no final loss
-    return Value(float(np.mean(capped - np.min(capped))))
+        return math.nan
+    capped = np.fmin(
+        ends, np.where(np.isnan(starts), np.nanmax(starts), starts)
+    )  # a run that diverged has no final loss
+    return float(np.mean(capped - np.min(capped)))
 
 
 @METRICS.register(
@@ -139,11 +136,11 @@ def deviation(curve: Curve) -> Value:
     of="curve",
     meaning="mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
     source="Wortsman et al. 2023, section 2.2",
-    unit="nats or squared units",
+    unit=LOSS,
     better="lower",
     reads=("train_loss",),
 )
-def lr_sensitivity(curve: Curve) -> Value:
+def lr_sensitivity(curve: Curve) -> float:
     return deviation(curve)
 
 
@@ -153,12 +150,12 @@ def lr_sensitivity(curve: Curve) -> Value:
     meaning="over the values of `factor`, such as model.init_scale, each at its best learning rate, mean of "
     "min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
     source="Wortsman et al. 2023, section 2.2",
-    unit="nats or squared units",
+    unit=LOSS,
     better="lower",
     reads=("train_loss",),
     shown_with=None,
 )
-def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Value:
+def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> float:
     """The caller makes the curve over `factor`."""
     return deviation(curve)
 
@@ -170,33 +167,12 @@ def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> Value:
     "the stable learning rates: not a landscape of one net",
     source="what public reproductions of Santurkar et al. 2018, figure 4 show",
     unit="1",
-    better=None,
     reads=("train_loss",),
 )
-def lr_envelope(curve: Curve) -> Value:
+def lr_envelope(curve: Curve) -> float:
     raws = [run.series("train_loss") for run in curve.values() if stable(run)]
     if len(raws) < 2 or any(not np.array_equal(raw.steps, raws[0].steps) for raw in raws):
-        return Value(math.nan)
+        return math.nan
     losses = np.stack([raw.values for raw in raws])  # [K, T]
     low = losses.min(axis=0)
-    return Value(float(np.median((losses.max(axis=0) - low) / low))) if (low > 0).all() else Value(math.nan)
-
-
-@METRICS.register(
-    "seed_spread",
-    of="arm",
-    meaning="distance of the run metric `of`, or of its log, from its median over the arm's seeds at the same "
-    "learning rate, for each seed; it may be 0, so it stands in differences only",
-    source="Brown & Forsythe 1974",
-    unit="that of the metric",
-    better="lower",
-    reads=(),
-    shown_with=None,
-)
-def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> Floats:
-    """[N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
-    they are independent only nearly, as in Brown & Forsythe's test."""
-    if log and not (values > 0).all():
-        return np.full(len(values), math.nan)
-    seen = np.log(values) if log else values
-    return np.abs(seen - np.median(seen))
+    return float(np.median((losses.max(axis=0) - low) / low)) if (low > 0).all() else math.nan

@@ -1,0 +1,98 @@
+"""Metrics: one number of a run, of an arm's curve over the learning rates, or of an arm's seeds. Claims name them.
+
+A file here registers one metric, or a family that shares code; it is found by itself. To add a metric, add a file, or
+write a plugin:
+
+    from bnlab import METRICS
+
+    @METRICS.register("my_metric", of="run", meaning="...", source="...", unit="nats", better="lower", reads=("lr",))
+    def my_metric(run, *, power: float):
+        return run.series("lr").values[-1] ** power
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bnlab.core.registry import Entry, Registry, load_plugins
+from bnlab.core.typed import option_names
+from bnlab.record.journal import Series
+from bnlab.record.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a metric gives. With a `bound`, the true value is at least or at most this, as where a target was not
+    reached within the run. NaN: not measured."""
+
+    value: float
+    bound: Literal["at least", "at most"] | None = None
+
+
+Curve = Mapping[float, Run]
+"""The runs of one arm and seed by a factor, in its order; the factor is the learning rate unless a metric has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric(Entry):
+    """What a claim can be about. The registered function has one of these forms; its keyword-only parameters are the
+    metric's options, all of which a claim must give:
+
+    - `of="run"`: `function(run, **options)` gives a float or a `Value`
+    - `of="curve"`: `function(curve, **options)` gives a float or a `Value`
+    - `of="arm"`: `function(values, **options)`, [N] -> [N], is given one value a seed of the run metric that the option
+      `of` names
+    """
+
+    of: Literal["run", "curve", "arm"]
+    meaning: str
+    source: str
+    unit: str
+    better: Literal["lower", "higher"] | None = None
+    reads: tuple[str, ...] = ()
+    """Measurements of the journal that it reads."""
+    course: Callable[[Run], Series] | None = None
+    """The value at every measured step, where there is one: what can be compared at equal training loss."""
+    shown_with: Mapping[str, Any] | None = field(default_factory=dict)
+    """Options in tables of runs. None: only a claim can give them."""
+    about_failure: bool = False
+    """It is constant over runs that train, so it says nothing where only those are compared."""
+
+    @property
+    def options(self) -> list[str]:
+        return option_names(self.constructor)
+
+    def value(self, of: Run | Curve, /, **options: Any) -> Value:
+        """The value of a run or a curve."""
+        found = self.constructor(of, **options)
+        return found if isinstance(found, Value) else Value(float(found))
+
+
+METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
+
+
+def reads() -> frozenset[str]:
+    """The measurements that some metric reads."""
+    return frozenset(name for metric in METRICS.entries() for name in metric.reads)
+
+
+def table(plugins: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Name, what it is of, meaning, source, unit and options of every metric, those of plugins among them.
+
+    Raises:
+        UsageError: a plugin that is not there, or that raises an error.
+    """
+    load_plugins(plugins)
+    return [
+        {
+            "name": metric.name,
+            "of": metric.of,
+            "description": metric.meaning,
+            "source": metric.source,
+            "unit": metric.unit,
+            "options": ", ".join(metric.options),
+        }
+        for metric in METRICS.entries()
+    ]
