@@ -168,11 +168,15 @@ def test_an_error_inside_a_run_is_recorded_and_the_run_can_be_taken_up_again(
 
 
 def _exploding(site: str) -> Callable[[nn.Module], None]:
-    """Makes the net overflow at that site, and nowhere before it."""
+    """Makes the net overflow at that site, and nowhere before it.
+
+    The weights are infinite, not merely large: whether a sum of large terms of both signs overflows, and to what,
+    depends on where a processor cuts it. Infinity times an input that is zero, or of both signs, is NaN on any.
+    """
 
     def explode(module: nn.Module) -> None:
         with torch.no_grad():
-            module.get_parameter(f"{site}_affine.weight").fill_(3e38)
+            module.get_parameter(f"{site}_affine.weight").fill_(math.inf)
 
     return explode
 
