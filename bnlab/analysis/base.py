@@ -29,16 +29,16 @@ class Verdict:
 
     claim: Claim
     decision: Decision
-    effect: float | None
-    interval: tuple[float, float] | None
-    p: float | None
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
     """One-sided, in the direction that is nearer to a decision, adjusted by Holm over the report's claims. None where
     nothing was tested."""
-    n: int
+    n: int = 0
     """Paired seeds."""
-    seeds: tuple[int, ...]
-    treated: Arm | None
-    control: Arm | None
+    seeds: tuple[int, ...] = ()
+    treated: Arm | None = None
+    control: Arm | None = None
     why: str
     """One line of text with the numbers."""
     cautions: tuple[str, ...] = ()

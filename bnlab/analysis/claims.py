@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,16 +12,20 @@ import yaml
 from bnlab.analysis.base import Decision, Verdict
 from bnlab.analysis.metrics import METRICS
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.registry import load_plugins
 from bnlab.core.spec import GROUPS
 from bnlab.core.study import Claim, Study
 
 
-def check(study: Study) -> None:
-    """Refuse claims that could never be judged, before anything runs.
+def check(study: Study, plugins: Iterable[str] = ()) -> None:
+    """Refuse claims that could never be judged, before anything runs. The plugins are loaded only where a claim names
+    a metric that is not bnlab's own, since they may import torch.
 
     Raises:
         UsageError: no such metric or option, a point that does not go with the metric, ...
     """
+    if any(map(unknown_metric, study.claims)):
+        load_plugins(plugins)
     for claim in study.claims:
         check_claim(claim)
 

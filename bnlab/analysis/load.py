@@ -104,11 +104,6 @@ def _load_plugins(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def find_studies(root: Path) -> list[Path]:
-    """The folders of studies at or below `root`, in the order of their paths."""
-    return [file.parent for file in sorted(root.rglob(STUDY_FILE))]
-
-
 def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
     """The study and where it came from; None if there is no such file.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,16 +41,11 @@ class Paired:
     cautions: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """The values of both arms at one grid point."""
 
     treated: Value
     control: Value
-
-    def __post_init__(self) -> None:
-        assert math.isfinite(self.treated.value)
-        assert math.isfinite(self.control.value)
 
 
 def difference(pair: Pair, claim: Claim) -> tuple[float, float, float]:
@@ -58,7 +53,7 @@ def difference(pair: Pair, claim: Claim) -> tuple[float, float, float]:
 
     Two bounds of the same side are a tie as far as is known: that cannot support a claim, and must not refute it.
     """
-    t, c = pair.treated, pair.control
+    t, c = pair
     ratio, sign = claim.compare == "ratio", 1.0 if claim.expect == "larger" else -1.0
     if t.bound is not None and t.bound == c.bound:
         return 0.0, 0.0, math.inf
@@ -101,9 +96,9 @@ class Comparison:
         """Keep a pair, unless one of the two was not measured."""
         if not (math.isfinite(treated.value) and math.isfinite(control.value)):
             return
-        if self.claim.compare == "ratio" and min(treated.value, control.value) <= 0:
+        value = min(treated.value, control.value)
+        if self.claim.compare == "ratio" and value <= 0:
             arm = self.grid.treated if treated.value <= 0 else self.grid.control
-            value = min(treated.value, control.value)
             raise NotTestedError(
                 f"{self.metric.name} is {value:.3g} for {arm.label} (seed {seed}): no ratio; compare differences"
             )
@@ -123,7 +118,7 @@ class Comparison:
         means = np.array([np.mean(found, axis=0) for found in differences])  # [N, 3]
         arms = []
         for index, side in enumerate(self.grid.arms):
-            each = [[pair.treated if index == 0 else pair.control for pair in found] for found in pairs.values()]
+            each = [[pair[index] for pair in found] for found in pairs.values()]
             self._caution_of_bounds(side.label, [value for found in each for value in found])
             arms.append(
                 Arm(

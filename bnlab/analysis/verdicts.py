@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -106,21 +106,8 @@ def _edited(collection: Collection, claim: Claim) -> list[str]:
 
 def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
     claim, found = weighed.claim, weighed.paired
-    blank = Verdict(
-        claim=claim,
-        decision="not tested",
-        effect=None,
-        interval=None,
-        p=None,
-        n=0,
-        seeds=(),
-        treated=None,
-        control=None,
-        why=weighed.reason,
-        cautions=weighed.cautions,
-    )
     if found is None:
-        return blank
+        return Verdict(claim=claim, decision="not tested", why=weighed.reason, cautions=weighed.cautions)
     scale = math.exp if claim.compare == "ratio" else float
     effect = scale(weighed.mean)
     ends = (scale(weighed.interval[0]), scale(weighed.interval[1])) if weighed.n >= FEWEST_FOR_INTERVAL else None
@@ -133,8 +120,8 @@ def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
         if decision == "inconclusive" and tested > claims_decidable(weighed.n):
             most = claims_decidable(weighed.n)
             cautions = (*cautions, f"with {weighed.n} seeds a report can decide {most} claims at most, not {tested}")
-    return replace(
-        blank,
+    return Verdict(
+        claim=claim,
         decision=decision,
         effect=effect,
         interval=ends,

@@ -68,7 +68,7 @@ def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) ->
         UsageError: settings that cannot be followed, a status that cannot be read, a folder that cannot be written,
             expectations that cannot be read.
     """
-    check_claims(study)
+    check_claims(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
     expected = read_expected(typed.expect, study) if typed.expect else {}
     at_work = executor(cells[0].spec)
     out = sys.stderr if typed.as_json else sys.stdout

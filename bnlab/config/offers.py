@@ -38,7 +38,8 @@ def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) 
     given = [one.value() for one in read if one.key_or_group == "plugins" and not one.is_sweep_override()]
     files: Any = given[0] if given else _plugins_of(experiment, reader)
     for registry, name in load_plugins([str(file) for file in files] if isinstance(files, list) else []):
-        _offer(registry, name, reader, asked=(registry.group, name) in asked)
+        if registry.group in GROUPS:
+            _offer(registry, name, reader, asked=(registry.group, name) in asked)
 
 
 def _plugins_of(experiment: str, reader: Overrides) -> Any:

@@ -5,18 +5,21 @@ write a plugin:
 
     from bnlab import METRICS
 
-    @METRICS.register("my_metric", of="run", meaning="...", source="...", unit="nats", better="lower", reads=("lr",))
-    def my_metric(run, *, power: float):
-        return run.series("lr").values[-1] ** power
+    @METRICS.register("my_metric", of="run", source="own", unit="nats", better="lower", reads=("test_loss",))
+    def my_metric(run, *, last: int):
+        '''Mean of the `last` measured test losses.'''
+        return run.series("test_loss").values[-last:].mean()
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bnlab.core.registry import Entry, Registry, load_plugins
+from bnlab.core.text import capital
 from bnlab.core.typed import option_names
 from bnlab.record.journal import Series
 from bnlab.record.runs import Run
@@ -47,18 +50,26 @@ class Metric(Entry):
     """
 
     of: Literal["run", "curve", "arm"]
-    meaning: str
     source: str
     unit: str
+    meaning: str = ""
+    """By default the function's docstring, up to its first blank line."""
     better: Literal["lower", "higher"] | None = None
     reads: tuple[str, ...] = ()
-    """Measurements of the journal that it reads."""
+    """Measurements of the journal that it reads, beside the training loss."""
     course: Callable[[Run], Series] | None = None
     """The value at every measured step, where there is one: what can be compared at equal training loss."""
     shown_with: Mapping[str, Any] | None = field(default_factory=dict)
-    """Options in tables of runs. None: only a claim can give them."""
+    """Options in tables of runs. None, where the metric has others: only a claim can give them."""
     about_failure: bool = False
     """It is constant over runs that train, so it says nothing where only those are compared."""
+
+    def __post_init__(self) -> None:
+        Entry.__post_init__(self)
+        first = (self.meaning or inspect.getdoc(self.constructor) or "").partition("\n\n")[0]
+        object.__setattr__(self, "meaning", capital(" ".join(first.split()).removesuffix(".")))
+        if set(self.options) - set(self.shown_with or {}):
+            object.__setattr__(self, "shown_with", None)
 
     @property
     def options(self) -> list[str]:
@@ -75,7 +86,7 @@ METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
 
 def reads() -> frozenset[str]:
     """The measurements that some metric reads."""
-    return frozenset(name for metric in METRICS.entries() for name in metric.reads)
+    return frozenset({"train_loss"}).union(*(metric.reads for metric in METRICS.entries()))
 
 
 def table(plugins: Iterable[str] = ()) -> list[dict[str, str]]:

@@ -69,7 +69,6 @@ def _final(outcome: str) -> None:
         meaning=f"{what} over the whole {split} split at the end, as eval_bn says",
         source="status.json (docs/decisions/007)",
         **_of(what),
-        reads=("train_loss",),
     )
     def final(run: Run) -> Value:
         return _worst(run, what) if run.diverged else Value(run.final(outcome))
@@ -85,7 +84,7 @@ def _best(outcome: str) -> None:
         meaning=f"{'lowest' if what == 'loss' else 'highest'} {what} at any measured step, on the {on}",
         source="Ioffe & Szegedy 2015, figure 3: maximum accuracy",
         **_of(what),
-        reads=("train_loss", outcome),
+        reads=(outcome,),
     )
     def best(run: Run) -> Value:
         values = train_loss(run).values if outcome == "train_loss" else run.series(outcome).values
@@ -114,13 +113,12 @@ for _outcome in ("train_loss", "test_loss", "test_accuracy"):
 @METRICS.register(
     "end_batch_loss",
     of="run",
-    meaning="mean loss of the training batches over the last tenth of the steps, in batch mode",
     source="Santurkar et al. 2018, figure 3, for runs on the full batch",
     unit=LOSS,
     better="lower",
-    reads=("train_loss",),
 )
 def end_batch_loss(run: Run) -> Value:
+    """Mean loss of the training batches over the last tenth of the steps, in batch mode."""
     if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
@@ -129,16 +127,11 @@ def end_batch_loss(run: Run) -> Value:
 
 
 @METRICS.register(
-    "loss_area",
-    of="run",
-    meaning="exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured "
-    "steps): the geometric mean of the loss over training, low for a run that learns fast and far",
-    source="area under the training curve on a log scale",
-    unit=LOSS,
-    better="lower",
-    reads=("train_loss",),
+    "loss_area", of="run", source="area under the training curve on a log scale", unit=LOSS, better="lower"
 )
 def loss_area(run: Run) -> Value:
+    """Exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured steps): the
+    geometric mean of the loss over training, low for a run that learns fast and far."""
     if run.diverged:
         return worst_loss(run)
     raw = run.series("train_loss")
@@ -148,23 +141,13 @@ def loss_area(run: Run) -> Value:
     return Value(math.exp(float(area) / float(raw.steps[-1] - raw.steps[0])))
 
 
-@METRICS.register(
-    "loss_gap",
-    of="run",
-    meaning="test loss less training loss at the end, both over whole splits",
-    source="generalization gap; Hoffer et al. 2017",
-    unit=LOSS,
-)
+@METRICS.register("loss_gap", of="run", source="generalization gap; Hoffer et al. 2017", unit=LOSS)
 def loss_gap(run: Run) -> float:
+    """Test loss less training loss at the end, both over whole splits."""
     return run.final("test_loss") - run.final("train_loss")
 
 
-@METRICS.register(
-    "accuracy_gap",
-    of="run",
-    meaning="training accuracy less test accuracy at the end, both over whole splits",
-    source="generalization gap; Hoffer et al. 2017",
-    unit="share",
-)
+@METRICS.register("accuracy_gap", of="run", source="generalization gap; Hoffer et al. 2017", unit="share")
 def accuracy_gap(run: Run) -> float:
+    """Training accuracy less test accuracy at the end, both over whole splits."""
     return run.final("train_accuracy") - run.final("test_accuracy")

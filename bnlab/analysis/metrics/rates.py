@@ -69,53 +69,33 @@ def _rates(curve: Curve) -> Floats:
 @METRICS.register(
     "max_stable_lr",
     of="curve",
-    meaning="largest learning rate of the grid, going up without a gap, at which the net trains: no divergence, better "
-    "than chance, a lower training loss at the end than at the start",
     source="Bjorck et al. 2018, section 3; Ioffe & Szegedy 2015, section 3.3",
     unit="learning rate",
     better="higher",
-    reads=("train_loss",),
 )
 def max_stable_lr(curve: Curve) -> Value:
+    """Largest learning rate of the grid, going up without a gap, at which the net trains: no divergence, better than
+    chance, a lower training loss at the end than at the start."""
     return largest_of(_rates(curve), [stable(run) for run in curve.values()])
 
 
 @METRICS.register(
-    "max_usable_lr",
-    of="curve",
-    meaning="largest learning rate of the grid, going up without a gap, at which `of` ends at `target` or better",
-    source="Bjorck et al. 2018, section 3",
-    unit="learning rate",
-    better="higher",
-    shown_with=None,
+    "max_usable_lr", of="curve", source="Bjorck et al. 2018, section 3", unit="learning rate", better="higher"
 )
 def max_usable_lr(curve: Curve, *, of: Outcome, target: float) -> Value:
+    """Largest learning rate of the grid, going up without a gap, at which `of` ends at `target` or better."""
     return largest_of(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
-@METRICS.register(
-    "stable_decades",
-    of="curve",
-    meaning="decades of learning rates at which the net trains, as for max_stable_lr, gaps left out",
-    source="Bjorck et al. 2018, section 3",
-    unit="decades",
-    better="higher",
-    reads=("train_loss",),
-)
+@METRICS.register("stable_decades", of="curve", source="Bjorck et al. 2018, section 3", unit="decades", better="higher")
 def stable_decades(curve: Curve) -> Value:
+    """Decades of learning rates at which the net trains, as for max_stable_lr, gaps left out."""
     return decades(_rates(curve), [stable(run) for run in curve.values()])
 
 
-@METRICS.register(
-    "usable_decades",
-    of="curve",
-    meaning="decades of learning rates at which `of` ends at `target` or better, gaps left out",
-    source="Bjorck et al. 2018, section 3",
-    unit="decades",
-    better="higher",
-    shown_with=None,
-)
+@METRICS.register("usable_decades", of="curve", source="Bjorck et al. 2018, section 3", unit="decades", better="higher")
 def usable_decades(curve: Curve, *, of: Outcome, target: float) -> Value:
+    """Decades of learning rates at which `of` ends at `target` or better, gaps left out."""
     return decades(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
@@ -125,51 +105,32 @@ def deviation(curve: Curve) -> float:
     starts = np.array([first_loss(run) for run in curve.values()])
     if not np.isfinite(starts).any():
         return math.nan
-    capped = np.fmin(
-        ends, np.where(np.isnan(starts), np.nanmax(starts), starts)
-    )  # a run that diverged has no final loss
+    # A run that diverged has no final loss: its first loss counts.
+    capped = np.fmin(ends, np.where(np.isnan(starts), np.nanmax(starts), starts))
     return float(np.mean(capped - np.min(capped)))
 
 
-@METRICS.register(
-    "lr_sensitivity",
-    of="curve",
-    meaning="mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
-    source="Wortsman et al. 2023, section 2.2",
-    unit=LOSS,
-    better="lower",
-    reads=("train_loss",),
-)
+@METRICS.register("lr_sensitivity", of="curve", source="Wortsman et al. 2023, section 2.2", unit=LOSS, better="lower")
 def lr_sensitivity(curve: Curve) -> float:
+    """Mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l."""
     return deviation(curve)
 
 
-@METRICS.register(
-    "sensitivity",
-    of="curve",
-    meaning="over the values of `factor`, such as model.init_scale, each at its best learning rate, mean of "
-    "min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l",
-    source="Wortsman et al. 2023, section 2.2",
-    unit=LOSS,
-    better="lower",
-    reads=("train_loss",),
-    shown_with=None,
-)
+@METRICS.register("sensitivity", of="curve", source="Wortsman et al. 2023, section 2.2", unit=LOSS, better="lower")
 def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> float:
-    """The caller makes the curve over `factor`."""
+    """Over the values of `factor`, such as model.init_scale, each at its best learning rate, mean of min(l, l0) - l*: l
+    the final training loss, l0 the first, l* the lowest l.
+
+    The caller makes the curve over `factor`."""
     return deviation(curve)
 
 
 @METRICS.register(
-    "lr_envelope",
-    of="curve",
-    meaning="median over measured steps of (max - min) / min of the training loss over the nets that were trained at "
-    "the stable learning rates: not a landscape of one net",
-    source="what public reproductions of Santurkar et al. 2018, figure 4 show",
-    unit="1",
-    reads=("train_loss",),
+    "lr_envelope", of="curve", source="what public reproductions of Santurkar et al. 2018, figure 4 show", unit="1"
 )
 def lr_envelope(curve: Curve) -> float:
+    """Median over measured steps of (max - min) / min of the training loss over the nets that were trained at the
+    stable learning rates: not a landscape of one net."""
     raws = [run.series("train_loss") for run in curve.values() if stable(run)]
     if len(raws) < 2 or any(not np.array_equal(raw.steps, raws[0].steps) for raw in raws):
         return math.nan

@@ -12,18 +12,12 @@ from bnlab.analysis.metrics import METRICS
 from bnlab.record.journal import Floats
 
 
-@METRICS.register(
-    "seed_spread",
-    of="arm",
-    meaning="distance of the run metric `of`, or of its log, from its median over the arm's seeds at the same "
-    "learning rate, for each seed; it may be 0, so only differences are compared",
-    source="Brown & Forsythe 1974",
-    unit="that of the metric",
-    better="lower",
-    shown_with=None,
-)
+@METRICS.register("seed_spread", of="arm", source="Brown & Forsythe 1974", unit="that of the metric", better="lower")
 def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> Floats:
-    """[N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
+    """Distance of the run metric `of`, or of its log, from its median over the arm's seeds at the same learning rate,
+    for each seed; it may be 0, so only differences are compared.
+
+    [N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
     they are independent only nearly, as in Brown & Forsythe's test."""
     if log and not (values > 0).all():
         return np.full(len(values), math.nan)

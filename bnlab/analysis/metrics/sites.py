@@ -42,14 +42,14 @@ _at_first("grad_kurtosis", "excess kurtosis of the entries of an affine weight's
 @METRICS.register(
     "gradient_growth",
     of="run",
-    meaning="geometric mean over the hidden layers, but for the first `skip_first` and the last `skip_last`, of the "
-    "growth of the squared norm of the gradient at the pre-activations from a layer to the one below it, at step 0",
     source="Yang et al. 2019, theorem 8 (bnlab.core.theory.gradient_growth has the closed form)",
     unit="1",
     reads=("delta_norm",),
     shown_with={"skip_first": 0, "skip_last": 0},
 )
 def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> float:
+    """Geometric mean over the hidden layers, but for the first `skip_first` and the last `skip_last`, of the growth of
+    the squared norm of the gradient at the pre-activations from a layer to the one below it, at step 0."""
     raw = run.series("delta_norm")
     if not len(raw) or raw.steps[0] != 0:
         return math.nan
@@ -63,13 +63,13 @@ def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: A
 @METRICS.register(
     "thm41_error",
     of="run",
-    meaning="largest relative error of theorem 4.1 as an equality, over steps, sites and channels",
     source="Santurkar et al. 2018, theorem 4.1",
     unit="1",
     better="lower",
     reads=("thm41_error",),
 )
 def thm41_error(run: Run) -> float:
+    """Largest relative error of theorem 4.1 as an equality, over steps, sites and channels."""
     values = run.series("thm41_error").values
     finite = values[np.isfinite(values)]
     return float(finite.max()) if len(finite) else math.nan
@@ -78,13 +78,13 @@ def thm41_error(run: Run) -> float:
 @METRICS.register(
     "drift50",
     of="run",
-    meaning="of the input of the last hidden nonlinearity, over the whole run but for its first measurement: median "
-    "over units of max less min of the unit's median over the probe batch, over the distance of its 15th and 85th "
-    "percentiles at the end",
     source="Ioffe & Szegedy 2015, figure 1b and 1c",
     unit="widths of the distribution",
     reads=("drift50.act_in",),
 )
 def drift50(run: Run) -> float:
+    """Of the input of the last hidden nonlinearity, over the whole run but for its first measurement: median over units
+    of max less min of the unit's median over the probe batch, over the distance of its 15th and 85th percentiles at
+    the end."""
     values = run.series("drift50.act_in").values
     return float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan

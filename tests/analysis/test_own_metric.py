@@ -1,0 +1,142 @@
+"""A metric from a plugin: claims may name it, reports judge by it, and its absence costs its own claims only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from bnlab.analysis.load import read_runs
+from bnlab.analysis.metrics import METRICS, table
+from bnlab.analysis.verdicts import judge
+from bnlab.cli import main
+from bnlab.core.errors import UsageError
+
+METRIC = '''
+from bnlab import METRICS
+
+@METRICS.register("steps_per_loss", of="run", source="this test", unit="steps")
+def steps_per_loss(run, *, power: float):
+    """Steps over a power of the
+    final training loss.
+
+    No more than this is listed."""
+    return run.step / run.final("train_loss") ** power
+'''
+CLAIM = """
+  - {name: NAME, text: t, source: s, metric: METRIC, contrast: {norm: [batch, none]}, at: best_lr, expect: larger,
+     compare: ratio, smallest_effect: 1, options: OPTIONS}
+"""
+STUDY = """
+base: quickstart
+overrides: {steps: 4, model: {depth: 2, width: 6}, data.batch_size: 16, plugins: [my_metric.py]}
+axes: {norm: "none,batch", seed: "0,1"}
+claims:
+"""
+
+
+def claim(name: str, metric: str, options: str) -> str:
+    return CLAIM.replace("NAME", name).replace("METRIC", metric).replace("OPTIONS", options)
+
+
+def forget() -> None:
+    """As in a new process: no plugin was loaded."""
+    for name, entry in list(METRICS._entries.items()):
+        if entry.constructor.__module__.startswith("bnlab_plugin_"):
+            METRICS.forget(name)
+    for module in [name for name in sys.modules if name.startswith("bnlab_plugin_")]:
+        del sys.modules[module]
+
+
+def said(*words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main(list(words))
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+    return code or 0, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the plugin and a study of two claims, one of which names the plugin's metric."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_metric.py").write_text(METRIC)
+    claims = claim("own", "steps_per_loss", "{power: 2.0}") + claim("known", "final_train_loss", "{}")
+    (tmp_path / "configs" / "studies").mkdir(parents=True)
+    (tmp_path / "configs" / "studies" / "mine.yaml").write_text(STUDY + claims)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield tmp_path
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    forget()
+
+
+def sweep(*words: str) -> tuple[int, str, str]:
+    return said("sweep", "--config", "mine", "--config-dir", "configs", "launch=inline", "--json", *words)
+
+
+def test_a_claim_of_it_is_judged_and_without_its_file_is_not_tested(here: Path) -> None:
+    code, out, _ = sweep()
+    assert code == 0
+    own, known = json.loads(out)["claims"]
+    assert (own["verdict"], own["n"]) == (known["verdict"], known["n"]) == ("direction only", 2)
+    assert own["effect"] == pytest.approx(known["effect"] ** -2)
+    column = pl.read_parquet("runs/mine/summary.parquet")["steps_per_loss(power=2.0)"]
+    runs = read_runs(Path("runs/mine")).runs
+    assert column.to_list() == [4 / run.final("train_loss") ** 2 for run in runs]
+
+    forget()  # a report loads what its runs name
+    assert judge(read_runs(Path("runs/mine")))[0].effect == own["effect"]
+
+    forget()
+    (here / "my_metric.py").unlink()
+    code, out, err = said("report", "runs/mine", "--json")
+    assert (code, err) == (0, "")
+    lost, still = json.loads(out)["claims"]
+    assert (lost["verdict"], lost["effect"]) == ("not tested", None)
+    assert lost["why"] == (
+        "no metric steps_per_loss: plugins: no such file, got 'my_metric.py'. Give a path to a Python file."
+    )
+    assert still == known
+
+
+def test_a_claim_of_it_is_checked_before_anything_runs(here: Path) -> None:
+    study = here / "configs" / "studies" / "mine.yaml"
+    study.write_text(study.read_text().replace("power: 2.0", "powre: 2.0"))
+    assert sweep() == (2, "", "claims.own.options.powre: no such option, got 2.0. Did you mean: power?\n")
+    assert not (here / "runs").exists()
+
+
+def test_a_name_that_neither_bnlab_nor_a_plugin_has_is_refused(here: Path) -> None:
+    shutil.copy(here / "my_metric.py", here / "other.py")
+    study = here / "configs" / "studies" / "mine.yaml"
+    study.write_text(study.read_text().replace("metric: steps_per_loss", "metric: steps_per_los"))
+    assert sweep()[2].startswith("metric: no such metric, got 'steps_per_los'. Did you mean: steps_per_loss")
+
+
+def test_it_is_listed_with_its_plugin(here: Path) -> None:
+    (row,) = [row for row in table(["my_metric.py"]) if row["name"] == "steps_per_loss"]
+    assert row == {
+        "name": "steps_per_loss",
+        "of": "run",
+        "description": "Steps over a power of the final training loss",
+        "source": "this test",
+        "unit": "steps",
+        "options": "power",
+    }
+    forget()
+    with pytest.raises(UsageError, match="plugins: no such file"):
+        table(["none.py"])
