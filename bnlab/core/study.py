@@ -129,6 +129,17 @@ def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({canonical(setting.get(key)) for setting in settings}) > 1]
 
 
+def evenly(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` of `count` indices, evenly spread, the first and the last among them.
+
+    >>> evenly(11, 5), evenly(3, 5), evenly(4, 1)
+    ([0, 2, 5, 8, 10], [0, 1, 2], [0])
+    """
+    if wanted >= count:
+        return list(range(count))
+    return sorted({round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)})
+
+
 def label(values: Mapping[str, Any], *, full: bool = False) -> str:
     """A setting in few words. A group's choice needs no key; of other keys the last part is shown, or the `full` key.
 

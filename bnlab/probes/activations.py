@@ -20,6 +20,7 @@ from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
+from bnlab.core.study import evenly
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 HISTOGRAM_LIMIT = 1000.0
@@ -49,6 +50,20 @@ class Activations:
         "convolution, of the units at the central position",
         "dead_fraction": "share of ReLU channels that are zero on the whole probe batch; null where there is no ReLU",
         "histogram.*": "counts over all values of the site, in bins uniform in asinh(x), with two tail bins",
+    }
+    groups: ClassVar[Mapping[str, str]] = {
+        "act_mean": "7_act_mean",
+        "act_var": "8_act_var",
+        "drift_mean": "2_drift_mean",
+        "drift_logvar": "3_drift_logvar",
+        "drift_mean_total": "2_drift_mean_total",
+        "drift_logvar_total": "3_drift_logvar_total",
+        "sampling_floor": "2_drift_mean/00_sampling_floor",
+        "act_p15": "6_act_percentiles/*_p15",
+        "act_p50": "6_act_percentiles/*_p50",
+        "act_p85": "6_act_percentiles/*_p85",
+        "drift50": "2_drift_median",
+        "dead_fraction": "8_dead_units",
     }
 
     def __init__(
@@ -98,7 +113,7 @@ class Activations:
         if tops:
             raw["top"] = torch.cat(tops)
         if self.histogram_sites and snapshot.point is not None and snapshot.point % self.histogram_every == 0:
-            for index in spread(layout.sites, self.histogram_sites):
+            for index in evenly(layout.sites, self.histogram_sites):
                 name = snapshot.net.sites[index].name
                 raw[f"histogram.pre.{name}"] = histogram(seen.pre[index])
                 raw[f"histogram.act_in.{name}"] = histogram(seen.act_in[index])
@@ -260,17 +275,6 @@ def unit_percentiles(x: Tensor) -> Tensor:
     places = [neighbours(x.shape[1], share) for share in PERCENTILES.values()]
     found = torch.stack([ordered[:, low].lerp(ordered[:, high], between) for low, high, between in places])
     return torch.where(ordered[:, -1].isnan(), math.nan, found)
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of `count` indices, evenly spread, the first and the last among them.
-
-    >>> spread(11, 5), spread(3, 5), spread(4, 1)
-    ([0, 2, 5, 8, 10], [0, 1, 2], [0])
-    """
-    if wanted >= count:
-        return list(range(count))
-    return sorted({round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)})
 
 
 def histogram(x: Tensor) -> Tensor:

@@ -75,7 +75,13 @@ class Snapshot:
 
 
 class Probe(Protocol):
-    """A measurement. `metrics` says what each journal name means; a name ending in `.*` stands for several."""
+    """A measurement. `metrics` says what each journal name means; a name ending in `.*` stands for several.
+
+    A probe may also have `groups`, from names (without `.*`) to TensorBoard's groups of cards, such as `4_grad_norm`,
+    which shows the median over the sites and every site. `group/card` is the median alone, or a scalar;
+    `group/*_card` is the first, the middle and the last hidden site. Without an entry the group is `5_NAME`, of a
+    scalar `5_other`.
+    """
 
     @property
     def needs(self) -> frozenset[Need]:

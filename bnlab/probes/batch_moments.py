@@ -27,6 +27,10 @@ class BatchMoments:
         "batch_mean": "mean over channels of the channel mean of pre, training batch",
         "batch_var": "mean over channels of the channel variance (biased) of pre, training batch",
     }
+    groups: ClassVar[Mapping[str, str]] = {
+        "batch_mean": "7_batch_mean",
+        "batch_var": "8_batch_var",
+    }
 
     def __init__(self) -> None:
         self._kept: list[float] = []  # eps of each site whose batch norm kept its statistics

@@ -67,6 +67,10 @@ class BNStatistics:
         "bn_beta_mean": "mean over channels of the norm's beta; of any norm that has one",
         "bn_beta_sd": "standard deviation over channels of beta",
     }
+    groups: ClassVar[Mapping[str, str]] = {
+        "bn_mean_noise": "5_bn_noise_of_mean",
+        "bn_sd_noise": "5_bn_noise_of_sd",
+    }
 
     def __init__(self, *, examples: Annotated[int, Ge(1)]) -> None:
         """`examples`: at most so many of the training set make the population, in whole batches, at least one: the same

@@ -45,6 +45,16 @@ class Gradients:
         "grad_kurtosis": "excess kurtosis of the entries of dL/dW of the site's affine weight: 0 of a normal "
         "distribution, above 0 with heavier tails",
     }
+    groups: ClassVar[Mapping[str, str]] = {
+        "grad_norm_total": "4_grad_norm/00_total",
+        "first_over_last": "4_grad_norm/00_first_over_last",
+        "grad_noise": "4_grad_norm/00_noise",
+        "grad_norm": "4_grad_norm",
+        "delta_norm": "4_grad_norm_delta",
+        "update_ratio": "4_grad_norm_update_ratio",
+        "abs_over_sum": "4_gradient_abs_over_sum",
+        "grad_kurtosis": "4_gradient_kurtosis",
+    }
 
     def __init__(self, *, updates: bool, deltas: bool, noise: bool, cancellation: bool) -> None:
         """Beside the gradient norms: `updates` measures update_ratio, at the price of a copy of the weights; `deltas`

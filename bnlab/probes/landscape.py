@@ -46,6 +46,7 @@ class Landscape:
     metrics: ClassVar[Mapping[str, str]] = ALONG_GRADIENT | {
         f"random_{name}": f"{name} along a random direction of the norm of g, in its place" for name in ALONG_GRADIENT
     }
+    groups: ClassVar[Mapping[str, str]] = dict.fromkeys(metrics, "5_landscape")
 
     def __init__(
         self,

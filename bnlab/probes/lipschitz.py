@@ -52,6 +52,12 @@ class Lipschitz:
         "thm41_corr": "sum over channels of what the variance takes away: gamma^2 / sigma^2 (2 - q) <g, y_hat>^2 / m, "
         "q = var / (var + eps)",
     }
+    groups: ClassVar[Mapping[str, str]] = {
+        "thm41_error": "5_lipschitz_error",
+        "thm41_raw": "5_lipschitz_raw",
+        "thm41_mean": "5_lipschitz_mean",
+        "thm41_corr": "5_lipschitz_corr",
+    }
 
     def __init__(self) -> None:
         self._measured = np.zeros(0, dtype=bool)

@@ -39,6 +39,7 @@ class Sharpness:
         "eta_lambda_half": "lr / 2 * lambda_max: above 1, gradient descent is unstable on the quadratic there",
         **{f"lambda_{rank}": f"eigenvalue number {rank} from the top" for rank in range(2, TOP + 1)},
     }
+    groups: ClassVar[Mapping[str, str]] = dict.fromkeys(metrics, "5_sharpness")
 
     def __init__(self, *, top: Annotated[int, Ge(1), Le(TOP)], tolerance: Annotated[float, Gt(0), Lt(1)]) -> None:
         """`top`: how many eigenvalues. `tolerance`: an eigenvalue is found when its residual is so small against it;

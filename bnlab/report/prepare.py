@@ -12,13 +12,13 @@ import numpy as np
 
 from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.load import Collection
+from bnlab.core.study import evenly
 from bnlab.core.text import short_key
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import columns, read
 from bnlab.record.runs import Run
 from bnlab.report.base import Floats, Group, SeenRun, Target, View
 from bnlab.report.style import looks_for
-from bnlab.report.traces import evenly
 
 KEEP = ("train_loss", "drift_mean.pre", "loss_lo", "loss_hi", "loss_range")
 """Series that figures need of many runs."""

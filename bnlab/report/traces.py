@@ -57,17 +57,6 @@ def even(steps: Floats) -> Floats:
     return np.concatenate([[False], gaps == values[counts.argmax()]])
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of `count` indices, evenly spread, first and last among them.
-
-    >>> evenly(11, 3), evenly(2, 5)
-    ([0, 5, 10], [0, 1])
-    """
-    if wanted >= count:
-        return list(range(count))
-    return sorted({round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)})
-
-
 def finite(values: Iterable[float]) -> list[float]:
     return [float(x) for x in values if np.isfinite(x)]
 

@@ -8,7 +8,7 @@ import statistics
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from bnlab.board.events import Profile
 from bnlab.board.histograms import Histograms
 from bnlab.board.run import Board, Extent
 from bnlab.board.tags import LIGHT, tags
+from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.record.journal import read
@@ -216,6 +217,38 @@ def test_the_event_file_of_a_run_says_what_its_journal_says(
         }
         assert {metric for _, metric, _ in sources} | histograms == metrics
     assert shown > 500
+
+
+def test_a_probe_declares_the_groups_of_its_measurements() -> None:
+    """A group shows every site; `group/card` is a median or a scalar, `group/*_card` is three hidden sites."""
+
+    class Own:
+        groups: ClassVar[dict[str, str]] = {
+            "own": "4_own",
+            "own_median": "4_own/00_other_median",
+            "own_unit": "6_own/*_p50",
+            "own_scalar": "4_own",
+        }
+
+    record = {"own.pre": [1.0] * 4, "own_median": [1.0] * 4, "own_unit": [1.0] * 4, "own_scalar": 2.0, "unknown": 3.0}
+    assert [tag for tag, _, _ in tags(record, SITES)][:3] == [
+        "5_other/own_scalar",
+        "5_other/unknown",
+        "5_own_median/00_median_of_layers",
+    ]
+    PROBES.register("own_probe")(Own)
+    try:
+        found = tags(record, SITES)
+    finally:
+        PROBES.forget("own_probe")
+    assert found == [
+        ("4_own/00_other_median", "own_median", None),
+        ("4_own/own_scalar", "own_scalar", -1),
+        ("4_own_pre/00_median_of_layers", "own.pre", None),
+        *((f"4_own_pre/{site}", "own.pre", index) for index, site in enumerate(SITES)),
+        ("5_other/unknown", "unknown", -1),
+        *((f"6_own/{SITES[index]}_p50", "own_unit", index) for index in (0, 1, 2)),
+    ]
 
 
 def test_tensorboard_s_accumulator_shows_the_same_series(

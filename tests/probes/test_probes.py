@@ -22,7 +22,8 @@ from twins import Moment, counts_of, drift_mean, moments_of
 
 from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
-from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges, spread
+from bnlab.core.study import evenly
+from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Record, read
 from bnlab.run.setup import Setup, assemble
@@ -363,7 +364,7 @@ def test_histogram_edges_are_uniform_in_asinh_and_symmetric() -> None:
 
 @given(count=st.integers(1, 60), wanted=st.integers(1, 60))
 def test_indices_are_spread_over_the_whole_range(count: int, wanted: int) -> None:
-    found = spread(count, wanted)
+    found = evenly(count, wanted)
     assert found == sorted(set(found))
     assert len(found) == min(count, wanted)
     assert found[0] == 0

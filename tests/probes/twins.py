@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from bnlab.core.seeds import stream
 from bnlab.core.spec import RunSpec
+from bnlab.core.study import evenly
 from bnlab.data.base import Split
 from bnlab.net.build import Site
-from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, spread
+from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.run.setup import Setup
 
 Figures = dict[str, Any]
@@ -253,7 +254,7 @@ def dead_fraction(moment: Moment) -> list[float | None]:
 
 def histograms(moment: Moment) -> dict[str, list[float]]:
     """Of the chosen sites."""
-    chosen = spread(len(moment.sites), moment.option("activations", "histogram_sites"))
+    chosen = evenly(len(moment.sites), moment.option("activations", "histogram_sites"))
     return {
         f"histogram.{point}.{moment.sites[i].name}": counts_of(tensors[i].numpy())
         for point, tensors in probed(moment).items()
