@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
+from bnlab.core.study import evenly
 from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, SeenRun, View, ratio
 from bnlab.report.canvas import LEFT, WIDTH, Sheet, panel_name
 from bnlab.report.style import EDGE, MUTED, PAPER, Look
-from bnlab.report.traces import by_seed, evenly
+from bnlab.report.traces import by_seed
 from bnlab.report.words import compact, footnote, listed
 
 ORDER = 4
