@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,9 @@ from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, canonical
 
 Values = Mapping[str, Any]
-"""All that is known of a run, by key; None or absent: not known."""
+"""All that is known about a run, by key. None or absent: not known."""
 
-ORDERS: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+ORDERS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 FORM = re.compile(r"\s*(?P<key>[^=!<>\s]+)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<text>.*?)\s*", re.S)
 SAME = {"lr": "optim.lr", "final_loss": "train_loss", "final_accuracy": "test_accuracy"} | {
     group: f"{group}.name" for group in GROUPS if group != "probes"
@@ -32,26 +27,27 @@ SAME = {"lr": "optim.lr", "final_loss": "train_loss", "final_accuracy": "test_ac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What was typed: conditions that must all hold; keys to sort by, the first one foremost, `-key` downwards."""
+    """`--where` and `--sort`: conditions that must all hold, and keys to sort by, the first one first; `-key` sorts
+    downwards."""
 
     where: Sequence[str] = ()
     sort: Sequence[str] = ()
 
     def keys(self) -> list[str]:
-        """Every key it speaks of, as it was typed, once."""
+        """Every key that it names, as it was typed, once."""
         conditions = [match["key"] for text in self.where if (match := FORM.fullmatch(text))]
         return list(dict.fromkeys([*conditions, *(key.removeprefix("-") for key in self.sort)]))
 
     def of(self, runs: Sequence[Values]) -> list[int]:
-        """Positions of the runs that it takes, in its order; without a key to sort by, in theirs.
+        """Positions of the selected runs, sorted; without a key to sort by, in their order.
 
         Raises:
-            UsageError: what is no condition, a key that no run has, a value of another type than the runs'.
+            UsageError: a text that is not a condition, a key that no run has, a value of another type than the runs'.
         """
         tests = [_condition(text, runs) for text in self.where]
         orders = [(_known("--sort", key.removeprefix("-"), runs), key.startswith("-")) for key in self.sort]
         chosen = [index for index, run in enumerate(runs) if all(test(run) for test in tests)]
-        for key, down in reversed(orders):  # each sorting keeps the order of the one before among equals
+        for key, down in reversed(orders):  # each sort keeps the previous order among equals
             have = [index for index in chosen if rank(runs[index].get(key)) is not None]
             lack = [index for index in chosen if rank(runs[index].get(key)) is None]
             chosen = [*sorted(have, key=lambda index: rank(runs[index].get(key)) or (), reverse=down), *lack]
@@ -64,7 +60,7 @@ def value_of(run: Values, key: str) -> Any:
 
 
 def rank(value: Any) -> tuple[Any, ...] | None:
-    """By what values are sorted: numbers, then texts. None for what is not known, or not a number.
+    """The sort key of a value: numbers before texts. None for a value that is not known or not a number.
 
     >>> sorted([2, "full", 0.5, True], key=rank), rank(float("nan")), rank(None)
     ([0.5, True, 2, 'full'], None, None)
@@ -72,19 +68,6 @@ def rank(value: Any) -> tuple[Any, ...] | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return (0, value) if isinstance(value, int | float) else (1, value if isinstance(value, str) else canonical(value))
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values.
-
-    >>> dict(leaves({"seed": 0, "optim": {"lr": 0.1}}))
-    {'seed': 0, 'optim.lr': 0.1}
-    """
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _known(option: str, key: str, runs: Sequence[Values]) -> str:
@@ -102,31 +85,31 @@ def _known(option: str, key: str, runs: Sequence[Values]) -> str:
 def _condition(text: str, runs: Sequence[Values]) -> Callable[[Values], bool]:
     match = FORM.fullmatch(text)
     if match is None:
-        raise UsageError("--where", "no condition", text, "Write norm=batch, or != < > <= >= in the place of =.")
+        raise UsageError("--where", "not a condition", text, "Write norm=batch, or != < > <= >= in place of =.")
     key, sign = _known("--where", match["key"], runs), match["sign"]
     there = [run[key] for run in runs if run.get(key) is not None]
     if sign in ORDERS:
         bound = _typed(match["text"])
         if not _is_number(bound):
-            raise UsageError("--where", f"{sign} wants a number after it", text)
+            raise UsageError("--where", f"{sign} needs a number after it", text)
         if there and not any(_is_number(value) for value in there):
-            raise UsageError("--where", f"{match['key']} is no number in these runs", text, "Use = or !=.")
+            raise UsageError("--where", f"{match['key']} is not a number in these runs", text, "Use = or !=.")
         compare = ORDERS[sign]
         return lambda run: _is_number(run.get(key)) and compare(run[key], bound)
     wanted = [(one, _typed(one)) for one in _several(match["text"])]
-    for one, value in wanted:
-        _refuse_other_type(text, match["key"], one, value, there)
+    for _, value in wanted:
+        _refuse_other_type(text, match["key"], value, there)
     return lambda run: (sign == "!=") != any(_equal(run.get(key), one, value) for one, value in wanted)
 
 
-def _refuse_other_type(text: str, key: str, one: str, value: Any, there: Iterable[Any]) -> None:
+def _refuse_other_type(text: str, key: str, value: Any, there: Sequence[Any]) -> None:
     for kind, is_it in (("a number", _is_number), ("true or false", lambda value: isinstance(value, bool))):
-        if (known := list(there)) and all(is_it(other) for other in known) and not (value is None or is_it(value)):
+        if there and all(map(is_it, there)) and not (value is None or is_it(value)):
             raise UsageError("--where", f"{key} is {kind} in these runs", text)
 
 
 def _equal(value: Any, text: str, wanted: Any) -> bool:
-    """Alike to 12 digits, `1` and `1.0` too; a text is compared as it was typed."""
+    """Equal to 12 digits, as are `1` and `1.0`; a text is compared as it was typed."""
     return value == text if isinstance(value, str) else canonical(value) == canonical(wanted)
 
 
@@ -135,7 +118,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _several(text: str) -> list[str]:
-    """The values between commas, of which one must be there; a list is one value.
+    """The values between commas, of which one must match; a list is one value.
 
     >>> _several("none,batch"), _several("[0,2]")
     (['none', 'batch'], ['[0,2]'])
@@ -144,7 +127,7 @@ def _several(text: str) -> list[str]:
 
 
 def _typed(text: str) -> Any:
-    """As in YAML, but that `1e-3` is a number.
+    """As in YAML, except that `1e-3` is a number.
 
     >>> _typed("1e-3"), _typed("true"), _typed("null"), _typed("[0, 2]"), _typed("batch")
     (0.001, True, None, [0, 2], 'batch')

@@ -16,7 +16,7 @@ RATE = "optim.lr"
 
 
 class NotTestedError(Exception):
-    """There is nothing to compare; says why."""
+    """There is nothing to compare. Its text says why."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,7 +62,7 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
         NotTestedError: an arm has no runs, or no seed has both arms.
     """
     if factor in claim.contrast and claim.at == "curve":
-        raise NotTestedError(f"{factor} is what is contrasted, so there is no curve over it")
+        raise NotTestedError(f"{factor} is contrasted, so there is no curve over it")
     labels = [_label(claim, index) for index in (0, 1)]
     arms = [_runs(collection, claim, index) for index in (0, 1)]
     for arm, runs in zip(labels, arms, strict=True):
@@ -82,7 +82,9 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     if not seeds:
         raise NotTestedError("no seed has all runs of both arms" if both else "the arms have no seed in common")
     if left := sorted((laid[0].keys() | laid[1].keys()) - set(seeds)):
-        cautions.append(f"left out, since runs of theirs are missing or did not end: seeds {' '.join(map(str, left))}")
+        cautions.append(
+            f"left out, since some of their runs are missing or did not end: seeds {' '.join(map(str, left))}"
+        )
     return Grid(
         treated=Side(label=labels[0], runs=laid[0]),
         control=Side(label=labels[1], runs=laid[1]),
@@ -96,9 +98,8 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
 def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]) -> tuple[list[list[Run]], list[str]]:
     """The runs of one version of the study. After an edit, runs may differ in keys that are not axes: those count that
     agree with most of the study's overrides, and of equally good versions the one with most runs."""
-    foreign = [
-        key for key in keys if study and not any(key == axis or key.startswith(f"{axis}.") for axis in study.axes)
-    ]
+    axes = tuple(f"{axis}." for axis in study.axes) if study else ()
+    foreign = [key for key in keys if not f"{key}.".startswith(axes)]
     if study is None or not foreign:
         return arms, []
 
@@ -107,12 +108,11 @@ def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]
 
     runs = [run for arm in arms for run in arm]
     counts = Counter(version(run) for run in runs)
-    agree = {
-        version(run): sum(_same(run.spec.get(key), value) for key, value in study.overrides.items()) for run in runs
-    }
+    wanted = study.overrides.items()
+    agree = {version(run): sum(_same(run.spec.get(key), value) for key, value in wanted) for run in runs}
     kept = max(sorted(counts), key=lambda text: (agree[text], counts[text]))
     left = len(runs) - counts[kept]
-    caution = f"left out, since they differ in {', '.join(foreign)}, no axis of the study: {left} runs"
+    caution = f"left out, since they differ in {', '.join(foreign)}, which is not an axis of the study: {left} runs"
     return [[run for run in arm if version(run) == kept] for arm in arms], [caution]
 
 
@@ -146,8 +146,8 @@ def _runs(collection: Collection, claim: Claim, index: int) -> list[Run]:
 
 
 def _matched(collection: Collection, claim: Claim, runs: Sequence[Run], factor: str) -> list[str]:
-    """Keys besides seed, factor and contrast in which runs differ. What belongs to a contrasted group goes with its
-    choice (`norm.groups` with `norm`), unless the study has it as an axis."""
+    """The keys in which runs differ, besides seed, factor and contrast. Options of a contrasted group belong to its
+    choice (`norm.groups` to `norm`), unless the study has them as axes."""
     axes = set(collection.study.axes) if collection.study else set()
     own = tuple(f"{key}." for key in claim.contrast if key in GROUPS)
     skipped = {"seed", factor, RATE, *claim.contrast}

@@ -1,4 +1,4 @@
-"""Claims -> verdicts: a pure function of run folders. docs/decisions/010 has the rules and their reasons."""
+"""From claims to verdicts, as a pure function of run folders. The rules and their reasons: docs/decisions/010."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
 from bnlab.core.study import Claim
+from bnlab.core.text import count
 
 
 def judge(*collections: Collection) -> list[Verdict]:
-    """A verdict on every claim of the collections' studies, in their order; Holm's adjustment is over them all.
+    """A verdict on every claim of the collections' studies, in their order. Holm's adjustment is over all of them.
 
     Raises:
-        UsageError: as `check`.
+        UsageError: a claim that `claims.check` refuses.
     """
     found: list[_Weighed] = []
     for collection in collections:
@@ -34,7 +35,7 @@ def judge(*collections: Collection) -> list[Verdict]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Weighed:
-    """A claim, its differences and what tests and interval say of them, before Holm."""
+    """A claim, its differences, their tests and their interval, before Holm's adjustment."""
 
     claim: Claim
     paired: Paired | None = None
@@ -55,7 +56,7 @@ class _Weighed:
 
     @property
     def p(self) -> float:
-        """Either null can be rejected, and they cannot both be true but on the border between them."""
+        """The smaller one: either null hypothesis can be rejected, and only on their border are both true."""
         return min(self.p_support, self.p_refute)
 
     @property
@@ -73,7 +74,7 @@ def _weigh(collection: Collection, claim: Claim) -> _Weighed:
         return _Weighed(claim=claim, reason=str(error), cautions=tuple(_edited(collection, claim)))
     cautions = (*found.cautions, *_edited(collection, claim))
     if np.isposinf(found.high).all() and (found.low == 0).all():
-        reason = f"{claim.metric} is beyond what these runs can tell in both arms, at every seed"
+        reason = f"{claim.metric} is beyond the range of these runs in both arms, at every seed"
         return _Weighed(claim=claim, reason=reason, cautions=cautions)
     p_support, p_refute = ps(found.low, found.high, threshold(claim))
     low, high = interval(found.values)
@@ -89,7 +90,7 @@ def _weigh(collection: Collection, claim: Claim) -> _Weighed:
 
 
 def _edited(collection: Collection, claim: Claim) -> list[str]:
-    """Whether runs began before the claim was what it is now."""
+    """Cautions about runs that began before the claim had its present text."""
     digests = [run.provenance.get("claims") for run in collection.runs]
     known = [found.get(claim.name) for found in digests if isinstance(found, dict)]
     edited = sum(digest is not None and digest != claim.digest for digest in known)
@@ -114,12 +115,12 @@ def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
     decision: Decision = "direction only"
     cautions = weighed.cautions
     if weighed.n > 1 and np.ptp(found.values) == 0:
-        cautions = (*cautions, "the effect is the same at every seed, so that its interval is a point; grids do that")
+        cautions = (*cautions, "the effect is the same at every seed, so its interval is a point, as happens on a grid")
     if p is not None:
         decision = decide(weighed.p_support, weighed.p_refute, p, weighed.interval, weighed.threshold)
         if decision == "inconclusive" and tested > claims_decidable(weighed.n):
             most = claims_decidable(weighed.n)
-            cautions = (*cautions, f"with {weighed.n} seeds a report can decide {most} claims at most, not {tested}")
+            cautions = (*cautions, f"with {weighed.n} seeds a report can decide at most {most} claims, not {tested}")
     return Verdict(
         claim=claim,
         decision=decision,
@@ -142,22 +143,21 @@ def _why(
     assert found is not None
     unit = "x" if claim.compare == "ratio" else ""
     numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
-    asked = f"{claim.smallest_effect:.3g}{unit}"
-    seeds = f"{weighed.n} seed{'s' if weighed.n > 1 else ''}"
+    required = f"{claim.smallest_effect:.3g}{unit}"
+    seeds = count(weighed.n, "seed")
     shown = f", p {p:.2g}" if p is not None else ""
     arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
     match decision:
-        case "supported":
-            return f"{arms}: {numbers}, above the {asked} asked; {seeds}{shown}"
-        case "refuted" if weighed.mean < 0:
-            return f"{arms}: {numbers}, the other way; {seeds}{shown}"
-        case "refuted":
-            return f"{arms}: {numbers}, less than the {asked} asked; {seeds}{shown}"
         case "direction only":
             toward = int((found.values > 0).sum())
-            return f"{arms}: {numbers} in {seeds}, {toward} of them this way; a verdict needs {FEWEST_SEEDS}"
+            return f"{arms}: {numbers} in {seeds}, {toward} of them in this direction; a verdict needs {FEWEST_SEEDS}"
+        case "supported":
+            result = f"above the required {required}"
+        case "refuted":
+            result = "in the other direction" if weighed.mean < 0 else f"less than the required {required}"
         case _ if weighed.interval[0] > weighed.threshold or weighed.interval[1] < weighed.threshold:
             side = "above" if weighed.mean > weighed.threshold else "below"
-            return f"{arms}: {numbers}, {side} the {asked} asked by the interval but not by the test; {seeds}{shown}"
+            result = f"{side} the required {required} by the interval but not by the test"
         case _:
-            return f"{arms}: {numbers}, not clearly above or below the {asked} asked; {seeds}{shown}"
+            result = f"not clearly above or below the required {required}"
+    return f"{arms}: {numbers}, {result}; {seeds}{shown}"

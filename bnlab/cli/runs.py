@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from bnlab.analysis.select import SAME, Selection, leaves, value_of
+from bnlab.analysis.select import SAME, Selection, value_of
 from bnlab.core.errors import UsageError
+from bnlab.core.text import leaves
 from bnlab.record.folder import RunFolder, find_runs
 from bnlab.record.runs import age_s, progress_of, state_of
 from bnlab.terminal.signs import print_json, say

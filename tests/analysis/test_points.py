@@ -126,7 +126,7 @@ def test_a_seed_counts_with_all_its_runs_only(
 ) -> None:
     found = paired(collect(sweep({("none", 1.0, 1): None})), claim_of())
     assert found.seeds == (0, 2)
-    assert "left out, since runs of theirs are missing or did not end: seeds 1" in found.cautions
+    assert "left out, since some of their runs are missing or did not end: seeds 1" in found.cautions
 
 
 def test_arms_are_tuned_over_the_same_grid(
@@ -158,10 +158,10 @@ def test_runs_of_an_earlier_version_of_the_study_are_left_out(
     ]
     most = paired(collect(runs), claim_of())
     assert most.values == pytest.approx(np.log([4, 4, 4]))
-    assert "left out, since they differ in steps, no axis of the study: 4 runs" in most.cautions
+    assert "left out, since they differ in steps, which is not an axis of the study: 4 runs" in most.cautions
     current = paired(collect(runs, overrides={"steps": 99}), claim_of())
     assert current.values == pytest.approx(np.log([2, 2]))
-    assert "left out, since they differ in steps, no axis of the study: 6 runs" in current.cautions
+    assert "left out, since they differ in steps, which is not an axis of the study: 6 runs" in current.cautions
 
 
 def test_the_options_of_an_axis_that_is_a_group_go_with_it(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:

@@ -1,4 +1,4 @@
-"""Choosing among runs and sorting them, by whatever is known of them."""
+"""Choosing among runs and sorting them, by anything that is known about them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def chosen(*where: str, sort: tuple[str, ...] = ()) -> str:
         (("optim.lr<=3e-1", "seed<1"), "a"),
         (("data.batch_size=64",), "a"),
         (("data.batch_size=full",), "b"),
-        (("data.batch_size<100",), "ac"),  # what is no number is neither less nor more
+        (("data.batch_size<100",), "ac"),  # a text is neither less nor more
         (("loss<inf",), "ad"),
         (("loss=null",), "c"),
         (("steps=null",), "abcd"),  # known of none
@@ -89,14 +89,14 @@ def test_runs_are_sorted_by_the_first_key_and_then_the_next(keys: tuple[str, ...
     [
         ("optim.lrr=1", "", r"^--where: no such key in these runs, got 'optim\.lrr'\. Did you mean: optim\.lr\?$"),
         ("", "-batch_size", r"^--sort: .* got 'batch_size'\. Did you mean: data\.batch_size\?$"),
-        ("norm", "", r"^--where: no condition, got 'norm'\. Write norm=batch, "),
+        ("norm", "", r"^--where: not a condition, got 'norm'\. Write norm=batch, "),
         ("lr=small", "", r"^--where: lr is a number in these runs, got 'lr=small'\.$"),
         ("data.flip=1", "", r"^--where: data\.flip is true or false in these runs, got 'data\.flip=1'\.$"),
-        ("lr<small", "", r"^--where: < wants a number after it, got 'lr<small'\.$"),
-        ("norm>1", "", r"^--where: norm is no number in these runs, got 'norm>1'\. Use = or !=\.$"),
+        ("lr<small", "", r"^--where: < needs a number after it, got 'lr<small'\.$"),
+        ("norm>1", "", r"^--where: norm is not a number in these runs, got 'norm>1'\. Use = or !=\.$"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(where: str, sort: str, line: str) -> None:
+def test_a_mistake_is_reported_in_one_line(where: str, sort: str, line: str) -> None:
     with pytest.raises(UsageError, match=line):
         chosen(*([where] if where else []), sort=(sort,) if sort else ())
 
@@ -117,7 +117,7 @@ def said(*words: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Four runs of two norms: the last one has not begun."""
+    """Four runs of two norms. The last one has not begun."""
     for name, norm, depth, accuracy in [("a", "none", 2, 0.5), ("b", "batch", 8, 0.9), ("c", "batch", 2, 0.7)]:
         folder = tmp_path / name
         folder.mkdir()
@@ -151,7 +151,7 @@ def test_runs_are_chosen_by_columns_keys_and_metrics(words: tuple[str, ...], fou
     assert [Path(line.split()[-1]).name for line in table[2:]] == list(found)
 
 
-def test_a_key_that_was_asked_for_has_a_column(root: Path) -> None:
+def test_a_key_of_the_selection_has_a_column(root: Path) -> None:
     words = ("runs", root, "--sort", "model.depth", "--where", "norm=batch")
     lines = said(*words)[1].splitlines()
     assert lines[0].split()[-3:] == ["model.depth", "age", "run"]
@@ -160,7 +160,7 @@ def test_a_key_that_was_asked_for_has_a_column(root: Path) -> None:
     assert "norm.name" not in lines[0]
 
 
-def test_where_no_run_is_left_that_is_told(root: Path) -> None:
+def test_a_selection_of_no_run_says_so(root: Path) -> None:
     assert said("runs", root, "--where", "norm=bach") == (0, "none of 4 runs\n", "")
     assert said("runs", root, "--where", "norm=bach", "--json") == (0, '{"runs": []}\n', "")
 

@@ -48,7 +48,7 @@ def test_supported(losses: Callable[..., Verdict]) -> None:
     assert 2 < min(effects) < verdict.interval[0] < verdict.effect < verdict.interval[1] < max(effects)
     assert (verdict.p, verdict.n, verdict.seeds) == (2**-6, 6, (0, 1, 2, 3, 4, 5))
     assert verdict.why == (
-        "final_train_loss smaller with batch than with none: 4.99x, 95 % 4.75 to 5.28x, above the 2x asked; "
+        "final_train_loss smaller with batch than with none: 4.99x, 95 % 4.75 to 5.28x, above the required 2x; "
         "6 seeds, p 0.016"
     )
 
@@ -57,7 +57,7 @@ def test_refuted_since_it_is_too_small(losses: Callable[..., Verdict]) -> None:
     verdict = losses(scaled(0.36), [0.5] * 6)
     assert (verdict.decision, verdict.p) == ("refuted", 2**-6)
     assert verdict.effect == pytest.approx(1.39, abs=0.01)
-    assert "1.39x, 95 % 1.32 to 1.46x, less than the 2x asked" in verdict.why
+    assert "1.39x, 95 % 1.32 to 1.46x, less than the required 2x" in verdict.why
 
 
 def test_refuted_since_it_is_the_other_way(losses: Callable[..., Verdict]) -> None:
@@ -65,7 +65,7 @@ def test_refuted_since_it_is_the_other_way(losses: Callable[..., Verdict]) -> No
     assert (verdict.decision, verdict.p) == ("refuted", 2**-6)
     assert verdict.effect == pytest.approx(0.2, abs=0.01)
     assert verdict.why.startswith(
-        "final_train_loss smaller with batch than with none: 0.2x, 95 % 0.19 to 0.21x, the other way;"
+        "final_train_loss smaller with batch than with none: 0.2x, 95 % 0.19 to 0.21x, in the other direction;"
     )
 
 
@@ -73,7 +73,7 @@ def test_inconclusive(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.1, 0.5, 0.1, 0.5, 0.1, 0.5], [0.5] * 6)
     assert verdict.decision == "inconclusive"
     assert verdict.effect == pytest.approx(math.sqrt(5))
-    assert "not clearly above or below the 2x asked" in verdict.why
+    assert "not clearly above or below the required 2x" in verdict.why
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -81,7 +81,7 @@ def test_direction_only_with_fewer_than_six_seeds(n: int, losses: Callable[..., 
     verdict = losses(scaled(0.1, n), [0.5] * n)
     assert (verdict.decision, verdict.p, verdict.n) == ("direction only", None, n)
     assert verdict.effect == pytest.approx(5, rel=0.1)
-    assert f"{n} of them this way; a verdict needs 6" in verdict.why
+    assert f"{n} of them in this direction; a verdict needs 6" in verdict.why
     assert (verdict.interval is None) == ("95 %" not in verdict.why) == (n < 3)
 
 
@@ -101,7 +101,7 @@ def test_a_larger_figure_may_be_what_is_expected(losses: Callable[..., Verdict])
 def test_a_tie_on_the_smallest_effect_is_inconclusive(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.1] * 6, [0.3] * 6, smallest_effect=3.0)
     assert (verdict.decision, verdict.effect, verdict.p) == ("inconclusive", pytest.approx(3), 1.0)
-    assert "the effect is the same at every seed, so that its interval is a point; grids do that" in verdict.cautions
+    assert "the effect is the same at every seed, so its interval is a point, as happens on a grid" in verdict.cautions
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_tie_on_the_smallest_effect_is_inconclusive(losses: Callable[..., Verd
         ),
         (
             {"contrast": {"optim.lr": (0.1, 0.2)}, "metric": "max_stable_lr", "at": "curve"},
-            "optim.lr is what is contrasted, so there is no curve over it",
+            "optim.lr is contrasted, so there is no curve over it",
         ),
     ],
 )
@@ -149,8 +149,8 @@ def test_p_is_adjusted_over_all_claims_that_are_tested(run_of: RunOf, collect: C
     four = judge(collect(runs, claims), collect(runs, [claim_of(name="elsewhere")]))
     assert [v.decision for v in four] == ["inconclusive"] * 3 + ["not tested", "inconclusive"]
     assert four[0].p == 4 * 2**-6
-    assert "above the 2x asked by the interval but not by the test" in four[0].why
-    assert "with 6 seeds a report can decide 3 claims at most, not 4" in four[0].cautions
+    assert "above the required 2x by the interval but not by the test" in four[0].why
+    assert "with 6 seeds a report can decide at most 3 claims, not 4" in four[0].cautions
 
 
 def test_a_run_that_diverged_is_the_worst_of_its_arm(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
