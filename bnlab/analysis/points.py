@@ -74,7 +74,7 @@ class Comparison:
         self.collection, self.claim, self.metric, self.options, self.grid = collection, claim, metric, options, grid
         self.pairs: dict[int, list[Pair]] = {seed: [] for seed in grid.seeds}
         self.used: tuple[set[str], set[str]] = (set(), set())
-        self.points = ["", ""]
+        self.places = ["", ""]
         self.cautions = list(grid.cautions)
         self.nothing = f"{metric.name} was not measured"
 
@@ -124,7 +124,7 @@ class Comparison:
                 Arm(
                     label=side.label,
                     values=tuple(self._mean([value.value for value in found]) for found in each),
-                    point=self.points[index],
+                    point=self.places[index],
                     runs=tuple(sorted(self.used[index])),
                 )
             )
@@ -165,7 +165,7 @@ class Comparison:
     def at_rates(self, rates: Mapping[int, set[float]]) -> None:
         """Say where both arms were compared."""
         if RATE in self.claim.contrast:
-            self.points = [self.rate(index, 0.0) for index in (0, 1)]
+            self.places = [self.rate(index, 0.0) for index in (0, 1)]
             return
         counts = sorted({len(found) for found in rates.values()})
         seen = sorted(set().union(*rates.values()))
@@ -173,7 +173,7 @@ class Comparison:
         if len(seen) > 1:
             number = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
             text = f"{number} learning rates, {seen[0]:g} to {seen[-1]:g}"
-        self.points = [text, text]
+        self.places = [text, text]
 
 
 def paired(collection: Collection, claim: Claim) -> Paired:
@@ -206,7 +206,7 @@ def _curve(comparison: Comparison) -> None:
             treated, control = (metric.value(curve, **comparison.options) for curve in curves)
             comparison.add(seed, treated, control, [list(curve.values()) for curve in curves])
     what = "learning rates" if grid.factor == RATE else f"values of {grid.factor}"
-    comparison.points = [f"{len({point.rate for point in grid.points})} {what}"] * 2
+    comparison.places = [f"{len({point.rate for point in grid.points})} {what}"] * 2
 
 
 def _matched_lr(comparison: Comparison) -> None:
@@ -237,7 +237,7 @@ def _best_lr(comparison: Comparison) -> None:
         for seed in grid.seeds:
             runs = [[side.runs[seed][point]] for side, point in zip(grid.arms, chosen, strict=True)]
             comparison.add(seed, values[chosen[0]][0][seed], values[chosen[1]][1][seed], runs)
-    comparison.points = [
+    comparison.places = [
         text[0] if len(set(text)) == 1 else f"the best of each of {len(text)} settings: {', '.join(text)}"
         for text in words
     ]
@@ -272,7 +272,7 @@ def _matched_loss(comparison: Comparison) -> None:
             rates.setdefault(seed, set()).add(point.rate)
     comparison.nothing = f"there is no training loss that both arms pass with {comparison.metric.name} measured"
     comparison.at_rates(rates)
-    comparison.points = [f"{text}, {LEVELS} training losses at each" for text in comparison.points]
+    comparison.places = [f"{text}, {LEVELS} training losses at each" for text in comparison.places]
 
 
 def at_equal_losses(losses: Sequence[Series], courses: Sequence[Series]) -> list[tuple[float, float]]:

@@ -1,7 +1,7 @@
-"""What a study is: a base experiment, axes, and claims; and a cell of its grid. No torch here.
+"""A study: a base experiment, axes, and claims; and a cell of its grid. No torch here.
 
-A claim is data: it names a metric (analysis/metrics.py), two arms, the point at which they are compared, the direction,
-and the smallest effect worth speaking of, all before the first run.
+A claim is data: it names a metric (bnlab.analysis.metrics), two arms, the point at which they are compared, the
+direction, and the smallest effect that matters, all before the first run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bnlab.core.text import typed
 from bnlab.core.typed import check_tree
 
 Value = bool | int | float | str | None | list[Any]
-"""What an axis takes on; a list stands for one value that is a list."""
+"""A value of an axis; a list is one value."""
 
 Point = Literal["curve", "matched_lr", "best_lr", "matched_loss"]
 """Where two arms are compared, seed by seed:
@@ -57,13 +57,13 @@ class Claim:
 
     @property
     def digest(self) -> str:
-        """First 10 hex digits of the sha256 of what is claimed: with an edited claim it is another."""
+        """First 10 hex digits of the sha256 of the claim; an edited claim has another one."""
         return hashlib.sha256(canonical(dataclasses.asdict(self)).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A grid over a base experiment, and what it is to decide.
+    """A grid over a base experiment, and the claims that it tests.
 
     `overrides` hold for every cell. `axes` are written in the grammar of the command line: `norm: none,batch`,
     `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`.
@@ -86,7 +86,7 @@ class Study:
         claims = tree.get("claims") or []
         if not isinstance(claims, list | tuple):
             raise UsageError("claims", "must be a list", claims)
-        for index, claim in enumerate(claims):  # one by one: a claim is told by its place
+        for index, claim in enumerate(claims):  # one by one, so that errors name the claim's place
             if not isinstance(claim, Mapping):
                 raise UsageError(f"claims.{index}", "must have keys and values", claim)
             refuse_unknown(Claim, claim, f"claims.{index}.")
@@ -105,8 +105,8 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run of a grid. `values` are its values of the axes; `overrides` all that makes it out of the experiment
-    `config`, as typed."""
+    """One run of a grid. `values` are its values of the axes; `overrides` are all overrides of the experiment `config`,
+    as typed."""
 
     spec: RunSpec
     config: str
@@ -114,7 +114,7 @@ class Cell:
     values: Mapping[str, Value]
 
     def line(self, *more: str) -> str:
-        """The command that runs this cell alone, to the same bits and in the same folder; `more` goes behind it."""
+        """The command that runs this cell alone, to the same bits and in the same folder; `more` is appended."""
         return shlex.join(["bnlab", "train", "--config", self.config, *self.overrides, f"name={self.spec.name}", *more])
 
 

@@ -1,4 +1,4 @@
-"""Folders that training has left, tabled and judged."""
+"""Folders written by training: their table and their verdicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLAIMS = (
 
 @pytest.fixture
 def sweep(spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Path) -> Callable[[str], Collection]:
-    """Trains two norms at two rates, 1e9 of them hopeless, with two seeds, below a folder of that name."""
+    """Trains two norms at two rates, of which 1e9 diverges, with two seeds, below a folder of that name."""
 
     def trained(where: str) -> Collection:
         study = Study(name=where, base="quickstart", axes={"norm": "batch,none"}, claims=CLAIMS)
@@ -53,7 +53,7 @@ def test_equal_sweeps_have_equal_tables_and_verdicts(sweep: Callable[[str], Coll
     assert tables[0]["status"].to_list().count("diverged") >= 2
     assert tables[0]["drift_pre"].drop_nulls().len() >= 4
     assert judge(one) == judge(other)
-    # A copied folder and one without its checkpoint, board and log say the same.
+    # Copies of folders and missing checkpoints change nothing.
     shutil.copytree(tmp_path / "one" / "batch" / "0.1" / "0", tmp_path / "one" / "copy")
     for file in tmp_path.glob("one/**/checkpoint.pt"):
         file.unlink()

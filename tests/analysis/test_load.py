@@ -1,4 +1,4 @@
-"""Run folders as they lie on the disk."""
+"""Run folders on the disk: what is read of them, and the table of runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folder(path: Path, *, seed: int = 0, status: str | None = "finished", run_s:
     return run
 
 
-def test_a_spec_is_flat_and_a_group_stands_for_its_choice(tmp_path: Path) -> None:
+def test_a_spec_is_flat_and_a_group_is_its_choice(tmp_path: Path) -> None:
     found = read_run(folder(tmp_path / "a"))
     assert found.spec == {"seed": 0, "norm": "batch", "norm.eps": 1e-5, "optim": "sgd", "optim.lr": 0.1}
     assert found.provenance["claims"] == {"c": "0123456789"}
@@ -109,7 +109,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     assert [run.path.relative_to(tmp_path).as_posix() for run in found.copies] == ["b/seed=0-0123456789", "d"]
 
 
-def test_a_journal_is_read_once_and_further_names_can_be_asked_for(tmp_path: Path) -> None:
+def test_a_journal_is_read_once_and_further_names_later(tmp_path: Path) -> None:
     run = folder(tmp_path / "a")
     found = read_runs(tmp_path, keep=["batch_mean"])
     assert found.runs[0].series("batch_mean").values.tolist() == [[-1, 0]]
@@ -119,7 +119,7 @@ def test_a_journal_is_read_once_and_further_names_can_be_asked_for(tmp_path: Pat
     assert found.runs[0].series("nothing") is NOTHING
 
 
-def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
+def test_a_study_is_read_with_its_runs(tmp_path: Path) -> None:
     study = Study(name="s", base="b", axes={"seed": "0,1"}, claims=(CLAIM,))
     tree = json.loads(json.dumps(study.tree())) | {"provenance": {"argv": ["bnlab"]}}
     (tmp_path / "s").mkdir()
@@ -136,7 +136,7 @@ def test_a_study_lies_beside_its_runs(tmp_path: Path) -> None:
     ("text", "match"),
     [("claims: [", "not YAML"), ("- 1", "not a study"), ("name: s\nbase: b\nclaims: 3\n", "claims: must be a list")],
 )
-def test_a_broken_study_is_said_to_be(text: str, match: str, tmp_path: Path) -> None:
+def test_a_broken_study_is_refused(text: str, match: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UsageError, match=match):
         read_study(tmp_path / "study.yaml")

@@ -204,7 +204,7 @@ def test_every_metric_says_what_it_is() -> None:
         assert row["unit"], row
 
 
-def test_an_unknown_metric_has_a_neighbour() -> None:
+def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         UsageError, match=r"metric: no such metric, got 'max_stable_rl'\. Did you mean: max_stable_lr\?"
     ):

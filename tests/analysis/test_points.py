@@ -64,7 +64,7 @@ def test_best_lr_of_a_measurement_is_that_of_the_loss(
     assert (found.treated.point, found.control.point) == ("lr 1", "lr 0.1")
 
 
-def test_best_lr_of_a_spread_is_that_of_what_is_spread(
+def test_best_lr_of_a_spread_is_that_of_the_metric_it_is_of(
     sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     """At 0.1 and 10 the seeds agree entirely, on worse losses."""

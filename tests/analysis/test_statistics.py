@@ -131,7 +131,7 @@ def test_where_little_varies_the_interval_holds_the_mean(x: list[float]) -> None
 
 @settings(max_examples=30)
 @given(DIFFERENCES)
-def test_an_interval_lies_among_the_differences(differences: list[int]) -> None:
+def test_an_interval_is_within_the_differences(differences: list[int]) -> None:
     low, high = interval(np.array(differences, dtype=np.float64), resamples=99)
     assert min(differences) <= low <= high <= max(differences)
 

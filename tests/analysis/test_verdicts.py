@@ -1,4 +1,4 @@
-"""Every verdict, on tables made by hand."""
+"""Every verdict, on hand-made tables."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_refuted_since_it_is_too_small(losses: Callable[..., Verdict]) -> None:
     assert "1.39x, 95 % 1.32 to 1.46x, less than the required 2x" in verdict.why
 
 
-def test_refuted_since_it_is_the_other_way(losses: Callable[..., Verdict]) -> None:
+def test_refuted_since_it_is_in_the_other_direction(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.5] * 6, scaled(0.1))
     assert (verdict.decision, verdict.p) == ("refuted", 2**-6)
     assert verdict.effect == pytest.approx(0.2, abs=0.01)
@@ -92,7 +92,7 @@ def test_a_difference_is_one_of_values(losses: Callable[..., Verdict]) -> None:
     assert ": 0.4, 95 % " in verdict.why
 
 
-def test_a_larger_figure_may_be_what_is_expected(losses: Callable[..., Verdict]) -> None:
+def test_a_larger_value_may_be_expected(losses: Callable[..., Verdict]) -> None:
     verdict = losses([0.5] * 6, scaled(0.1), expect="larger")
     assert verdict.decision == "supported"
     assert verdict.effect == pytest.approx(5, rel=0.05)
