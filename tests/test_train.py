@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.core.losses import objective
 from bnlab.core.spec import RunSpec
 from bnlab.optim.base import learning_rate
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
-from bnlab.run.setup import assemble
+from bnlab.run.setup import Setup, assemble
 from bnlab.run.train import DIVERGED_ABOVE, Guard, RunFailedError, train
 
 SpecOf = Callable[..., RunSpec]
@@ -167,18 +167,17 @@ def test_an_error_inside_a_run_is_recorded_and_the_run_can_be_taken_up_again(
 # -- divergence ------------------------------------------------------------------------------------
 
 
-def _exploding(site: str) -> Callable[[nn.Module], None]:
-    """Makes the net overflow at that site, and nowhere before it.
+def _explode(setup: Setup, site: str, step: int = 0) -> None:
+    """Makes that step's first example overflow at that site, and nowhere before it.
 
-    The weights are infinite, not merely large: whether a sum of large terms of both signs overflows, and to what,
-    depends on where a processor cuts it. Infinity times an input that is zero, or of both signs, is NaN on any.
+    Every product of that example has one sign (inputs of later sites are outputs of a ReLU), so that its sums are
+    infinite in whatever order and width a processor adds them.
     """
-
-    def explode(module: nn.Module) -> None:
-        with torch.no_grad():
-            module.get_parameter(f"{site}_affine.weight").fill_(math.inf)
-
-    return explode
+    first = setup.batches.at(step).x[0].flatten().sign() if site == "L00_fc" else torch.tensor(1.0)
+    with torch.no_grad():
+        weight = setup.net.module.get_parameter(f"{site}_affine.weight")
+        weight.copy_((3e38 * first).expand_as(weight))
+        setup.net.module.get_parameter(f"{site}_affine.bias").fill_(3e38)
 
 
 @pytest.mark.parametrize("site", ["L00_fc", "L02_fc", "L04_out"])
@@ -194,7 +193,7 @@ def test_a_run_that_overflows_names_the_step_and_the_site(
         nonlocal asked
         asked += 1
         if asked == step:
-            _exploding(site)(setup.net.module)
+            _explode(setup, site, step)
 
     folder = RunFolder(tmp_path)
     status = train(setup, folder, stopped=at_that_step)
@@ -210,7 +209,7 @@ def test_a_run_that_overflows_names_the_step_and_the_site(
 def test_the_status_of_a_diverged_run_is_json_that_any_reader_takes(spec_of: SpecOf, tmp_path: Path) -> None:
     """NaN and Infinity are no JSON; `bnlab train --json` and other languages read this file."""
     setup = assemble(spec_of("norm=none"))
-    _exploding("L01_fc")(setup.net.module)
+    _explode(setup, "L01_fc")
     train(setup, RunFolder(tmp_path))
 
     def refuse(text: str) -> None:
