@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import config
-from bnlab.cli import plugin
+from bnlab.cli.verify import check_plugin
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS, PROBES, REGISTRIES
 from bnlab.core.seeds import stream
@@ -486,7 +486,7 @@ def mine(channels: int, dims: int, *, {option}):
 
 
 def _shown(file: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
-    code = plugin.show(file, None, as_json=True)
+    code = check_plugin(file, None, as_json=True)
     return code, json.loads(capsys.readouterr().out)["contract"]
 
 
@@ -518,7 +518,7 @@ def test_what_cannot_be_built_says_why(
     (there / "mine.py").write_text(NORM.format(option=option, result=result))
     if not check:
         with pytest.raises(UsageError, match=r"^plugins: SyntaxError in mine\.py: .* got 'mine\.py'\. Mend it\.$"):
-            plugin.show("mine.py", None, as_json=True)
+            check_plugin("mine.py", None, as_json=True)
         return
     assert _shown("mine.py", capsys) == (3, [{"entry": "norm=mine", "check": check, "ok": False, "why": line}])
 
@@ -537,7 +537,7 @@ def test_a_file_that_is_no_plugin_is_refused(text: str | None, message: str, the
     if text is not None:
         (there / "mine.py").write_text(text)
     with pytest.raises(UsageError, match=message):
-        plugin.show("mine.py", None, as_json=True)
+        check_plugin("mine.py", None, as_json=True)
 
 
 def test_a_broken_plugin_is_told_in_one_line_and_the_command_exits_3(there: Path) -> None:

@@ -182,10 +182,10 @@ def test_the_command_prints_one_json_object_and_exits_0() -> None:
 
 
 def test_the_command_exits_3_and_names_what_is_broken(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    from bnlab.cli import verify as proof
+    from bnlab.cli.verify import check_identities
 
     _other_theory(monkeypatch)
-    assert proof.show(as_json=False) == 3
+    assert check_identities(as_json=False) == 3
     said = capsys.readouterr().out
     assert "broken: gradient growth with batch norm, relu, batch 8" in said
     assert "BROKEN" in said

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from bnlab.core.study import Claim
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
+
+
+SIGNS: Mapping[Decision, str] = {
+    "supported": "✓",
+    "refuted": "✕",
+    "inconclusive": "~",
+    "direction only": "→",
+    "not tested": "·",
+}
+"""The sign of each decision, in terminals and reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,25 +1,16 @@
-"""The command line: the only importer of typer. What a command needs is imported inside it, so that help comes at
-once."""
+"""The command line: the only importer of typer. One file a command; what a command needs is imported inside its
+function, so that help is fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
 
-from bnlab.cli import running, showing, verifying
-from bnlab.cli.app import app
-from bnlab.core.errors import UsageError
-from bnlab.terminal.signs import complain
+from bnlab.cli.app import main
 
-__all__ = ["app", "main", "running", "showing", "verifying"]
+__all__ = ["main"]
 
-USAGE = 2
+COMMANDS = ("train", "sweep", "evaluate", "runs", "report", "list", "complete", "verify")
+"""Files of commands, in the order of the help."""
 
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="bnlab")
-    except UsageError as error:
-        for line in error.lines:
-            complain(line)
-        raise SystemExit(USAGE) from None
+for _name in COMMANDS:
+    importlib.import_module(f"{__name__}.{_name}")

@@ -1,14 +1,24 @@
-"""The application, and the options that several commands have."""
+"""The application, and what several commands share: options, exit codes, signals, and how a user's mistake is shown."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from bnlab import __version__
-from bnlab.terminal.signs import say
+from bnlab.core.errors import UsageError, nearest
+from bnlab.terminal.signs import complain, say
+
+OK, USAGE, FAILED, CHANGED, INTERRUPTED = 0, 2, 3, 4, 130
+"""Exit codes: done; a mistake of the user; a run or a check failed; another verdict than expected; Ctrl-C."""
+
+RUNS = Path("runs")
 
 app = typer.Typer(
     name="bnlab",
@@ -20,15 +30,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data = typer.Typer(help="Data sets that do not come with bnlab.", no_args_is_help=True)
-app.add_typer(data, name="data")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines; no live display.")]
 ConfigDir = Annotated[
-    Path | None, typer.Option(help="Your own configs, looked at before the packaged ones.  [default: ./configs]")
+    Path | None, typer.Option(help="Your own configs, searched before the packaged ones.  [default: ./configs]")
 ]
+RunsDir = Annotated[Path, typer.Option("--runs", help="The folder that run folders are written to.")]
 Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or one run.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again at step 0 and overwrite what is there.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="bnlab")
+    except UsageError as error:
+        for line in error.lines:
+            complain(line)
+        raise SystemExit(USAGE) from None
 
 
 def _version(wanted: bool) -> None:
@@ -43,4 +62,51 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What goes before the command."""
+    """Options before the command."""
+
+
+class Stop:
+    """Notes SIGINT, SIGTERM and SIGHUP. The loop reads `reason` before every step, saves a checkpoint and returns. A
+    second signal changes nothing, so that it cannot break a file that is being written."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+        # A closed terminal interrupts a run in the same way; under nohup the signal stays ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note)
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+    def _note(self, number: int, frame: object) -> None:
+        self.reason = signal.Signals(number).name
+
+
+def words_out(as_json: bool) -> TextIO:
+    """Where words for people go: stdout belongs to the object of --json."""
+    return sys.stderr if as_json else sys.stdout
+
+
+def no_config(config_dir: Path | None, *kinds: str) -> UsageError:
+    """The error of a command without --config: it lists the configs of these kinds."""
+    from bnlab.config import available, config_dirs
+
+    dirs = config_dirs(config_dir)
+    return UsageError(
+        "--config", "missing", remedy=nearest("", [name for kind in kinds for name in available(kind, dirs)])
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside it, an error of the file system is the mistake of --runs.
+
+    Raises:
+        UsageError: a file cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(error.filename or path)) from None

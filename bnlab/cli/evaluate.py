@@ -1,52 +1,49 @@
-"""`bnlab evaluate`: trained nets asked again, from their checkpoints. Nothing is trained, and nothing is written."""
+"""`bnlab evaluate`: trained nets on the test split again, from their checkpoints. It trains and writes nothing."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from bnlab.cli.runs import runs_below, spec_of, status_of
-from bnlab.config.questions import Question, asked
+import typer
+
+from bnlab.cli.app import Json, Plain, app
 from bnlab.core.errors import UsageError
-from bnlab.core.spec import RunSpec
-from bnlab.net.evaluate import evaluate
-from bnlab.probes.base import to_host
-from bnlab.record.folder import RunFolder
-from bnlab.run import checkpoint, host
-from bnlab.run.setup import assemble
-from bnlab.terminal import tables
-from bnlab.terminal.counting import Count
 from bnlab.terminal.signs import print_json, say
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One question to one net, and what it came to on the test split."""
-
-    run: str
-    status: str
-    step: int
-    shift: str
-    shift_strength: float | None
-    eval_bn: str
-    eval_batch_size: int | str
-    examples: int
-    metrics: Mapping[str, float]
+if TYPE_CHECKING:
+    from bnlab.core.spec import RunSpec
+    from bnlab.record.folder import RunFolder
 
 
-def show(root: Path, questions: Sequence[Question], as_json: bool, plain: bool) -> None:
-    """Print the answers of all runs at or below `root` that have a checkpoint; on stderr, how many there are so far.
+@app.command()
+def evaluate(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="One run, or a folder of runs.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
+    ] = None,
+    as_json: Json = False,
+    plain: Plain = False,
+) -> None:
+    """Evaluate trained nets under other conditions.
 
-    Raises:
-        UsageError: no such runs, or a question that one of them cannot be asked; before any is answered.
+    The test data may be shifted, and batch norm may use other statistics. Nothing is trained or written.
     """
-    folders = runs_below(root)
+    from bnlab.config.questions import asked, load_questions
+
+    questions = load_questions(overrides or ())
+    from bnlab.cli.runs import spec_of, status_of
+    from bnlab.record.folder import runs_below
+    from bnlab.terminal.progress import Count
+    from bnlab.terminal.tables import show_answers
+
+    folders = runs_below(runs)
     saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
     if not saved:
-        raise UsageError("RUNS", "no run here has a checkpoint", str(root), "A run saves one at its end.")
+        raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
     specs = [(folder, [asked(spec_of(folder), question) for question in questions]) for folder in saved]
     answers = []
     with Count("answer", len(saved) * len(questions), sys.stderr, plain=plain) as count:
@@ -55,35 +52,41 @@ def show(root: Path, questions: Sequence[Question], as_json: bool, plain: bool) 
             for answer in ask(folder, of_run):
                 answers.append(answer)
                 count()
-    left_out = [str(folder.path) for folder in folders if folder not in saved]
+    left_out = [folder for folder in folders if folder not in saved]
     if as_json:
-        print_json({"evaluations": [asdict(answer) for answer in answers], "left_out": left_out})
+        print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})
         return
-    tables.show_answers([asdict(answer) for answer in answers])
-    for path in left_out:
-        say(f"left out   {path}: no checkpoint, {status_of(RunFolder(Path(path)))['status']}")
+    show_answers(answers)
+    for folder in left_out:
+        say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
 
 
-def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[Answer]:
-    """The answers of one run's net, as its checkpoint has it, one after the other.
+def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+    """Loss and accuracy of the net in a run's checkpoint, under each of the specs.
 
     Raises:
-        UsageError: what the specs ask makes no sense, or the checkpoint is not of such a net.
+        UsageError: a spec that cannot be evaluated, or a checkpoint of another net.
     """
+    from bnlab.cli.runs import status_of
+    from bnlab.net.evaluate import evaluate as evaluated
+    from bnlab.probes.base import to_host
+    from bnlab.run import checkpoint, host
+    from bnlab.run.setup import assemble
+
     for spec in specs:
         host.prepare(spec.threads)
         setup = assemble(spec)
         step = checkpoint.restore_weights(folder.checkpoint_file, setup.net.module)
         test = setup.dataset.test
-        found: dict[str, Any] = to_host(evaluate(setup.inference, test, spec.loss, spec.reduction))
-        yield Answer(
-            run=str(folder.path),
-            status=status_of(folder)["status"],
-            step=step,
-            shift=spec.data.shift,
-            shift_strength=spec.data.shift_strength,
-            eval_bn=spec.eval_bn,
-            eval_batch_size=spec.eval_batch_size,
-            examples=len(test),
-            metrics={f"test_{name}": float(value) for name, value in found.items()},
-        )
+        found: dict[str, Any] = to_host(evaluated(setup.inference, test, spec.loss, spec.reduction))
+        yield {
+            "run": str(folder.path),
+            "status": status_of(folder)["status"],
+            "step": step,
+            "shift": spec.data.shift,
+            "shift_strength": spec.data.shift_strength,
+            "eval_bn": spec.eval_bn,
+            "eval_batch_size": spec.eval_batch_size,
+            "examples": len(test),
+            "metrics": {f"test_{name}": float(value) for name, value in found.items()},
+        }

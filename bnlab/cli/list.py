@@ -1,17 +1,46 @@
-"""The names that configs and records may use. Only the list of metrics imports torch."""
+"""`bnlab list` and `bnlab data fetch`: the names that configs and claims may use, and files of data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+import typer
 
+from bnlab.cli.app import INTERRUPTED, ConfigDir, Json, Plain, app, words_out
 from bnlab.core.errors import UsageError, nearest
-from bnlab.terminal.signs import print_json, say
+from bnlab.terminal.signs import complain, print_json, say
 
-KINDS = {
+Rows = list[dict[str, str]]
+data = typer.Typer(help="Data sets that do not come with bnlab.", no_args_is_help=True)
+
+
+def _metrics() -> Rows:
+    from bnlab.analysis.metrics import table
+
+    return table()
+
+
+def _measurements() -> Rows:
+    from bnlab.core.registry import PROBES, load_plugins
+    from bnlab.run.train import MEASUREMENTS
+
+    load_plugins([])
+    found = [{"name": name, "description": text, "probe": ""} for name, text in MEASUREMENTS.items()]
+    for probe in PROBES.names():
+        named = PROBES.entry(probe).constructor.metrics  # type: ignore[attr-defined]
+        found += [{"name": name, "description": text, "probe": probe} for name, text in named.items()]
+    return found
+
+
+def _figures() -> Rows:
+    from bnlab.report.figures import figures
+
+    return [{"name": name, "description": figure.SUBJECT} for name, figure in figures().items()]
+
+
+KINDS: dict[str, str | Callable[[], Rows]] = {
     "configs": "experiments",
     "experiments": "experiments",
     "studies": "studies",
@@ -20,50 +49,37 @@ KINDS = {
     "data": "data",
     "optim": "optim",
     "probes": "probes",
-    "metrics": "",
-    "figures": "",
+    "measurements": _measurements,
+    "metrics": _metrics,
+    "figures": _figures,
 }
-"""What `bnlab list` takes, and the folder of configs it stands for. Metrics are what a journal has; figures are what is
-made of it, of a run or of a curve, and what claims are about."""
-
-LOOP_METRICS = {
-    "train_loss": "loss of the training batch, before the update",
-    "train_accuracy": "share of the training batch that is classified right, before the update",
-    "test_loss": "loss on the test set, with the statistics of eval_bn",
-    "test_accuracy": "share of the test set that is classified right, with the statistics of eval_bn",
-    "lr": "learning rate of the step",
-}
-"""What the loop itself records."""
+"""What `bnlab list` takes: the folder of configs that a kind stands for, or what lists it."""
 
 
-def show_names(kind: str, config_dir: Path | None, as_json: bool) -> None:
-    """Print everything of one kind.
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the names of one kind, with a line on each.
 
-    Raises:
-        UsageError: an unknown kind.
+    measurements: the series that probes and the loop write to a journal. metrics: what the claims of a study may name.
+    figures: the plots of a report. (Formerly `list metrics` listed measurements, and
+    `list figures` metrics.)
     """
-    from bnlab.terminal import tables
-
     found = names(kind, config_dir)
     if as_json:
         print_json({kind: found})
     elif found:
-        tables.show_names(found)
+        from bnlab.terminal.tables import show_names
+
+        show_names(found)
     else:
         say(f"no {kind}")
 
 
-def show_spec(tree: Mapping[str, Any], run_id: str, dirs: Sequence[Path], as_json: bool) -> None:
-    """Print a resolved spec, with its id and the directories its configs may come from."""
-    if as_json:
-        print_json({"id": run_id, "config_dirs": [str(folder) for folder in dirs], "spec": tree})
-        return
-    say(f"# id: {run_id}")
-    say(f"# configs: {', '.join(str(folder) for folder in dirs)}")
-    say(yaml.safe_dump(dict(tree), sort_keys=False).rstrip())
-
-
-def names(kind: str, config_dir: Path | None) -> list[dict[str, str]]:
+def names(kind: str, config_dir: Path | None) -> Rows:
     """Name and description of everything of one kind.
 
     Raises:
@@ -71,28 +87,48 @@ def names(kind: str, config_dir: Path | None) -> list[dict[str, str]]:
     """
     if kind not in KINDS:
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, KINDS))
-    if kind == "metrics":
-        return _metrics()
-    if kind == "figures":
-        from bnlab.analysis.metrics import table
-
-        return table()
+    source = KINDS[kind]
+    if not isinstance(source, str):
+        return source()
     from bnlab.config import available, config_dirs, description
 
     dirs = config_dirs(config_dir)
-    found = [(name, description(file)) for name, file in available(KINDS[kind], dirs).items()]
+    found = [(name, description(file)) for name, file in available(source, dirs).items()]
     if kind == "probes":
         single = available("probes/one", dirs).items()
         found += [(name, f"{description(file)} Part of the above.") for name, file in single]
     return [{"name": name, "description": text} for name, text in found]
 
 
-def _metrics() -> list[dict[str, str]]:
-    from bnlab.core.registry import PROBES, load_plugins
+@data.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="The data set; `bnlab list data` lists them.")],
+    origin: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Copy files from this folder; download nothing.")
+    ] = None,
+    as_json: Json = False,
+    plain: Plain = False,
+) -> None:
+    """Download a data set and check it, or copy it from a folder."""
+    from bnlab.core.registry import DATA
+    from bnlab.files import fetch as files
+    from bnlab.files.sources import SOURCES
+    from bnlab.terminal.progress import Downloads
 
-    load_plugins([])
-    found = [{"name": name, "description": text, "probe": ""} for name, text in LOOP_METRICS.items()]
-    for probe in PROBES.names():
-        metrics = PROBES.entry(probe).constructor.metrics  # type: ignore[attr-defined]
-        found += [{"name": name, "description": text, "probe": probe} for name, text in metrics.items()]
-    return found
+    DATA.entry(name)  # importing it registers its source
+    source = SOURCES.get(name)
+    if source is None:
+        raise UsageError(f"data={name}", "has no files to fetch", remedy="It comes with bnlab: use it as it is.")
+    if origin is not None and not origin.is_dir():
+        raise UsageError("--from", "no such directory", str(origin))
+    try:
+        with Downloads(words_out(as_json), plain=plain or as_json) as report:
+            fetched = files.fetch(source, report, origin)
+    except KeyboardInterrupt:
+        complain("interrupted; the same command resumes the download")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json({"data": name, "folder": str(fetched.folder), "how": fetched.how})
+    else:
+        done: dict[str, Any] = {"present": "already there", "copied": "copied", "downloaded": "downloaded"}
+        say(f"{name}: {done[fetched.how]} and checked, in {fetched.folder}")

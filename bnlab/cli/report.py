@@ -1,4 +1,4 @@
-"""`bnlab report`: verdicts, figures and report.html remade from run folders alone. Nothing here imports torch."""
+"""`bnlab report` and `bnlab view`: what a folder of runs shows, in report.html and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,52 +6,67 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from bnlab.record.runs import Run
-from bnlab.report.base import Built
-from bnlab.report.build import build
-from bnlab.terminal import verdicts
+import typer
+
+from bnlab.cli.app import RUNS, Json, Runs, app
+from bnlab.core.errors import UsageError
+from bnlab.core.text import count
 from bnlab.terminal.signs import print_json, say
 
+if TYPE_CHECKING:
+    from bnlab.analysis.base import Verdict
+    from bnlab.record.runs import Run
+
 MOST_NAMED = 5
-"""Runs without an end that are named one by one."""
+"""Runs that have not ended and are listed one by one."""
 
 
-def report(root: Path, as_json: bool) -> None:
-    """Write the report of the runs below `root`, and say what it says and where it is.
+@app.command()
+def report(runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Build verdicts, figures and report.html from runs."""
+    from bnlab.report.build import build
 
-    Raises:
-        UsageError: no runs there that have ended.
-    """
     start = time.perf_counter()
-    built = build(root)
+    built = build(runs)
     seconds = time.perf_counter() - start
     if as_json:
-        print_json(tree(built))
+        print_json(
+            {
+                "report": str(built.path),
+                "claims": [tree(verdict) for verdict in built.verdicts],
+                "figures": list(built.figures),
+                "runs": built.runs,
+                "unfinished": [str(run.path) for run in built.unfinished],
+            }
+        )
         return
-    verdicts.show(built.verdicts)
-    for line in unfinished(built.unfinished, root):
+    from bnlab.terminal.tables import show_verdicts
+
+    show_verdicts(built.verdicts)
+    for line in unfinished(built.unfinished, runs):
         say(line)
-    runs = f"{built.runs} run" + ("" if built.runs == 1 else "s")
-    figures = f"{len(built.figures)} figure" + ("" if len(built.figures) == 1 else "s")
     say(f"report     {built.path}")
-    say(f"made of    {runs}, {figures}, in {seconds:.1f} s")
+    say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
 
 
-def tree(built: Built) -> dict[str, Any]:
-    """What `--json` prints."""
+def tree(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as --json has it."""
     return {
-        "report": str(built.path),
-        "claims": [verdicts.tree(verdict) for verdict in built.verdicts],
-        "figures": list(built.figures),
-        "runs": built.runs,
-        "unfinished": [str(run.path) for run in built.unfinished],
+        "name": verdict.claim.name,
+        "verdict": verdict.decision,
+        "effect": verdict.effect,
+        "interval": None if verdict.interval is None else list(verdict.interval),
+        "p": verdict.p,
+        "n": verdict.n,
+        "why": verdict.why,
+        "cautions": list(verdict.cautions),
     }
 
 
 def unfinished(runs: Sequence[Run], root: Path) -> list[str]:
-    """A line a run that has not ended, the rest counted.
+    """A line for each of the first runs that have not ended, and one that counts the rest.
 
     >>> unfinished([], Path("runs"))
     []
@@ -61,7 +76,37 @@ def unfinished(runs: Sequence[Run], root: Path) -> list[str]:
         step = run.status.get("step")
         at = f" at step {step}" if isinstance(step, int | float) and math.isfinite(step) else ""
         place = run.path.relative_to(root) if run.path != root else run.path
-        lines.append(f"left out   {place}: {run.status.get('status', 'not started or unreadable')}{at}")
+        lines.append(f"left out   {place}: {run.state}{at}")
     if len(runs) > MOST_NAMED:
         lines.append(f"left out   {len(runs) - MOST_NAMED} more that have not ended; see: bnlab runs {root}")
     return lines
+
+
+@app.command()
+def view(
+    runs: Runs = RUNS,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link and open no browser.")] = False,
+    run_filter: Annotated[
+        str | None, typer.Option("--filter", metavar="REGEX", help="Show only the runs that match.")
+    ] = None,
+    bind_all: Annotated[bool, typer.Option("--bind-all", help="Serve other machines too. There is no login.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The arms of a sweep side by side, averaged over seeds.")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="All tags of every run, even of more than 50 runs.")] = False,
+) -> None:
+    """Open TensorBoard on runs, coloured by norm."""
+    options: dict[str, Any] = {
+        "port": port, "open_browser": not no_open, "run_filter": run_filter, "bind_all": bind_all, "say": say,
+    }  # fmt: skip
+    if compare and full:
+        raise UsageError("--full", "cannot be used with --compare", remedy="A comparison has tags of its own.")
+    if compare:
+        from bnlab.board.serve.compare import compare as serve_comparison
+
+        serve_comparison(runs, **options)
+    else:
+        from bnlab.board.serve.show import view as serve_runs
+
+        serve_runs(runs, full=full, **options)

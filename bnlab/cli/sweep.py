@@ -1,228 +1,225 @@
-"""One `bnlab sweep` in a terminal: what is there, what is run, what failed, what it says of claims, the exit code."""
+"""`bnlab sweep`: a grid of runs, its failures, and its verdicts on the study's claims."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-from bnlab.analysis.claims import check as check_claims
-from bnlab.analysis.claims import read_expected, unexpected
-from bnlab.analysis.statistics import claims_decidable
-from bnlab.cli.train import DONE as OK
-from bnlab.cli.train import FAILED, INTERRUPTED, Stop, has_data
+import typer
+
+from bnlab.cli.app import (
+    CHANGED,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    RUNS,
+    ConfigDir,
+    Fresh,
+    Json,
+    Plain,
+    RunsDir,
+    Stop,
+    app,
+    no_config,
+    words_out,
+    writing,
+)
 from bnlab.core.errors import UsageError
-from bnlab.core.study import Cell, Study
-from bnlab.sweep.executors import executor
-from bnlab.sweep.ledger import DONE, digests, write_study
-from bnlab.sweep.run import Standing, Sweep
-from bnlab.terminal import verdicts
+from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
-from bnlab.terminal.tally import Tally, TallyLines
 
 if TYPE_CHECKING:
     from bnlab.analysis.base import Verdict
+    from bnlab.core.study import Cell, Study
+    from bnlab.sweep.base import Executor
+    from bnlab.sweep.run import Standing, Sweep
+    from bnlab.terminal.progress import Tally
 
-CHANGED = 4
 DECIDING_SEEDS = 6
-"""Of two arms with fewer seeds, no exact test can say more than a direction."""
+"""With fewer seeds in two arms, no exact test can decide more than a direction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepTyped:
-    """What was typed after `bnlab sweep`."""
+@app.command()
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUES]...", help="Axes and changes: norm=none,batch 'seed=range(0,6)' steps=500"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The study, or an experiment for a grid of your own.")
+    ] = None,
+    runs: RunsDir = RUNS,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    plain: Plain = False,
+    fresh: Fresh = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their states (with --json, their lines); run nothing.")
+    ] = False,
+    expect_verdicts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Exit with 4 if a verdict differs from the one in this YAML or JSON."),
+    ] = None,
+) -> None:
+    """Run a grid of runs, or resume it. Runs that have ended are skipped."""
+    stop = Stop()  # before the slow imports: a signal during them counts too
+    from bnlab import config as configs
+    from bnlab.analysis.claims import check, read_expected, unexpected
+    from bnlab.sweep.executors import executor
+    from bnlab.sweep.ledger import digests, write_study
+    from bnlab.sweep.run import Sweep
 
-    config: str
-    overrides: tuple[str, ...]
-    runs: Path
-    config_dir: Path | None
-    as_json: bool
-    plain: bool
-    fresh: bool
-    retry_failed: bool
-    fail_fast: bool
-    dry_run: bool
-    expect: Path | None
-
-    def again(self) -> str:
-        """The line to type to go on: the same, less --fresh and --retry-failed."""
-        words = ["bnlab", "sweep", "--config", self.config, *self.overrides, *self.places()]
-        flags = {"--fail-fast": self.fail_fast, "--json": self.as_json, "--plain": self.plain}
-        words += [flag for flag, wanted in flags.items() if wanted]
-        return shlex.join(words + (["--expect-verdicts", str(self.expect)] if self.expect else []))
-
-    def places(self) -> list[str]:
-        """The options that say where things are, if they are not where they are by default."""
-        runs = ["--runs", str(self.runs)] if self.runs != Path("runs") else []
-        return runs + (["--config-dir", str(self.config_dir)] if self.config_dir is not None else [])
-
-
-def sweep(study: Study, cells: Sequence[Cell], typed: SweepTyped, stop: Stop) -> int:
-    """Run what is left of a grid, or with --dry-run say what that is; the exit code.
-
-    Raises:
-        UsageError: settings that cannot be followed, a status that cannot be read, a folder that cannot be written,
-            expectations that cannot be read.
-    """
-    check_claims(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
-    expected = read_expected(typed.expect, study) if typed.expect else {}
-    at_work = executor(cells[0].spec)
-    out = sys.stderr if typed.as_json else sys.stdout
-    root = typed.runs / study.name
-    grid = Sweep(
-        cells,
-        typed.runs,
-        fresh=typed.fresh,
-        retry_failed=typed.retry_failed,
-        provenance={"claims": digests(study)} if study.claims else {},
+    if config is None:
+        raise no_config(config_dir, "studies", "experiments")
+    given = overrides or []
+    study, cells = configs.load_study(config, given, config_dir)
+    check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
+    expected = read_expected(expect_verdicts, study) if expect_verdicts else {}
+    workers, out, root = executor(cells[0].spec), words_out(as_json), runs / study.name
+    places = {"runs": runs if runs != RUNS else None, "config_dir": config_dir}
+    provenance = {"claims": digests(study)} if study.claims else {}
+    grid = Sweep(cells, runs, fresh=fresh, retry_failed=retry_failed, provenance=provenance)
+    if dry_run:
+        _show_cells(study, grid, places, as_json)
+        return
+    again = again_line(
+        config, given, places, fail_fast=fail_fast, json=as_json, plain=plain, expect_verdicts=expect_verdicts
     )
-    if typed.dry_run:
-        _show_cells(study, grid, typed)
-        return OK
     _say_seeds(study, cells, out)
     if grid.left:
-        write_study(root, study, typed.again())
-        if _has_data(grid, typed, stop, out):
-            _run(grid, at_work, typed, stop, out)
+        write_study(root, study, again)
+        if _has_data(grid, plain or as_json, stop, out):
+            # In this process a breakpoint needs the terminal, which a live display would take from it.
+            live = not plain and not as_json and is_screen(out) and workers.apart
+            with writing(root):
+                _run(grid, workers, live, fail_fast, stop, out)
     else:
-        say(f"{_runs(len(cells))}, all ended, nothing to do (--fresh runs again)", out)
+        say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
-    _say_counts(grid, out)
-    report, found = (None, []) if interrupted else _reported(root)
-    if not typed.as_json:
-        verdicts.show(found, out)
+    say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
+    report, verdicts = (None, []) if interrupted else _reported(root)
+    if not as_json:
+        from bnlab.terminal.tables import show_verdicts
+
+        show_verdicts(verdicts, out)
         if report is not None:
             say(f"report  {report}", out)
-    _say_failures(grid.failures, typed, out)
-    changed = unexpected(expected, found) if expected and not interrupted else []
+    _say_failures(grid.failures, again, places, out)
+    changed = unexpected(expected, verdicts) if expected and not interrupted else []
     for line in changed:
         complain(line)
-    if typed.as_json:
-        tree = {"study": study.name, "runs": [_row(standing, typed) for standing in grid.standings.values()]}
-        print_json(tree | {"claims": [verdicts.tree(one) for one in found], "report": report and str(report)})
+    if as_json:
+        from bnlab.cli.report import tree
+
+        claims = [tree(verdict) for verdict in verdicts]
+        rows = [_row(standing, places) for standing in grid.standings.values()]
+        print_json({"study": study.name, "runs": rows, "claims": claims, "report": report and str(report)})
     if interrupted:
-        say(f"go on   {typed.again()}", out)
-        return INTERRUPTED
+        say(f"resume  {again}", out)
+        raise typer.Exit(INTERRUPTED)
     if grid.failures or grid.left:
-        return FAILED
-    return CHANGED if changed else OK
+        raise typer.Exit(FAILED)
+    raise typer.Exit(CHANGED if changed else OK)
 
 
-def _has_data(grid: Sweep, typed: SweepTyped, stop: Stop, out: TextIO) -> bool:
-    """Whether all data sets are there; those that are nowhere are downloaded once, before many runs want them."""
+def again_line(config: str, given: Iterable[str], places: Mapping[str, Any], **flags: Any) -> str:
+    """The line that resumes a sweep: as it was typed, without --fresh and --retry-failed."""
+    return command("bnlab", "sweep", "--config", config, *given, **places, **flags)
+
+
+def _has_data(grid: Sweep, plain: bool, stop: Stop, out: TextIO) -> bool:
+    """Whether all data sets are there. Missing ones are downloaded once, before many runs need them."""
+    from bnlab.cli.train import has_data
+
     specs = {(one.cell.spec.data.name, one.cell.spec.plugins): one.cell.spec for one in grid.left}
-    return all(has_data(spec, out, typed.plain or typed.as_json, stop) for spec in specs.values())
+    return all(has_data(spec, out, plain, stop) for spec in specs.values())
 
 
-def _run(grid: Sweep, at_work: Any, typed: SweepTyped, stop: Stop, out: TextIO) -> None:
-    # In this process a breakpoint shares the terminal, which a live display would take from it.
-    plain = typed.plain or typed.as_json or not is_screen(out) or not at_work.apart
+def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: Stop, out: TextIO) -> None:
+    from bnlab.terminal.progress import TallyLines
+
     display: Tally
-    if plain:
-        display = TallyLines(grid.standings.values(), at_work.workers, out)
-    else:
+    if live:
         from bnlab.terminal.grid import LiveGrid
 
-        display = LiveGrid(grid.standings.values(), at_work.workers, out)
+        display = LiveGrid(grid.standings.values(), workers.workers, out)
+    else:
+        display = TallyLines(grid.standings.values(), workers.workers, out)
     grid.tell = display.tell
     try:
-        grid.run(
-            at_work,
-            fail_fast=typed.fail_fast,
-            stopped=lambda: stop.reason,
-            tick=display.tick,
-            elsewhere=display.wait,
-        )
-    except OSError as error:
-        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(error.filename)) from None
+        grid.run(workers, fail_fast=fail_fast, stopped=stop, tick=display.tick, elsewhere=display.wait)
     finally:
         display.close()
 
 
 def _reported(root: Path) -> tuple[Path | None, list[Verdict]]:
-    """The report over the study's runs, made anew, and its verdicts."""
+    """The report over the study's runs, and its verdicts."""
     from bnlab.report.build import build
 
     try:
         built = build(root)
-    except UsageError:  # no run has ended: nothing to report, and the failures are told already
+    except UsageError:  # no run has ended: nothing to report, and the failures are listed anyway
         return None, []
     return built.path, list(built.verdicts)
 
 
 def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:
+    from bnlab.analysis.statistics import claims_decidable
+
     seeds = len({cell.spec.seed for cell in cells})
     if study.claims and seeds < DECIDING_SEEDS:
-        of = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        say(f"with {of} a claim gets a direction only; {DECIDING_SEEDS} or more seeds decide", out)
+        say(f"with {count(seeds, 'seed')} a claim gets a direction only; {DECIDING_SEEDS} or more seeds decide", out)
     elif len(study.claims) > (most := claims_decidable(seeds)):
-        say(f"{seeds} seeds can decide {most} claims together, and there are {len(study.claims)}: take more seeds", out)
-
-
-def _say_counts(grid: Sweep, out: TextIO) -> None:
-    say(f"{_runs(len(grid.standings))}: {_counted(grid)}", out)
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
+        say(f"{seeds} seeds can decide {most} claims together, and there are {len(study.claims)}: use more seeds", out)
 
 
 def _counted(grid: Sweep) -> str:
     states = Counter("failed" if one.failed else one.state for one in grid.standings.values())
-    return ", ".join(f"{count} {state}" for state, count in sorted(states.items(), key=lambda item: -item[1]))
+    return ", ".join(f"{number} {state}" for state, number in states.most_common())
 
 
-def _say_failures(failures: Sequence[Standing], typed: SweepTyped, out: TextIO) -> None:
-    """A table of them, with their logs, and how to look at one alone."""
+def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str, Any], out: TextIO) -> None:
+    """A table of them with their logs, and the line that runs the first one alone."""
     if not failures:
         return
-    from bnlab.terminal import tables
+    from bnlab.core.study import label
+    from bnlab.terminal.tables import show_failures
 
-    rows = [{"run": label(one.cell), "error": str(one.error), "log": str(one.log or "-")} for one in failures]
-    tables.show_failures(rows, out)
-    say(f"alone   {failures[0].cell.line(*typed.places())}", out)
-    written = [one for one in failures if one.state == "failed"]
-    if written:
-        say(f"again   {typed.again()} --retry-failed", out)
+    rows = [(label(one.cell.values) or "the only run", str(one.error), str(one.log or "-")) for one in failures]
+    show_failures(rows, out)
+    say(f"alone   {failures[0].cell.line(**places)}", out)
+    if any(one.state == "failed" for one in failures):
+        say(f"again   {again} --retry-failed", out)
 
 
-def _show_cells(study: Study, grid: Sweep, typed: SweepTyped) -> None:
+def _show_cells(study: Study, grid: Sweep, places: Mapping[str, Any], as_json: bool) -> None:
     """What a sweep would find: every cell, its state, and with --json the line that runs it alone."""
-    rows = [_row(standing, typed) for standing in grid.standings.values()]
-    if typed.as_json:
+    rows = [_row(standing, places) for standing in grid.standings.values()]
+    if as_json:
         print_json({"study": study.name, "cells": rows})
         return
-    from bnlab.terminal import tables
+    from bnlab.terminal.tables import show_cells
 
-    tables.show_cells(rows, sys.stdout)
-    say(f"{_runs(len(rows))}: {_counted(grid)}; {len(grid.left)} to run")
+    show_cells(rows, sys.stdout)
+    say(f"{count(len(rows), 'run')}: {_counted(grid)}; {len(grid.left)} to run")
 
 
-def _row(standing: Standing, typed: SweepTyped) -> dict[str, Any]:
+def _row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell as --json has it."""
     row: dict[str, Any] = {
         "id": standing.cell.spec.id,
         "run": str(standing.folder.path),
         "state": standing.state,
         "values": dict(standing.cell.values),
-        "line": standing.cell.line(*typed.places()),
+        "line": standing.cell.line(**places),
     }
     if standing.error is not None:
         row |= {"error": standing.error, "log": str(standing.log) if standing.log else None}
-    if standing.state in DONE:
+    if standing.state in ("finished", "diverged"):
         row["metrics"] = standing.status.get("metrics")
     return row
-
-
-def label(cell: Cell) -> str:
-    """A cell by its values of the axes.
-
-    >>> from types import SimpleNamespace
-    >>> label(SimpleNamespace(values={"norm": "none", "optim.lr": 0.1, "seed": 3}))
-    'none lr=0.1 seed=3'
-    """
-    words = [str(value) if key == "norm" else f"{key.rpartition('.')[2]}={value}" for key, value in cell.values.items()]
-    return " ".join(words) or "the only run"

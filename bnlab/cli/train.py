@@ -1,111 +1,114 @@
-"""One `bnlab train` in a terminal, from its spec to the summary: signals, progress, what to print, the exit code."""
+"""`bnlab train`: one run, from its spec to the summary."""
 
 from __future__ import annotations
 
-import shlex
-import signal
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+import typer
+
+from bnlab.cli.app import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    RUNS,
+    ConfigDir,
+    Fresh,
+    Json,
+    Plain,
+    RunsDir,
+    Stop,
+    app,
+    no_config,
+    words_out,
+    writing,
+)
 from bnlab.core.errors import UsageError
-from bnlab.record.folder import ENDED, RunFolder
-from bnlab.terminal import summary
-from bnlab.terminal.progress import PlainLines, Progress
+from bnlab.core.text import command
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.core.spec import RunSpec
+    from bnlab.record.folder import RunFolder
     from bnlab.run.setup import Setup
     from bnlab.run.train import Status
-
-DONE, FAILED, INTERRUPTED = 0, 3, 130
-
-
-class Stop:
-    """Notes SIGINT, SIGTERM and SIGHUP from its making on; the loop asks it before every step, saves a checkpoint and
-    returns. A second signal adds nothing, so that it cannot break a file that is being written."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        signal.signal(signal.SIGINT, self._note)
-        signal.signal(signal.SIGTERM, self._note)
-        # A closed terminal stops a run as gently; under nohup it does not at all.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.reason = signal.Signals(number).name
+    from bnlab.terminal.progress import Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Typed:
-    """What was typed after `bnlab train`."""
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the experiment: norm=none optim.lr=1"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The experiment; `bnlab list configs` lists them.")
+    ] = None,
+    runs: RunsDir = RUNS,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    plain: Plain = False,
+    fresh: Fresh = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved spec and train nothing.")] = False,
+) -> None:
+    """Train one run, or resume it."""
+    stop = Stop()  # before the slow imports: a signal during them counts too
+    from bnlab import config as configs
+    from bnlab.record.folder import ENDED, RunFolder
 
-    config: str
-    overrides: tuple[str, ...]
-    runs: Path
-    config_dir: Path | None
-    as_json: bool
-    plain: bool
-    fresh: bool
-
-    def again(self) -> str:
-        """The line to type to go on: the same, less --fresh.
-
-        >>> Typed(config="a", overrides=("norm=none",), runs=Path("my runs"), config_dir=None, as_json=False,
-        ...       plain=True, fresh=True).again()
-        "bnlab train --config a norm=none --runs 'my runs' --plain"
-        """
-        words = ["bnlab", "train", "--config", self.config, *self.overrides]
-        if self.runs != Path("runs"):
-            words += ["--runs", str(self.runs)]
-        if self.config_dir is not None:
-            words += ["--config-dir", str(self.config_dir)]
-        return shlex.join(words + ["--json"] * self.as_json + ["--plain"] * self.plain)
-
-
-def train(spec: RunSpec, typed: Typed, stop: Stop) -> int:
-    """Train, or say what is there already; the exit code.
-
-    Raises:
-        UsageError: a spec that cannot be set up, a run that somebody is at work on, a folder that cannot be written.
-    """
-    folder = RunFolder(typed.runs / spec.folder)
-    status = {} if typed.fresh else _written(folder)
+    if config is None:
+        raise no_config(config_dir, "experiments")
+    given = overrides or []
+    spec = configs.load(config, given, config_dir)
+    if show:
+        _show_spec(spec, configs.config_dirs(config_dir), as_json)
+        return
+    places = {"runs": runs if runs != RUNS else None, "config_dir": config_dir}
+    again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain)
+    folder, out = RunFolder(runs / spec.folder), words_out(as_json)
+    status = {} if fresh else _written(folder)
     if status.get("status") in ENDED:
-        note = f"already {status['status']}, nothing to do (--fresh runs it again)"
-        say(note, sys.stderr if typed.as_json else sys.stdout)
+        say(f"already {status['status']}, nothing to do (--fresh runs it again)", out)
     else:
         from bnlab.run.train import RunFailedError
 
         try:
-            status = _trained(spec, folder, typed, stop)
+            with writing(folder.path):
+                status = _trained(spec, folder, fresh=fresh, plain=plain or as_json, out=out, stop=stop)
         except RunFailedError as error:
             complain(str(error))
-            return FAILED
-        except OSError as error:
-            problem = (error.strerror or str(error)).lower()
-            raise UsageError("--runs", problem, str(error.filename or folder.path)) from None
+            raise typer.Exit(FAILED) from None
     interrupted = status["status"] == "interrupted"
-    if typed.as_json:
+    if as_json:
         print_json({"run": str(folder.path), "id": spec.id, **status})
         if interrupted:
-            complain(f"interrupted; to go on: {typed.again()}")
+            complain(f"interrupted; to resume: {again}")
     else:
-        following = typed.again() if interrupted else shlex.join(["bnlab", "view", str(typed.runs / spec.name)])
-        summary.show(status, folder.path, _records(folder), following)
-    return INTERRUPTED if interrupted else DONE
+        from bnlab.terminal.tables import show_summary
+
+        following = again if interrupted else command("bnlab", "view", str(runs / spec.name))
+        show_summary(status, folder.path, _records(folder), following)
+    raise typer.Exit(INTERRUPTED if interrupted else OK)
 
 
-def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Status:
-    """The final status of a run that is trained now, with its progress on the terminal."""
+def _show_spec(spec: RunSpec, dirs: list[Path], as_json: bool) -> None:
+    """A resolved spec, with its id and the directories its configs may come from."""
+    import yaml
+
+    if as_json:
+        print_json({"id": spec.id, "config_dirs": [str(folder) for folder in dirs], "spec": spec.tree()})
+        return
+    say(f"# id: {spec.id}")
+    say(f"# configs: {', '.join(map(str, dirs))}")
+    say(yaml.safe_dump(spec.tree(), sort_keys=False).rstrip())
+
+
+def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out: TextIO, stop: Stop) -> Status:
+    """The final status of a run that is trained now, with its progress on `out`."""
     from bnlab.run import host
     from bnlab.run.setup import assemble
     from bnlab.run.train import train as train_run
 
-    out, plain = sys.stderr if typed.as_json else sys.stdout, typed.plain or typed.as_json
     if not has_data(spec, out, plain, stop):
         return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
@@ -117,7 +120,7 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
         return stop.reason
 
     try:
-        status = train_run(setup, folder, fresh=typed.fresh, listen=progress.listen, stopped=stopped)
+        status = train_run(setup, folder, fresh=fresh, listen=progress.listen, stopped=stopped)
         progress.finish(status)
     finally:
         progress.close()
@@ -125,22 +128,39 @@ def _trained(spec: RunSpec, folder: RunFolder, typed: Typed, stop: Stop) -> Stat
 
 
 def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
-    """Whether the data set is there; one that is nowhere is downloaded first, unless the user stops that."""
+    """Whether the data set is there. A missing one is downloaded first; False if the user interrupts that.
+
+    Raises:
+        UsageError: it cannot be downloaded.
+    """
     from bnlab.core.registry import DATA, load_plugins
+    from bnlab.files.fetch import fetch
     from bnlab.files.sources import SOURCES, present
+    from bnlab.terminal.progress import Downloads
 
     load_plugins(spec.plugins)
-    DATA.entry(spec.data.name)  # which enters its source
+    DATA.entry(spec.data.name)  # importing it registers its source
     source = SOURCES.get(spec.data.name)
     if source is None or present(source):
         return True
-    from bnlab.terminal.fetching import download
+    with Downloads(out, plain=plain) as report:
 
-    return download(source, out, plain, lambda: stop.reason)
+        def checked(name: str, done: int, total: int | None) -> None:
+            if stop.reason:
+                raise KeyboardInterrupt
+            report(name, done, total)
+
+        try:
+            fetch(source, checked)
+        except KeyboardInterrupt:
+            return False
+    return True
 
 
 def _progress(setup: Setup, folder: RunFolder, *, plain: bool, out: TextIO) -> Progress:
-    """The live display where there is a screen to draw on, else plain lines."""
+    """The live display on a screen, else plain lines."""
+    from bnlab.terminal.progress import PlainLines
+
     spec = setup.spec
     title = f"{spec.name}  {spec.norm.name}  lr={spec.optim.lr:.12g}  seed={spec.seed}"
 
@@ -155,17 +175,18 @@ def _progress(setup: Setup, folder: RunFolder, *, plain: bool, out: TextIO) -> P
 
 
 def _written(folder: RunFolder) -> Status:
-    """The last status, empty where there is none.
+    """The last status; empty where there is none.
 
     Raises:
         UsageError: it cannot be read, so that it is not known whether the run has ended.
     """
     try:
-        return folder.status()
+        with writing(folder.path):
+            return folder.status()
+    except UsageError:
+        raise
     except ValueError:
         raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.") from None
-    except OSError as error:
-        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(folder.path)) from None
 
 
 def _records(folder: RunFolder) -> list[dict[str, Any]]:

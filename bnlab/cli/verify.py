@@ -1,56 +1,135 @@
-"""What `bnlab verify` shows: each identity as it is checked, and whether all hold."""
+"""`bnlab verify`: the identities of batch normalization on this machine, or the contract of a user's own entries."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
-from rich.text import Text
+import typer
 
+from bnlab.cli.app import FAILED, OK, ConfigDir, Json, app
+from bnlab.cli.list import data
+from bnlab.core.errors import UsageError
 from bnlab.terminal.signs import print_json, say
-from bnlab.terminal.tables import console
 
-HOLDS, BROKEN = 0, 3
+if TYPE_CHECKING:
+    from bnlab.core.spec import RunSpec
+    from bnlab.verify.findings import Finding
+
+SMALL = {
+    "quickstart": ("model.depth=2", "model.width=6", "optim.lr=0.05"),
+    "cnn_digits": ("model.channels=[4,6]", "model.strides=[1,2]", "optim.lr=0.05"),
+}
+"""A dense net and a convolutional one."""
+OF_A_MODEL: dict[str, tuple[str, ...]] = {
+    "quickstart": ("optim.lr=0.05",),
+    "deep_linear": ("data.size=150", "data.test_size=50", "optim.lr=1e-4"),
+}
+"""Images, and flat inputs."""
+SHORT = ("steps=8", "data.batch_size=16", "probes.points=8", "probes.eval_points=4")
+MEASURED = ("probes=standard", "probes.activations.batch=24", "probes.landscape.every=2")
 
 
-def show(as_json: bool) -> int:
+@app.command()
+def verify(
+    plugin: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check what your own file registers instead.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Check the identities of batch normalization on this machine."""
+    raise typer.Exit(check_identities(as_json) if plugin is None else check_plugin(plugin, config_dir, as_json))
+
+
+app.add_typer(data, name="data")  # last in the help
+
+
+def check_identities(as_json: bool) -> int:
     """Check every identity; the exit code."""
     from bnlab.run import host
+    from bnlab.terminal.tables import show_identities
     from bnlab.verify import identities
 
     host.prepare(1)
     start = time.perf_counter()
-    checked = [
-        {
-            "name": identity.name,
-            "left": identity.left,
-            "right": identity.right,
-            "error": identity.error,
-            "tolerance": identity.tolerance,
-            "ok": identity.ok,
-        }
-        for identity in identities()
-    ]
+    keys = ("name", "left", "right", "error", "tolerance", "ok")
+    checked = [{key: getattr(identity, key) for key in keys} for identity in identities()]
     broken = [row for row in checked if not row["ok"]]
     if as_json:
         print_json({"identities": checked})
     else:
-        say_table(checked)
-        count = f"{len(checked) - len(broken)} of {len(checked)} identities hold"
-        say(f"{count}, {time.perf_counter() - start:.1f} s" + "".join(f"\nbroken: {row['name']}" for row in broken))
-    return BROKEN if broken else HOLDS
+        show_identities(checked)
+        _say_count(len(checked), len(broken), "identities", start)
+        for row in broken:
+            say(f"broken: {row['name']}")
+    return FAILED if broken else OK
 
 
-def say_table(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Both sides of every identity, how far apart they are, and how far they may be."""
-    table = Table(box=None, pad_edge=False)
-    for head in ("identity", "one side", "the other", "error", "tolerance", ""):
-        table.add_column(head, justify="right" if head in ("error", "tolerance") else "left", overflow="fold")
-    for row in rows:
-        sign = Text("ok", style="green") if row["ok"] else Text("BROKEN", style="bold red")
-        error, tolerance = f"{row['error']:.1e}", f"{row['tolerance']:.0e}"
-        table.add_row(Text(row["name"]), Text(row["left"]), Text(row["right"]), error, tolerance, sign)
-    console(sys.stdout).print(table)
+def check_plugin(file: str, config_dir: Path | None, as_json: bool) -> int:
+    """Check what a file registers; the exit code.
+
+    Raises:
+        UsageError: a file that does not exist, raises an error, or registers nothing.
+    """
+    from bnlab.core.registry import load_plugin, load_plugins
+    from bnlab.run import host
+    from bnlab.terminal.tables import show_findings
+
+    host.prepare(1)
+    start = time.perf_counter()
+    load_plugins([])  # what installed packages register is not this file's
+    brought = load_plugin(file)
+    if not brought:
+        remedy = "Put @NORMS.register('my_norm') above its constructor; see docs/plugins.md."
+        raise UsageError("--plugin", "registers nothing", file, remedy)
+    checked = [finding for registry, name in brought for finding in _checked(registry.group, name, file, config_dir)]
+    rows = [{"entry": it.entry, "check": it.check, "ok": it.ok, "why": it.why} for it in checked]
+    broken = [row for row in rows if not row["ok"]]
+    if as_json:
+        print_json({"contract": rows})
+    else:
+        show_findings(rows)
+        _say_count(len(checked), len(broken), "checks", start)
+        for line in dict.fromkeys(f"{row['entry']}: {row['why']}" for row in broken):
+            say(line)
+    return FAILED if broken else OK
+
+
+def _say_count(all_of_them: int, broken: int, what: str, start: float) -> None:
+    say(f"{all_of_them - broken} of {all_of_them} {what} hold, {time.perf_counter() - start:.1f} s")
+
+
+def _checked(group: str, name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
+    from bnlab.verify.contract import contract
+    from bnlab.verify.findings import Finding
+
+    try:
+        dense, convolution = trials(group, name, file, config_dir)
+    except UsageError as error:
+        yield Finding(entry=f"{group}={name}", check="options", why=str(error))
+        return
+    yield from contract(group, name, dense, convolution)
+
+
+def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[RunSpec]:
+    """Short runs of a dense and of a convolutional net with the entry in it, and with the options that training would
+    use: those of the user's YAML, else the defaults of the constructor.
+
+    Raises:
+        UsageError: an option without a value, a YAML that cannot be read.
+    """
+    from bnlab import config
+
+    specs = []
+    for experiment, small in (OF_A_MODEL if group == "model" else SMALL).items():
+        quoted = file.replace("\\", "\\\\").replace("'", "\\'")
+        overrides = [f"{group}={name}", f"plugins=['{quoted}']", *SHORT, *small]
+        overrides += MEASURED if group != "probes" else ()
+        specs.append(config.load(experiment, overrides, config_dir))
+        if group == "probes" and name not in specs[-1].probes.options:
+            remedy = f"Add one/{name}@{name} to its defaults."
+            raise UsageError(f"probes={name}", f"does not have {name}", remedy=remedy)
+    return specs

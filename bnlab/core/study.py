@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from annotated_types import Ge, Lt, MinLen
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS, RunSpec, canonical, refuse_unknown
-from bnlab.core.text import typed
+from bnlab.core.text import command, typed
 from bnlab.core.typed import check_tree
 
 Value = bool | int | float | str | None | list[Any]
@@ -113,9 +112,10 @@ class Cell:
     overrides: tuple[str, ...]
     values: Mapping[str, Value]
 
-    def line(self, *more: str) -> str:
-        """The command that runs this cell alone, to the same bits and in the same folder; `more` is appended."""
-        return shlex.join(["bnlab", "train", "--config", self.config, *self.overrides, f"name={self.spec.name}", *more])
+    def line(self, **options: Any) -> str:
+        """The command that runs this cell alone, to the same bits and in the same folder; with more `options`."""
+        words = ("--config", self.config, *self.overrides, f"name={self.spec.name}")
+        return command("bnlab", "train", *words, **options)
 
 
 def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -176,6 +176,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
+TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
+
+
+def runs_below(root: Path) -> list[RunFolder]:
+    """The runs at or below `root`, at least one.
+
+    Raises:
+        UsageError: there are none, or no such directory.
+    """
+    if not root.is_dir():
+        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+    if not (found := find_runs(root)):
+        raise UsageError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
+    return found
+
+
 def find_runs(root: Path) -> list[RunFolder]:
     """Every run at or below `root`, in the order of their paths. A folder is a run when it holds a spec.yaml."""
     return [RunFolder(file.parent) for file in sorted(root.rglob("spec.yaml"))]

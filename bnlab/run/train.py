@@ -34,6 +34,15 @@ from bnlab.run.setup import Setup
 DIVERGED_ABOVE = 1e3
 """A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
 
+MEASUREMENTS = {
+    "train_loss": "loss of the training batch, before the update",
+    "train_accuracy": "share of the training batch that is classified correctly, before the update",
+    "test_loss": "loss on the test set, with the statistics of eval_bn",
+    "test_accuracy": "share of the test set that is classified correctly, with the statistics of eval_bn",
+    "lr": "learning rate of the step",
+}
+"""What the loop itself records; probes have their own."""
+
 Status = dict[str, Any]
 
 

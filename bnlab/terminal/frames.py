@@ -1,7 +1,7 @@
-"""Frames drawn by hand on a screen: no thread takes time from what they show.
+"""Frames on a screen, drawn without a thread (docs/decisions/019-frames-by-hand.md).
 
-A frame is one write. Its lines are put over those of the frame before, and nothing is erased that is not over: so there
-is nothing to flicker, even where a terminal shows half a frame.
+A frame is one write. Its lines overwrite those of the frame before, and only what they do not cover is erased: nothing
+flickers, even where a terminal shows half a frame.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.segment import Segment
 
-INTERVAL_S = 0.25
-"""At most four frames a second."""
+from bnlab.terminal.progress import INTERVAL_S
 
 SHARE = 0.01
-"""Of the time that may go into drawing: where a frame is slow, frames are rarer."""
+"""The share of the time that drawing may take: where a frame is slow, frames are rarer."""
 
 WHOLE, SHOWN = "\x1b[?2026h", "\x1b[?2026l"
-"""Between these a terminal that knows them shows nothing; the others ignore them."""
+"""Between these, a terminal that knows them shows nothing new; others ignore them."""
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 REST_OF_LINE, ALL_BELOW = "\x1b[K", "\x1b[J"
 
@@ -33,22 +32,24 @@ Line = list[Segment]
 
 
 class Frames:
-    """Draws what `lines(width, height)` yields; a terminal that has gone away ends the drawing, and nothing else. What
-    is printed meanwhile stands above the frame."""
+    """Draws what `lines(width, height)` yields. A terminal that is closed ends the drawing, and nothing else. What is
+    printed meanwhile appears above the frame."""
 
     def __init__(self, lines: Callable[[int, int], Iterable[Line]], out: TextIO) -> None:
         self.lines, self.out = lines, out
-        # The output has been found to be a terminal, and FORCE_COLOR must not have a say in that.
+        # The output is known to be a terminal; FORCE_COLOR must not change that.
         self.console = Console(file=out, force_terminal=True, legacy_windows=False)
         self._due = math.inf
-        self._drawn: list[int] = []  # lengths of the lines that stand there; the cursor is at the begin of the last one
+        self._drawn: list[
+            int
+        ] = []  # lengths of the lines on the screen; the cursor is at the beginning of the last one
         self._width = 0
         self._begun = False
         self._printed = contextlib.ExitStack()
         self._files: list[_Above] = []
 
     def begin(self) -> None:
-        """The first frame."""
+        """Draw the first frame."""
         self._begun = True
         for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
             file = getattr(sys, name)
@@ -59,12 +60,12 @@ class Frames:
         self.draw()
 
     def draw_if_due(self) -> None:
-        """A frame, unless there was one just now, or none yet."""
+        """Draw a frame if the last one is old enough."""
         if time.monotonic() >= self._due:
             self.draw()
 
     def draw(self) -> None:
-        """One frame."""
+        """Draw a frame."""
         start = time.monotonic()
         if not self._write(WHOLE + self._frame() + "\r" + SHOWN):
             self._due = math.inf
@@ -73,11 +74,11 @@ class Frames:
         self._due = end + max(INTERVAL_S, (end - start) / SHARE)
 
     def hold(self) -> None:
-        """No more frames but the last, which `close` draws."""
+        """Draw no more frames but the last, in `close`."""
         self._due = math.inf
 
     def close(self) -> None:
-        """The last frame; the cursor is given back, in a line of its own."""
+        """Draw the last frame and show the cursor again, on a line of its own."""
         if self._begun:
             for file in self._files:
                 file.end()
@@ -86,20 +87,20 @@ class Frames:
             self._write(WHOLE + self._frame() + "\n" + SHOWN + SHOW_CURSOR)
 
     def above(self, text: str) -> None:
-        """Put whole lines above the frame."""
+        """Print whole lines above the frame."""
         self._write(WHOLE + self._to_the_top(self.console.size.width) + ALL_BELOW + text + SHOWN)
         self._drawn = []
         self.draw()
 
     def _frame(self) -> str:
-        """The text of a frame over the one before, less what moves the cursor on behind it."""
+        """The text of a frame that overwrites the one before; the cursor stays in its last line."""
         width, height = self.console.size
         lines = [Segment.adjust_line_length(line, width, pad=False) for line in self.lines(width, height)][:height]
         lengths = [Segment.get_line_length(line) for line in lines]
         text = self._to_the_top(width)
-        if width != self._width:  # lines that were broken stand where no new one need come
+        if width != self._width:  # wrapped lines may reach below the new frame
             text, self._width = text + ALL_BELOW, width
-        # At the end of a full line the cursor is still on its last sign: what would erase the rest would erase that.
+        # After a full line the cursor is still on its last sign, which erasing the rest would remove.
         text += "\n".join(
             self._painted(line) + (REST_OF_LINE if length < width else "")
             for line, length in zip(lines, lengths, strict=True)
@@ -110,7 +111,7 @@ class Frames:
         return text
 
     def _to_the_top(self, width: int) -> str:
-        """To the begin of the first line. A terminal that has become narrower has broken those that were longer."""
+        """To the beginning of the first line. A terminal that has become narrower has wrapped longer lines."""
         up = sum(max(1, -(-length // width)) for length in self._drawn[:-1])
         return f"\r\x1b[{up}A" if up else "\r"
 
@@ -125,7 +126,7 @@ class Frames:
         return "".join(parts)
 
     def _write(self, text: str) -> bool:
-        """Whether the terminal is still there."""
+        """Whether the terminal is still open."""
         try:
             self.out.write(text)
             self.out.flush()
@@ -135,7 +136,7 @@ class Frames:
 
 
 class _Above(io.TextIOBase):
-    """Takes the place of a terminal's file: whole lines go above the frame."""
+    """Replaces a terminal's file: whole lines go above the frame."""
 
     def __init__(self, frames: Frames, file: TextIO) -> None:
         self._frames, self._file, self._part = frames, file, ""
@@ -157,6 +158,6 @@ class _Above(io.TextIOBase):
         return len(text)
 
     def end(self) -> None:
-        """A line that was not ended is a line too."""
+        """Print the rest, a line without an end."""
         if self._part:
             self.write("\n")

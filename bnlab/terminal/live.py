@@ -10,18 +10,19 @@ from typing import Any, TextIO
 from rich.segment import Segment
 from rich.style import Style
 
+from bnlab.core.text import number
 from bnlab.terminal.frames import Frames, Line
 from bnlab.terminal.progress import Progress, Record
-from bnlab.terminal.signs import Signs, number, shortened, signs_for, sparkline, thinned
+from bnlab.terminal.signs import Signs, shortened, signs_for, sparkline, thinned
 
 HISTORY = 60
-"""Values of the drift that are kept for each layer."""
+"""Drifts that are kept of each layer."""
 
 NAME = 8
-"""Signs of a name that are kept at the least, however narrow the screen."""
+"""Characters of a name that are kept on any screen."""
 
 LOSSES = 512
-"""Values of the loss that are kept: when there are twice as many, every second one goes."""
+"""Losses that are kept: when there are twice as many, every second one is dropped."""
 
 COLUMNS = {
     "mean": ("act_mean.pre", "batch_mean"),
@@ -29,17 +30,17 @@ COLUMNS = {
     "drift": ("drift_mean.pre",),
     "grad": ("grad_norm",),
 }
-"""What the table shows, and the metrics it may stand for, the first one that was measured."""
+"""Columns of the table, and the measurements that they show: the first one that is there."""
 
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 GOOD, TIME, CURVE, BAD = Style(color="green"), Style(color="cyan"), Style(color="cyan"), Style(color="red", bold=True)
 BAR = Style(color="magenta")
 ABOVE, AFTER = 6, 6
-"""Lines of a frame above its layers, and those the summary takes below the last frame."""
+"""Lines of a frame above its layers, and those of the summary below the last frame."""
 
 
 class LiveTable(Progress):
-    """Draws itself at most four times a second, from `tick` and `listen`: no thread takes time from the run."""
+    """Draws itself at most four times a second, from `tick`: no thread takes time from the run."""
 
     def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO, sites: Sequence[str]) -> None:
         super().__init__(title, steps, begun, out)
@@ -72,7 +73,7 @@ class LiveTable(Progress):
         self.frames.close()
 
     def draw(self) -> None:
-        """One frame."""
+        """Draw a frame now."""
         self.frames.draw()
 
     def _begin(self) -> None:
@@ -91,19 +92,17 @@ class LiveTable(Progress):
             self._stride *= 2
 
     def lines(self, width: int, height: int) -> Iterator[Line]:
-        """The frame."""
+        """The lines of a frame."""
         name, gap, facts = self.title.partition("  ")
         name = shortened(name, max(NAME, width - len(f"train  {gap}{facts}")), self.signs)
         yield [Segment("train", BOLD), Segment(f"  {name}{gap}{facts}", PLAIN)]
         yield self._bar(width)
         yield self._loss(width)
-        shown = {name: row for name, metrics in COLUMNS.items() if (row := self._row(metrics)) is not None}
+        measured = {head: [name for name in names if name in self.latest] for head, names in COLUMNS.items()}
+        shown = {head: self.latest[names[0]] for head, names in measured.items() if names}
         room = height - ABOVE - self._below
         if shown and room >= 2:
             yield from self._table(shown, width, room)
-
-    def _row(self, metrics: tuple[str, ...]) -> Sequence[float] | None:
-        return next((self.latest[metric] for metric in metrics if metric in self.latest), None)
 
     def _bar(self, width: int) -> Line:
         counted = f"{max(0, self.step)}/{self.steps}"
@@ -130,7 +129,7 @@ class LiveTable(Progress):
         return [*line, Segment("  ", PLAIN), Segment(curve, CURVE)]
 
     def _table(self, shown: Mapping[str, Sequence[float]], width: int, room: int) -> Iterator[Line]:
-        """Header, rule and as many layers as there is room for: the first and the last ones."""
+        """Header, rule, and the layers; where not all fit, the first and the last ones."""
         table = Table(self.sites, shown, self.drifts, self.signs, width)
         yield []
         yield table.header()
@@ -150,7 +149,7 @@ class LiveTable(Progress):
 
 
 class Table:
-    """The lines of the layer table at one width: narrow ones have fewer digits, and no curve."""
+    """The layer table at one width: a narrow one has fewer digits, and no curve."""
 
     def __init__(
         self,

@@ -1,22 +1,62 @@
-"""How far a run is, told as it trains: the base of the live display, and the plain lines where there is no screen."""
+"""How far a run, a sweep, a count or a download is: plain lines at the tenths, or a bar on a screen."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
-from bnlab.terminal.signs import duration, number, say
+from bnlab.core.study import varying
+from bnlab.core.text import count, duration, file_size, number
+from bnlab.record.folder import ENDED
+from bnlab.terminal.signs import is_screen, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from bnlab.sweep.run import Standing
 
 Record = Mapping[str, Any]
-LINES = 10
-"""Plain lines of a whole run."""
+INTERVAL_S = 0.25
+"""At most four frames a second."""
+BAR_AFTER_S, LINES_AFTER_S = 1.0, 5.0
+"""What takes less has no bar, and no lines."""
+MEGABYTE = 10**6
+
+
+class Tenths:
+    """The tenths of `total`, as `done` passes them."""
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self._tenth = total, 0
+        self.passed(done)
+
+    def passed(self, done: int) -> bool:
+        """Whether a tenth has ended since the last call.
+
+        >>> tenths = Tenths(1000)
+        >>> [done for done in range(0, 1001, 50) if tenths.passed(done)][:3]
+        [100, 200, 300]
+        """
+        before, self._tenth = self._tenth, 10 * done // self.total if self.total else 0
+        return self._tenth > before
+
+
+def position(what: str, done: int, total: int) -> str:
+    """
+    >>> position("step", 2, 100)
+    'step   2/100'
+    """
+    return f"{what} {done:>{len(str(total))}}/{total}"
 
 
 class Progress:
-    """Counts steps: `tick` is called before every one, `listen` with every record, `finish` with the final status.
+    """Steps of a run: `tick` is called before every one, `listen` with every record, `finish` with the final status.
 
-    `begun` tells the step the run begins at; it is asked once, at the first tick, since only then it is known.
+    `begun` gives the step at which the run begins; it is called once, at the first tick, when that is known.
     """
 
     def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO) -> None:
@@ -34,7 +74,7 @@ class Progress:
         self.advanced()
 
     def listen(self, record: Record) -> None:
-        """Remember a record, each figure until its next value comes."""
+        """Keep the latest value of each measurement."""
         self.latest.update(record)
 
     def finish(self, status: Mapping[str, Any]) -> None:
@@ -45,15 +85,15 @@ class Progress:
         """`step` is up to date."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
     def rate(self) -> float | None:
-        """Steps a second since the beginning in this process."""
+        """Steps per second in this process."""
         elapsed = time.monotonic() - self._start
         return (self.step - self._first) / elapsed if self.step > self._first and elapsed > 0 else None
 
     def pace(self) -> str:
-        """Steps a second, and how long the rest takes."""
+        """Steps per second, and how long the rest takes."""
         rate = self.rate()
         left = None if rate is None else (self.steps - self.step) / rate
         return f"{number(rate)}/s  eta {duration(left)}"
@@ -62,7 +102,7 @@ class Progress:
         self.step = self._first = self.begun()
         self._start = time.monotonic()
         if self.step > 0:
-            say(f"going on from step {self.step} of {self.steps}", self.out)
+            say(f"resuming at step {self.step} of {self.steps}", self.out)
 
 
 class PlainLines(Progress):
@@ -70,12 +110,11 @@ class PlainLines(Progress):
 
     def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO) -> None:
         super().__init__(title, steps, begun, out)
-        self._mark = steps
+        self._tenths = Tenths(steps)
 
     def advanced(self) -> None:
-        if self.step >= self._mark:
+        if self._tenths.passed(self.step):
             self._line()
-            self._mark = next_mark(self.step, self.steps)
 
     def finish(self, status: Mapping[str, Any]) -> None:
         super().finish(status)
@@ -85,31 +124,193 @@ class PlainLines(Progress):
     def _begin(self) -> None:
         say(self.title, self.out)
         super()._begin()
-        self._mark = next_mark(self.step, self.steps)
+        self._tenths = Tenths(self.steps, self.step)
 
     def _line(self) -> None:
-        figures = [
-            f"{shown} {number(self.latest[name], 4)}"
-            for name, shown in (
-                ("train_loss", "loss"),
-                ("train_accuracy", "accuracy"),
-                ("test_accuracy", "test accuracy"),
-            )
-            if name in self.latest
-        ]
-        digits = len(str(self.steps))
-        say("  ".join([f"step {self.step:>{digits}}/{self.steps}", *figures, self.pace()]), self.out)
+        shown = {"train_loss": "loss", "train_accuracy": "accuracy", "test_accuracy": "test accuracy"}
+        values = [f"{word} {number(self.latest[name], 4)}" for name, word in shown.items() if name in self.latest]
+        say("  ".join([position("step", self.step, self.steps), *values, self.pace()]), self.out)
 
 
-def next_mark(step: int, steps: int) -> int:
-    """The first step after `step` that ends a tenth of the run.
+class Tally:
+    """Runs of a sweep: `tell` is called with every standing that changes, `tick` in between."""
 
-    >>> [next_mark(step, 1000) for step in (0, 99, 100, 999)], next_mark(0, 3)
-    ([100, 100, 200, 1000], 1)
-    """
-    tenth = step * LINES // steps
-    mark = step
-    while mark <= step:
-        tenth += 1
-        mark = -(-tenth * steps // LINES)
-    return mark
+    def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
+        self.standings = {standing.cell.spec.id: standing for standing in standings}
+        self.workers, self.out = workers, out
+        self.elsewhere = 0
+        cells = [standing.cell for standing in self.standings.values()]
+        axes = [key for key in varying(cell.values for cell in cells) if key not in ("seed", "optim.lr")]
+        self.axes = sorted(axes, key=lambda key: key != "norm")
+        """The axes that tell arms apart, the norm first."""
+        self._start = time.monotonic()
+        self._begun: dict[str, float] = {}
+
+    def tell(self, standing: Standing) -> None:
+        """The state of a cell has changed."""
+        key = standing.cell.spec.id
+        self.standings[key] = standing
+        if standing.state == "running":
+            self._begun.setdefault(key, time.monotonic())
+        else:
+            self._begun.pop(key, None)
+
+    def wait(self, count: int) -> None:
+        """The sweep waits for `count` runs of another process alone."""
+        self.elsewhere = count
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def close(self) -> None:
+        """Restore the terminal."""
+
+    @property
+    def waiting(self) -> str:
+        """`3 runs are running in another process`."""
+        return f"{count(self.elsewhere, 'run')} {'is' if self.elsewhere == 1 else 'are'} running in another process"
+
+    @property
+    def ended(self) -> int:
+        """Cells that have ended or failed."""
+        return sum(standing.state in ENDED or standing.failed for standing in self.standings.values())
+
+    def counts(self) -> list[str]:
+        """`3 diverged`, `1 failed`."""
+        states = Counter("failed" if one.failed else one.state for one in self.standings.values())
+        return [f"{states[word]} {word}" for word in ("diverged", "failed") if states[word]]
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def eta_s(self) -> float | None:
+        """From the times of runs that have ended: those of the same grid point if there are any, else of the same arm,
+        else all. None before the first has ended."""
+        known: dict[tuple[str, ...], list[float]] = {}
+        for standing in self.standings.values():
+            took = (standing.status.get("timing") or {}).get("run_s") if standing.state in ENDED else None
+            if took is not None:
+                for kind in self._kinds(standing):
+                    known.setdefault(kind, []).append(took)
+        if not known:
+            return None
+        left, now = 0.0, time.monotonic()
+        for key, standing in self.standings.items():
+            if standing.state in ENDED or standing.failed:
+                continue
+            expected = next(statistics.fmean(known[kind]) for kind in self._kinds(standing) if kind in known)
+            left += max(0.0, expected - (now - self._begun.get(key, now)))
+        return left / self.workers
+
+    def _kinds(self, standing: Standing) -> list[tuple[str, ...]]:
+        """Grid point, arm, sweep: from the narrowest to the widest group of runs that take as long."""
+        arm = tuple(str(standing.cell.values[key]) for key in self.axes)
+        return [(*arm, f"{standing.cell.spec.optim.lr:.12g}"), arm, ("all",)]
+
+
+class TallyLines(Tally):
+    """One line each tenth of the cells."""
+
+    def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
+        super().__init__(standings, workers, out)
+        if self.ended:
+            say(f"{self.ended} of {len(self.standings)} runs have ended already", out)
+        self._tenths = Tenths(len(self.standings), self.ended)
+
+    def wait(self, count: int) -> None:
+        changed, self.elsewhere = count != self.elsewhere, count
+        if changed:
+            say(f"{self.waiting}; waiting", self.out)
+
+    def tell(self, standing: Standing) -> None:
+        super().tell(standing)
+        if self._tenths.passed(self.ended):
+            facts = [*self.counts(), duration(self.elapsed_s()), f"eta {duration(self.eta_s())}"]
+            say("  ".join([position("run", self.ended, len(self.standings)), *facts]), self.out)
+
+
+class Count:
+    """Things done, of many: call it once before the first thing and once after each, inside a `with`. A bar on a
+    screen, which is erased at the end; else a line each tenth; nothing for what is soon over."""
+
+    def __init__(self, what: str, total: int, out: TextIO, *, plain: bool) -> None:
+        self.what, self.total, self.out = what, total, out
+        self.done = -1
+        self._start, self._drawn, self._tenths = time.monotonic(), 0.0, Tenths(total)
+        self._bars = None if plain or not is_screen(out) else _counting_bar(out, what, total)
+
+    def __enter__(self) -> Count:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None and self._drawn:
+            self._bars.stop()
+
+    def __call__(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        took = now - self._start
+        if self._bars is not None:
+            self._bars.update(self._bars.task_ids[0], completed=self.done)
+            if took >= BAR_AFTER_S and now - self._drawn >= INTERVAL_S:
+                if not self._drawn:
+                    self._bars.start()
+                self._drawn = now
+                self._bars.refresh()
+        elif self._tenths.passed(self.done) and took >= LINES_AFTER_S:
+            left = took / self.done * (self.total - self.done)
+            say(f"{position(self.what, self.done, self.total)}  {duration(took)}  eta {duration(left)}", self.out)
+
+
+class Downloads:
+    """Bytes of files, inside a `with`: a bar for each file on a screen; else a line when a file begins, and one each
+    tenth of a large one."""
+
+    def __init__(self, out: TextIO, *, plain: bool) -> None:
+        self.out, self._name, self._tenths = out, "", Tenths(0)
+        self._bars = None if plain or not is_screen(out) else _byte_bars(out)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Downloads:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        new, self._name = name != self._name, name
+        if self._bars is not None:
+            if new:
+                self._task = self._bars.add_task(name, total=total)
+            assert self._task is not None
+            self._bars.update(self._task, completed=done, total=total)
+        elif new:
+            say(f"{name}  {file_size(total)}" if total else name, self.out)
+            self._tenths = Tenths(total if total and total >= MEGABYTE else 0, done)
+        elif self._tenths.passed(done):
+            say(f"{name}  {file_size(done)} of {file_size(total or 0)}", self.out)
+
+
+def _counting_bar(out: TextIO, what: str, total: int) -> Bars:
+    """Drawn only on request: no thread takes time from what is counted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from bnlab.terminal.tables import console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
+    left = TimeRemainingColumn(compact=True)
+    bars = Progress(*columns, left, console=console(out), auto_refresh=False, transient=True)
+    bars.add_task(what, total=total)
+    return bars
+
+
+def _byte_bars(out: TextIO) -> Bars:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from bnlab.terminal.tables import console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console(out), refresh_per_second=4)

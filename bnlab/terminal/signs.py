@@ -1,4 +1,4 @@
-"""The signs of a terminal that can draw, and of one that has ASCII only; numbers in few characters."""
+"""What an output can show: signs, lines of text, a JSON object, a curve in one line, a shortened name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
-    """`spark` from low to high; `bad` stands for a value that is not finite, and a run that diverged; `gap` for what is
-    left out of a name."""
+    """`spark` from low to high; `bad` is a value that is not finite; `cut` is what is left out of a table, `gap` what
+    is left out of a name; `states` has the sign of each run state."""
 
     spark: str
     bad: str
@@ -23,46 +23,41 @@ class Signs:
     rest: str
     line: str
     cut: str
-    finished: str
-    running: str
-    waiting: str
     gap: str
-    failed: str = "!"
-
-    @property
-    def all(self) -> str:
-        return "".join(getattr(self, field.name) for field in fields(self))
+    states: Mapping[str, str]
 
 
 DRAWN = Signs(
-    spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮", finished="●", running="◐", waiting="·", gap="…"
-)
+    spark="▁▂▃▄▅▆▇█", bad="✕", done="━", rest="─", line="─", cut="⋮", gap="…",
+    states={"finished": "●", "running": "◐", "diverged": "✕", "failed": "!", "interrupted": "○", "not started": "·"},
+)  # fmt: skip
 ASCII = Signs(
-    spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":", finished="o", running=">", waiting=".", gap="~"
-)
+    spark="_.:-=+*#", bad="x", done="#", rest=".", line="-", cut=":", gap="~",
+    states={"finished": "o", "running": ">", "diverged": "x", "failed": "!", "interrupted": "=", "not started": "."},
+)  # fmt: skip
 
 
 def signs_for(encoding: str | None) -> Signs:
-    """The signs an output of this encoding can show.
+    """The signs that an output of this encoding can show.
 
     >>> signs_for("utf-8") is DRAWN, signs_for("ascii") is ASCII, signs_for("latin-1") is ASCII
     (True, True, True)
     """
     try:
-        DRAWN.all.encode(encoding or "ascii")
+        f"{DRAWN}".encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return DRAWN
 
 
 def is_screen(out: TextIO) -> bool:
-    """Whether `out` is a terminal whose cursor can be moved. Only the file itself is asked: in the logs of automated
-    builds, FORCE_COLOR makes libraries believe in a terminal."""
+    """Whether `out` is a terminal whose cursor can be moved. Only the file itself decides: FORCE_COLOR in the logs of
+    automated builds makes libraries assume a terminal."""
     return out.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def say(text: str, out: TextIO | None = None) -> None:
-    """One line; signs that the output cannot show become `?`. A reader that has gone away is no error."""
+    """Print one line; signs that the output cannot show become `?`. A closed pipe is not an error."""
     out = out or sys.stdout
     encoding = out.encoding or "ascii"
     try:
@@ -75,12 +70,12 @@ def say(text: str, out: TextIO | None = None) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, whatever line breaks the text has."""
+    """Print one line on stderr, without the line breaks of the text."""
     say(" ".join(text.split()), sys.stderr)
 
 
 def print_json(tree: Mapping[str, Any]) -> None:
-    """One object on one line; what is not finite is null."""
+    """Print one object on one line; a number that is not finite is null."""
     say(json.dumps(_finite(tree), allow_nan=False, default=str))
 
 
@@ -105,7 +100,7 @@ def sparkline(values: Sequence[float], width: int, signs: Signs) -> str:
     if not finite:
         return signs.bad * len(shown)
     low, high = min(finite), max(finite)
-    # Divided before it is subtracted: the range of two large numbers may not be finite.
+    # Divide before subtracting: the range of two large numbers may not be finite.
     unit = max(abs(low), abs(high)) or 1.0
     span = high / unit - low / unit or 1.0
     top = len(signs.spark) - 1
@@ -114,7 +109,7 @@ def sparkline(values: Sequence[float], width: int, signs: Signs) -> str:
 
 
 def thinned(values: Sequence[float], width: int) -> list[float]:
-    """All of `values` in at most `width` ones: each stands for a stretch, as its last value, or its bad one if any.
+    """At most `width` of the values: each is the last one of a stretch, or one in it that is not finite.
 
     >>> thinned([1.0, 2.0, 3.0, 4.0, 5.0], 2)
     [2.0, 5.0]
@@ -127,7 +122,7 @@ def thinned(values: Sequence[float], width: int) -> list[float]:
 
 
 def shortened(text: str, width: int, signs: Signs) -> str:
-    """At most `width` signs, cut in the middle: names begin alike, and end with what tells them apart.
+    """At most `width` characters, cut in the middle: names begin alike and end with what tells them apart.
 
     >>> shortened("L03_features.layer1.conv2", 12, DRAWN), shortened("L03_fc", 12, DRAWN)
     ('L03_fe…conv2', 'L03_fc')
@@ -136,37 +131,3 @@ def shortened(text: str, width: int, signs: Signs) -> str:
         return text
     kept = max(0, width - len(signs.gap))
     return text[: kept - kept // 2] + signs.gap[:width] + text[len(text) - kept // 2 :]
-
-
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """In few characters; `-` for what was not measured.
-
-    >>> number(0.0123456), number(1234.5), number(None), number(float("inf")), number(0.5, sign=True)
-    ('0.0123', '1.23e+03', '-', 'inf', '+0.5')
-    """
-    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}g}"
-
-
-def duration(seconds: float | None) -> str:
-    """As a clock: minutes and seconds, hours where there are any.
-
-    >>> duration(3.2), duration(75), duration(3 * 3600 + 62), duration(None)
-    ('0:03', '1:15', '3:01:02', '-:--')
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return "-:--"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def age(seconds: float) -> str:
-    """How long ago, in one unit.
-
-    >>> age(4), age(200), age(3 * 3600), age(3 * 86400)
-    ('4 s', '3 min', '3 h', '3 d')
-    """
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

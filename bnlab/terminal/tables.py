@@ -1,9 +1,12 @@
-"""Tables of runs and of names, and the card of one run."""
+"""Tables, cards, the summary of a run and the verdicts on claims, as they are printed."""
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich import box
@@ -11,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.terminal.signs import DRAWN, age, is_screen, number, say, signs_for
+from bnlab.analysis.base import SIGNS, Verdict
+from bnlab.core.text import age, file_size, number, typed
+from bnlab.terminal.signs import DRAWN, is_screen, say, signs_for
+
+Record = Mapping[str, Any]
+Cell = str | tuple[str, str]
+"""A text, or a text and its style."""
 
 STYLES = {
     "finished": "green",
@@ -21,9 +30,20 @@ STYLES = {
     "unreadable": "bold red",
     "interrupted": "yellow",
 }
+LOOKS = {
+    "supported": ("+", "green"),
+    "refuted": ("-", "red"),
+    "inconclusive": ("~", "yellow"),
+    "direction only": (">", "cyan"),
+    "not tested": (".", "dim"),
+}
+"""Decision -> its ASCII sign and its style."""
+WORD = max(len(decision) for decision in LOOKS)
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-WIDE = 10_000
-"""Width of a table that no screen cuts."""
+UNLIMITED = 10_000
+"""Width of a table in a pipe, where nothing is cut."""
+COPIED = ("run", "next", "resume")
+"""Lines of a summary to copy from: they are not folded."""
 
 
 def console(out: TextIO) -> Console:
@@ -32,7 +52,7 @@ def console(out: TextIO) -> Console:
     return Console(
         file=out,
         force_terminal=screen,
-        width=None if screen else WIDE,
+        width=None if screen else UNLIMITED,
         highlight=False,
         markup=False,
         emoji=False,
@@ -41,134 +61,134 @@ def console(out: TextIO) -> Console:
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more: Sequence[str] = ()) -> None:
-    """One line a run, with the keys `more` as columns of their own. On a narrow screen columns go that the path tells
-    as well."""
+    """One line a run, with the keys `more` as extra columns. On a narrow screen columns are left out, first those that
+    the path shows too."""
     out = out or sys.stdout
-    target = console(out)
     heads = ["status", "norm", "lr", "seed", "step", "train loss", "test acc", *more, "age", "run"]
-    cells = [_cells(row) | {key: "-" if row[key] is None else _plain(row[key]) for key in more} for row in rows]
+    cells = [_run_cells(row) | {key: "-" if row[key] is None else _plain(row[key]) for key in more} for row in rows]
     for spare in ([], ["seed"], ["norm", "lr"], ["age"], ["step"]):
         heads = [head for head in heads if head not in spare]
         widths = [max(len(head), *(len(cell[head]) for cell in cells)) for head in heads]
-        if sum(widths) + 2 * (len(widths) - 1) <= target.width:
+        if sum(widths) + 2 * (len(widths) - 1) <= console(out).width:
             break
-    table = _table(out)
-    for head in heads:
-        right = head in ("lr", "seed", "step", "train loss", "test acc", "age")
-        right = right or (head in more and not any(isinstance(row[head], str | list) for row in rows))
-        table.add_column(head, justify="right" if right else "left", no_wrap=head != "run", overflow="fold")
-    for cell in cells:
-        table.add_row(
-            *(Text(cell[head], style=STYLES.get(cell[head], "") if head == "status" else "") for head in heads)
-        )
-    _put(target, table, out)
+    texts = [key for key in more if any(isinstance(row[key], str | list) for row in rows)]
+    right = {head for head in heads if head not in ("status", "norm", "run", *texts)}
+    lines: list[list[Cell]] = [
+        [(cell[head], _style(cell[head])) if head == "status" else cell[head] for head in heads] for cell in cells
+    ]
+    _show(out, lines, heads, right=right, folded=("run",))
 
 
 def show_names(items: Sequence[Mapping[str, str]], out: TextIO | None = None) -> None:
-    """Name and description, folded to the screen."""
-    out = out or sys.stdout
-    target = console(out)
-    table = _table(out, heads=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for item in items:
-        table.add_row(Text(item["name"]), Text(item["description"]))
-    _put(target, table, out)
+    """Name and description."""
+    _show(out, [[(item["name"], "bold"), item["description"]] for item in items])
 
 
 def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
     """The cells of a grid: state, values of the axes, id."""
-    out = out or sys.stdout
-    table = _table(out)
     keys = list(rows[0]["values"]) if rows else []
-    for head in ("state", *(key.rpartition(".")[2] for key in keys), "id"):
-        table.add_column(head, no_wrap=True)
-    for row in rows:
-        values = [Text(_plain(row["values"][key])) for key in keys]
-        table.add_row(Text(row["state"], style=STYLES.get(row["state"], "")), *values, Text(row["id"]))
-    _put(console(out), table, out)
+    heads = ["state", *(key.rpartition(".")[2] for key in keys), "id"]
+    lines = [
+        [(row["state"], _style(row["state"])), *(_plain(row["values"][key]) for key in keys), row["id"]] for row in rows
+    ]
+    _show(out, lines, heads, folded=())
 
 
 def show_answers(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
-    """What nets were asked, and the figures of their answers."""
-    out = out or sys.stdout
-    table = _table(out)
-    for head in ("shift", "strength", "eval_bn", "batch", "test loss", "test acc", "step", "run"):
-        right = head not in ("shift", "eval_bn", "run")
-        table.add_column(head, justify="right" if right else "left", no_wrap=head != "run", overflow="fold")
+    """What nets were evaluated with, and the values found."""
+    heads = ["shift", "strength", "eval_bn", "batch", "test loss", "test acc", "step", "run"]
+    lines: list[list[Cell]] = []
     for row in rows:
-        figures = [number(row["metrics"].get(name), 4) for name in ("test_loss", "test_accuracy")]
-        asked = [row["shift"], number(row["shift_strength"], 6), row["eval_bn"], str(row["eval_batch_size"])]
-        table.add_row(*(Text(cell) for cell in (*asked, *figures, str(row["step"]), row["run"])))
-    _put(console(out), table, out)
+        values = [number(row["metrics"].get(name), 4) for name in ("test_loss", "test_accuracy")]
+        setting = [row["shift"], number(row["shift_strength"], 6), row["eval_bn"], str(row["eval_batch_size"])]
+        lines.append([*setting, *values, str(row["step"]), row["run"]])
+    _show(out, lines, heads, right=set(heads) - {"shift", "eval_bn", "run"}, folded=("run",))
 
 
-def show_failures(rows: Sequence[Mapping[str, str]], out: TextIO | None = None) -> None:
-    """Runs without a result: which, why, and where their log is."""
-    out = out or sys.stdout
-    table = _table(out)
-    for head in ("run", "error", "log"):
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(Text(row["run"], style="bold red"), Text(" ".join(row["error"].split())), Text(row["log"]))
-    _put(console(out), table, out)
+def show_failures(rows: Sequence[tuple[str, str, str]], out: TextIO | None = None) -> None:
+    """Run, error and log of runs that failed."""
+    _show(out, [[(run, "bold red"), " ".join(error.split()), log] for run, error, log in rows], ["run", "error", "log"])
+
+
+def show_identities(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+    """Both sides of every identity, their error, and the tolerance."""
+    heads = ["identity", "one side", "the other", "error", "tolerance", ""]
+    lines = [
+        [row["name"], row["left"], row["right"], f"{row['error']:.1e}", f"{row['tolerance']:.0e}", _holds(row["ok"])]
+        for row in rows
+    ]
+    _show(out, lines, heads, right={"error", "tolerance"})
+
+
+def show_findings(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+    """Every check of a plugin's entries, and whether it holds."""
+    _show(out, [[row["entry"], row["check"], _holds(row["ok"])] for row in rows], ["entry", "checked", ""])
 
 
 def show_card(card: Mapping[str, Any], out: TextIO | None = None) -> None:
     """Everything about one run."""
-    out = out or sys.stdout
-    target = console(out)
     spec = card["spec"]
     groups = ("model", "norm", "data", "optim", "probes")
-    table = _table(out, heads=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("run", Text(card["run"]))
-    table.add_row("status", Text(_status(card), style=STYLES.get(card["status"], "")))
-    for name in ("diverged", "metrics", "timing"):
-        if card.get(name):
-            table.add_row(name, Text(_pairs(card[name])))
-    for group in groups:
-        if group in spec:
-            table.add_row(group, Text(_pairs(spec[group])))
+    lines: list[tuple[str, Cell]] = [("run", card["run"]), ("status", (_status(card), _style(card["status"])))]
+    lines += [(name, _pairs(card[name])) for name in ("diverged", "metrics", "timing") if card.get(name)]
+    lines += [(group, _pairs(spec[group])) for group in groups if group in spec]
     rest = {key: value for key, value in spec.items() if key not in groups and not isinstance(value, Mapping)}
-    for name, pairs in (("spec", rest), ("from", card["provenance"])):
-        if pairs:
-            table.add_row(name, Text(_pairs(pairs)))
-    table.add_row("files", Text(", ".join(f"{name} {_size(size)}" for name, size in card["files"].items())))
-    _put(target, table, out)
+    lines += [(name, _pairs(pairs)) for name, pairs in (("spec", rest), ("from", card["provenance"])) if pairs]
+    lines.append(("files", ", ".join(f"{name} {file_size(size)}" for name, size in card["files"].items())))
+    _show(out, [[(name, "bold"), cell] for name, cell in lines])
 
 
-def _put(target: Console, table: Table, out: TextIO) -> None:
-    """Without the blanks that fill the last column."""
-    with target.capture() as captured:
-        target.print(table)
-    for line in captured.get().splitlines():
-        say(line.rstrip(), out)
-
-
-def _table(out: TextIO, *, heads: bool = True) -> Table:
+def _show(
+    out: TextIO | None,
+    lines: Sequence[Sequence[Cell]],
+    heads: Sequence[str] = (),
+    *,
+    right: Iterable[str] = (),
+    folded: Iterable[str] | None = None,
+) -> None:
+    """Print a table; without heads, of a name and a text. Columns are folded to the screen: all, or those named."""
+    out = out or sys.stdout
     rule = box.SIMPLE_HEAD if signs_for(out.encoding) is DRAWN else ASCII_RULE
-    # One blank of padding and one that stands for the line between two columns: a gap of two.
-    padding = (0, 1, 0, 0) if heads else (0, 2, 0, 0)
-    return Table(
+    table = Table(
         box=rule if heads else None,
-        show_header=heads,
+        show_header=bool(heads),
         header_style="dim",
-        padding=padding,
+        # A gap of two: one blank of padding, and one for the line between columns.
+        padding=(0, 1, 0, 0) if heads else (0, 2, 0, 0),
         pad_edge=False,
         show_edge=False,
     )
+    for head in heads:
+        whole = folded is not None and head not in folded
+        table.add_column(head, justify="right" if head in right else "left", no_wrap=whole, overflow="fold")
+    if not heads:
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else Text(*cell) for cell in line))
+    target = console(out)
+    with target.capture() as captured:
+        target.print(table)
+    for text in captured.get().splitlines():
+        say(text.rstrip(), out)  # without the blanks that fill the last column
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    step, steps = row["step"], row["steps"]
+def _style(state: str) -> str:
+    return STYLES.get(state, "")
+
+
+def _holds(ok: bool) -> Cell:
+    return ("ok", "green") if ok else ("BROKEN", "bold red")
+
+
+def _run_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    step, steps, seed = ("-" if row[key] is None else str(row[key]) for key in ("step", "steps", "seed"))
     return {
         "status": row["status"],
         "norm": row["norm"] or "-",
         "lr": number(row["lr"], 12),
-        "seed": "-" if row["seed"] is None else str(row["seed"]),
-        "step": f"{'-' if step is None else step}/{'-' if steps is None else steps}",
+        "seed": seed,
+        "step": f"{step}/{steps}",
         "train loss": number(row["train_loss"], 4),
         "test acc": number(row["test_accuracy"], 4),
         "age": age(row["age_s"]),
@@ -194,22 +214,127 @@ def _pairs(tree: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value, 6)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    """A value in a table: numbers with few digits, the items of a list between blanks."""
     if isinstance(value, list):
-        return " ".join(str(item) for item in value) if value else "[]"
-    return str(value)
+        return " ".join(map(str, value)) or "[]"
+    return number(value, 6) if isinstance(value, float) else typed(value)
 
 
-def _size(size: int) -> str:
-    """In decimal units.
+# -- the summary of a run --------------------------------------------------------------------------------------------
 
-    >>> _size(999), _size(12_345), _size(3_000_000)
-    ('999 B', '12 kB', '3 MB')
-    """
-    for unit, scale in (("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.0f} {unit}"
-    return f"{size} B"
+
+def show_summary(
+    status: Mapping[str, Any], path: Path, records: Sequence[Record], following: str, out: TextIO | None = None
+) -> None:
+    """Print the result of a run in five lines; `following` is the next command to type."""
+    out = out or sys.stdout
+    ended = str(status.get("status", "unknown"))
+    lines = {
+        ended: outcome(status, records),
+        "run": str(path),
+        "steepest": steepest(records),
+        "measuring": measuring(status),
+        "resume" if ended == "interrupted" else "next": following,
+    }
+    indent = 2 + max(map(len, lines))
+    width = console(out).width
+    for name, text in lines.items():
+        folded = name not in COPIED and width >= 2 * indent
+        for line in _folded(f"{name:<{indent}}{text}", indent, width if folded else None):
+            say(line, out)
+
+
+def outcome(status: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """How a run ended, and its final metrics."""
+    if diverged := status.get("diverged"):
+        site = diverged.get("site")
+        where = f"first non-finite activation at {site}" if site else "all activations finite"
+        loss = "not finite" if diverged.get("loss") is None else number(diverged["loss"], 4)
+        return f"at step {diverged.get('step')} of {status.get('steps')}: loss {loss}, {where}"
+    metrics, facts = status.get("metrics") or {}, []
+    for split in ("test", "train"):
+        known = [name for name in ("accuracy", "loss") if f"{split}_{name}" in metrics]
+        if known:
+            facts.append(f"{split} " + ", ".join(f"{name} {number(metrics[f'{split}_{name}'], 4)}" for name in known))
+    losses = [record["train_loss"] for record in records if "train_loss" in record]
+    if not facts and losses:
+        facts.append(f"loss {number(losses[-1], 4)}")
+    dead = ["no better than chance"] if status.get("dead") else []
+    return "; ".join([*facts, *dead, f"step {status.get('step', '?')}/{status.get('steps', '?')}"])
+
+
+def steepest(records: Iterable[Record]) -> str:
+    """The layer whose distribution moves most, and how the gradient changes with depth."""
+    drifts: list[Sequence[float | None]] = []
+    ratio = None
+    for record in records:
+        if row := record.get("drift_mean.pre"):
+            drifts.append(row)
+        ratio = record.get("first_over_last", ratio)
+    facts = []
+    medians = {}
+    for index, values in enumerate(zip(*drifts, strict=True)):
+        if finite := [value for value in values if value is not None]:
+            medians[index] = statistics.median(finite)
+    if medians:
+        index = max(medians, key=medians.__getitem__)
+        digits = max(2, len(str(len(drifts[0]) - 1)))
+        facts.append(f"largest drift at L{index:0{digits}d}, {number(medians[index])} sd a measurement")
+    if ratio is not None:
+        facts.append(f"gradient of first over last layer {number(ratio)}")
+    return "; ".join(facts) or "no layer was measured"
+
+
+def measuring(status: Mapping[str, Any]) -> str:
+    """The share of the time that measuring took."""
+    timing = status.get("timing") or {}
+    run_s, measure_s, rate = (timing.get(name) for name in ("run_s", "measure_s", "steps_per_s"))
+    if not run_s:
+        return "not known"
+    return f"took {100 * (measure_s or 0.0) / run_s:.0f} % of {number(run_s)} s ({number(rate)} steps/s)"
+
+
+# -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def show_verdicts(verdicts: Sequence[Verdict], out: TextIO | None = None) -> None:
+    """Print of each verdict the sign, decision and claim; then effect, interval, n, p; then a line for each caution."""
+    out = out or sys.stdout
+    target = console(out)
+    drawn = signs_for(out.encoding) is DRAWN
+    for verdict in verdicts:
+        ascii_sign, style = LOOKS[verdict.decision]
+        sign = SIGNS[verdict.decision] if drawn else ascii_sign
+        for index, line in enumerate(verdict_lines(verdict, sign, target.width)):
+            text = Text(line)
+            if index == 0:
+                text.stylize(style, 0, 2 + len(verdict.decision))
+            with target.capture() as captured:
+                target.print(text, soft_wrap=True, end="")
+            say(captured.get(), out)
+
+
+def verdict_lines(verdict: Verdict, sign: str, width: int) -> Iterator[str]:
+    """The lines of one verdict, folded to `width`; on a narrow screen the numbers are less indented."""
+    indent = 2 + WORD + 2 if width >= 60 else 2
+    yield from _folded(f"{sign} {verdict.decision:<{WORD}}  {verdict.claim.text}", indent, width)
+    for text in (_numbers(verdict), *(f"! {caution}" for caution in verdict.cautions)):
+        yield from _folded(" " * indent + text, indent, width)
+
+
+def _numbers(verdict: Verdict) -> str:
+    """Effect, interval, n and p, as far as they are known; without an effect, the reason."""
+    if verdict.effect is None:
+        return verdict.why
+    effect = f"{verdict.claim.compare} {number(verdict.effect)}"
+    if verdict.interval is not None:
+        effect += f" [{number(verdict.interval[0])}, {number(verdict.interval[1])}]"
+    effect += f" (matters from {number(verdict.claim.smallest_effect)})"
+    p = [] if verdict.p is None else [f"p {number(verdict.p, 2)}"]
+    return ", ".join([effect, f"n {verdict.n}", *p])
+
+
+def _folded(text: str, indent: int, width: int | None) -> list[str]:
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) or [text]

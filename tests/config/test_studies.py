@@ -188,7 +188,7 @@ def test_a_study_s_axes_are_lists_or_in_the_grammar_of_the_command_line() -> Non
         {"norm": "none", "optim.lr": 0.05, "seed": 0},
         {"norm": "none", "optim.lr": 0.5, "seed": 0},
     ]
-    assert cells[0].line("--runs", "my runs") == (
+    assert cells[0].line(runs="my runs") == (
         "bnlab train --config quickstart steps=12 model.depth=2 model.width=6 data.batch_size=16 probes.points=20 "
         "norm=none optim.lr=0.05 seed=0 name=tiny --runs 'my runs'"
     )

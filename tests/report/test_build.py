@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 import yaml
 
-from bnlab.cli import report as reporting
+from bnlab.cli import main
 from bnlab.core.errors import UsageError
 from bnlab.report.base import Built
 from bnlab.report.build import build
@@ -271,8 +271,9 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built
 
 def told(built: Built, monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> Path:
     """Print a report that is built already."""
-    monkeypatch.setattr(reporting, "build", lambda root: built)
-    reporting.report(built.path.parent, as_json)
+    monkeypatch.setattr("bnlab.report.build.build", lambda root: built)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["report", str(built.path.parent), *["--json"] * as_json])
     return built.path
 
 

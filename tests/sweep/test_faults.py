@@ -97,11 +97,11 @@ def test_ctrl_c_leaves_every_run_resumable(
     assert (process.returncode, err) == (130, "")
     line = out.splitlines()[-1]
     assert line.startswith(
-        "go on   bnlab sweep --config tiny launch.workers=2 steps=1500 optim.lr=0.05 norm=batch --runs "
+        "resume  bnlab sweep --config tiny launch.workers=2 steps=1500 optim.lr=0.05 norm=batch --runs "
     )
     assert set(statuses(stopped)) <= {"interrupted", "finished"}
     assert not owners(stopped)
-    words = [word for word in shlex.split(line.removeprefix("go on   bnlab sweep ")) if word != "launch.workers=2"]
+    words = [word for word in shlex.split(line.removeprefix("resume  bnlab sweep ")) if word != "launch.workers=2"]
     assert sweep(*words).code == 0
     assert sweep("steps=1500", "optim.lr=0.05", "norm=batch", "--runs", str(tmp_path / "whole")).code == 0
     assert traces_of(stopped) == traces_of(tmp_path / "whole")

@@ -87,7 +87,7 @@ def test_a_dry_run_lists_every_cell_with_its_line_and_writes_nothing(sweep: Swee
             "run": f"my runs/{cell.spec.folder}",
             "state": "not started",
             "values": cell.values,
-            "line": cell.line("--runs", "my runs", "--config-dir", str(CONFIGS)),
+            "line": cell.line(runs="my runs", config_dir=CONFIGS),
         }
     text = sweep("--dry-run").out.splitlines()
     assert text[0].split() == ["state", "norm", "lr", "seed", "id"]
@@ -141,7 +141,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(sweep: Sweep, 
     again = sweep("--plain")
     assert again.code == 0
     assert again.out.splitlines()[1:3] == [
-        "8 runs, all ended, nothing to do (--fresh runs again)",
+        "8 runs, all ended, nothing to do (--fresh runs them again)",
         "8 runs: 8 finished",
     ]
     assert files_below(tmp_path / "runs") == now
@@ -263,14 +263,10 @@ def test_a_cell_that_cannot_be_set_up_is_told_and_leaves_nothing(sweep: Sweep, t
     assert len(list((tmp_path / "runs").rglob("spec.yaml"))) == 1
 
 
-def test_the_line_to_go_on_is_quoted_for_the_shell() -> None:
-    from bnlab.cli.sweep import SweepTyped
-
-    typed = SweepTyped(
-        config="a", overrides=("seed=range(0, 6)",), runs=Path("my runs"), config_dir=None, as_json=False, plain=True,
-        fresh=True, retry_failed=True, fail_fast=True, dry_run=False, expect=Path("e.yaml"),
-    )  # fmt: skip
-    line = typed.again()
+def test_the_line_that_resumes_a_sweep_is_quoted_for_the_shell() -> None:
+    places = {"runs": Path("my runs"), "config_dir": None}
+    flags = {"fail_fast": True, "json": False, "plain": True, "expect_verdicts": Path("e.yaml")}
+    line = sweeping.again_line("a", ["seed=range(0, 6)"], places, **flags)
     assert line == (
         "bnlab sweep --config a 'seed=range(0, 6)' --runs 'my runs' --fail-fast --plain --expect-verdicts e.yaml"
     )
@@ -302,7 +298,7 @@ def test_a_run_at_work_elsewhere_is_left_alone_and_taken_over_when_its_process_i
     thread.join()
     lines = said.out.splitlines()
     assert (said.code, lines[-1]) == (0, "8 runs: 8 finished")
-    waiting = lines.index("1 run is at work in another process; waiting")
+    waiting = lines.index("1 run is running in another process; waiting")
     assert [line[:7] for line in lines[waiting - 1 :: 2][:2]] == ["run 7/8", "run 8/8"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.terminal.counting import Count
+from bnlab.terminal.progress import Count
 
 
 def counted(out: Any, clock: Any, total: int, each_s: float, *, plain: bool = False) -> None:

@@ -16,7 +16,7 @@ from bnlab.core.study import Cell
 from bnlab.record.folder import RunFolder
 from bnlab.sweep.run import Standing
 from bnlab.terminal.grid import LiveGrid
-from bnlab.terminal.tally import Tally, TallyLines
+from bnlab.terminal.progress import Tally, TallyLines
 
 SIZES = [(100, 30), (60, 16), (44, 16)]
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -72,7 +72,7 @@ def shown(screen_of: Callable[..., Any], clock: Any) -> Iterator[Shown]:
 
 
 def halfway(display: LiveGrid, standings: list[Standing], clock: Any) -> None:
-    """`none` diverges at the two largest rates, `batch` is at work on its last one."""
+    """`none` diverges at the two largest rates, `batch` is running its last one."""
     for standing in standings:
         clock.now += 0.5
         lr, seed = standing.cell.spec.optim.lr, standing.cell.spec.seed
@@ -103,7 +103,7 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Any) -> None:
         "batch  ●●● 100      ●●● 17.8     ●●● 3.16     ●●● 0.562*   ●◐· 11",
         "layer  !●● 1.01     ●●● 1.06     ●●● 1.32     ●●● 2.78     ●●● 11",
         "",
-        "● finished  ◐ running  ✕ diverged  ! failed  · waiting  * best mean loss",
+        "● finished  ◐ running  ✕ diverged  ! failed  · not started  * best mean loss",
     ]
     assert out.style(4) >= {("red", False), ("green", False)}
     assert ("green", True) in out.style(5)
@@ -115,7 +115,7 @@ def test_a_frame_of_60_by_16_fits(shown: Shown, clock: Any) -> None:
     display, out = shown(standings, 60, 16)
     halfway(display, standings, clock)
     assert out.lines[2] == "lr      none         batch        layer"
-    assert out.lines[-1] == "● finished  ◐ running  ✕ diverged  ! failed  · waiting"
+    assert out.lines[-1] == "● finished  ◐ running  ✕ diverged  ! failed  · not started"
 
 
 def test_a_narrow_screen_has_the_grid_the_other_way_round(shown: Shown, clock: Any) -> None:
@@ -296,14 +296,14 @@ def test_a_sweep_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_termina
     assert all(b"\x1b[?2026l" in frame for frame in frames)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, in_terminal: InTerminal) -> None:
+def test_ctrl_c_says_how_to_resume(tmp_path: Path, in_terminal: InTerminal) -> None:
     words = [*SWEEP, "steps=100000"]
     found = in_terminal(tmp_path, words, (100, 30), press=b"\x03\x03", when="◐".encode())
     text = "\n".join(line.rstrip() for line in found.screen.display)
     assert found.code == 130
     assert not found.screen.cursor.hidden
     assert "Traceback" not in text
-    assert "go on   bnlab sweep --config tiny seed=0,1,2" in text
+    assert "resume  bnlab sweep --config tiny seed=0,1,2" in text
     assert "^C" not in text
     assert text.count("sweep  ") == 1
 

@@ -76,9 +76,9 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Clock) -> None:
     assert lines[3] == ""
     assert lines[4] == "layer        mean      var    drift     grad  drift, last 54"
     assert lines[5] == "─" * 100
-    assert lines[6] == "L00_fc      -0.01        1    0.002    1e-07  " + "▁█" * 27
-    assert lines[25] == "L19_fc       -0.2       20     0.04    2e-06  " + "▁█" * 27
-    assert lines[26] == "L20_out     -0.21       21    0.042  2.1e-06  " + "▁█" * 27
+    assert lines[6] == "L00_fc      -0.01        1    0.002     1e-7  " + "▁█" * 27
+    assert lines[25] == "L19_fc       -0.2       20     0.04     2e-6  " + "▁█" * 27
+    assert lines[26] == "L20_out     -0.21       21    0.042   2.1e-6  " + "▁█" * 27
     assert len(lines) == 27
 
 
@@ -100,8 +100,8 @@ def test_a_frame_of_44_by_16_has_fewer_digits_and_no_curve(shown: Shown, clock: 
     lines = out.lines
     assert lines[1] == "step " + "━" * 6 + "─" * 6 + "  500/1000  250/s  eta 0:02"
     assert lines[4] == "layer       mean     var   drift    grad"
-    assert lines[6] == "L00_fc     -0.01       1   0.002   1e-07"
-    assert lines[14] == "L20_out    -0.21      21   0.042 2.1e-06"
+    assert lines[6] == "L00_fc     -0.01       1   0.002    1e-7"
+    assert lines[14] == "L20_out    -0.21      21   0.042  2.1e-6"
 
 
 @pytest.mark.parametrize(("columns", "rows"), [*SIZES, (30, 5), (20, 3)])
@@ -368,7 +368,7 @@ def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InT
     assert not found.screen.cursor.hidden
     text = "".join(line.rstrip() + "\n" for line in found.screen.display)
     assert re.search(r"^interrupted  loss \S+; step \d+/200000$", text, re.M)
-    assert re.search(rf"^go on        bnlab {' '.join(words)}$", text, re.M)
+    assert re.search(rf"^resume       bnlab {' '.join(words)}$", text, re.M)
     assert "Traceback" not in text
     assert "^C" not in text
     assert text.startswith("train  quickstart  batch  lr=0.3  seed=0\nstep ")

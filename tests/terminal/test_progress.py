@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bnlab.terminal import signs
-from bnlab.terminal.progress import PlainLines, next_mark
+from bnlab.terminal.progress import PlainLines
 
 
 class Clock:
@@ -57,9 +57,9 @@ def test_ten_lines_at_the_tenths(clock: Clock) -> None:
     ]
 
 
-def test_a_resumed_run_says_where_it_goes_on(clock: Clock) -> None:
+def test_a_resumed_run_says_where_it_resumes(clock: Clock) -> None:
     assert [line.split("  ")[0] for line in lines_of(clock, 20, first=17)] == (
-        ["title", "going on from step 17 of 20", "step 18/20", "step 20/20"]
+        ["title", "resuming at step 17 of 20", "step 18/20", "step 20/20"]
     )
 
 
@@ -74,7 +74,6 @@ def test_there_are_never_more_than_ten_lines(steps: int, clock: Clock) -> None:
     assert marks == sorted(set(marks))
     assert marks[-1] == steps
     assert all(abs(mark - steps * (index + 1) / len(marks)) < 1 for index, mark in enumerate(marks))
-    assert next_mark(0, steps) == marks[0]
 
 
 def test_signs_that_the_output_cannot_show_become_question_marks() -> None:

@@ -1,4 +1,4 @@
-"""The five lines: exact texts for every kind of end."""
+"""The summary of a run and verdicts, as they are printed: exact texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.terminal.summary import measuring, outcome, show, steepest, summary
+from bnlab.terminal.tables import measuring, outcome, show_summary, steepest
 
 TIMING = {"run_s": 4.0, "measure_s": 0.5, "steps_per_s": 250.0}
 FINISHED: dict[str, Any] = {
@@ -29,7 +29,7 @@ RECORDS: list[dict[str, Any]] = [
 
 def test_the_five_lines_of_a_finished_run() -> None:
     out = io.StringIO()
-    show(FINISHED, Path("runs/a"), RECORDS[:3], "bnlab view runs", out)
+    show_summary(FINISHED, Path("runs/a"), RECORDS[:3], "bnlab view runs", out)
     assert out.getvalue().splitlines() == [
         "finished   test accuracy 0.9167, loss 0.25; train accuracy 1, loss 0.125; step 1000/1000",
         "run        runs/a",
@@ -53,14 +53,16 @@ def test_outcome_without_metrics(more: dict[str, Any], text: str) -> None:
 def test_outcome_of_an_interrupted_run_tells_the_last_loss() -> None:
     status = {"status": "interrupted", "step": 4, "steps": 10, "metrics": {}}
     assert outcome(status, RECORDS) == "loss 1; step 4/10"
-    assert summary(status, Path("a"), RECORDS, "x")[-1] == ("go on", "x")
+    out = io.StringIO()
+    show_summary(status, Path("a"), RECORDS, "x", out)
+    assert out.getvalue().splitlines()[-1] == "resume       x"
 
 
 @pytest.mark.parametrize(
     ("loss", "site", "text"),
     [
         (None, "L17_fc", "at step 34 of 300: loss not finite, first non-finite activation at L17_fc"),
-        (5.08345e22, None, "at step 34 of 300: loss 5.083e+22, all activations finite"),
+        (5.08345e22, None, "at step 34 of 300: loss 5.083e22, all activations finite"),
     ],
 )
 def test_outcome_of_a_divergence(loss: float | None, site: str | None, text: str) -> None:
@@ -83,4 +85,4 @@ def test_a_drift_that_was_never_finite_names_no_layer() -> None:
 
 
 def test_measuring_without_timing() -> None:
-    assert measuring({"status": "stopped"}) == "not known"
+    assert measuring({"status": "interrupted"}) == "not known"

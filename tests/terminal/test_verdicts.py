@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.base import SIGNS, Verdict
 from bnlab.analysis.claims import read_expected, unexpected
+from bnlab.cli.report import tree
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
-from bnlab.terminal.verdicts import LOOKS, show, tree
+from bnlab.terminal.tables import show_verdicts
 
 CLAIM = Claim(
     name="larger_learning_rates",
@@ -71,7 +72,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_in_a_pipe_there_are_two_lines_and_one_for_each_caution() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    show([SUPPORTED, verdict("not tested", effect=None, why="no runs of norm=batch", cautions=())], out)
+    show_verdicts([SUPPORTED, verdict("not tested", effect=None, why="no runs of norm=batch", cautions=())], out)
     out.flush()
     assert out.buffer.getvalue().decode().splitlines() == [  # type: ignore[attr-defined]
         "✓ supported       Batch norm trains at learning rates at which the same net without it fails",
@@ -86,7 +87,7 @@ def test_a_narrow_terminal_folds_lines_and_loses_no_word(terminal: pytest.Monkey
     terminal.setenv("COLUMNS", "44")
     terminal.setenv("NO_COLOR", "1")
     out = Terminal()
-    show([SUPPORTED], out)
+    show_verdicts([SUPPORTED], out)
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 44
     assert " ".join(" ".join(lines).split()) == (
@@ -102,14 +103,14 @@ def test_a_narrow_terminal_folds_lines_and_loses_no_word(terminal: pytest.Monkey
 )
 def test_a_decision_has_its_colour(decision: str, code: str, terminal: pytest.MonkeyPatch) -> None:
     out = Terminal()
-    show([verdict(decision)], out)
-    assert out.getvalue().startswith(f"\x1b[{code}m{LOOKS[decision].sign} {decision}\x1b[0m")
+    show_verdicts([verdict(decision)], out)
+    assert out.getvalue().startswith(f"\x1b[{code}m{SIGNS[decision]} {decision}\x1b[0m")
 
 
-@pytest.mark.parametrize("decision", list(LOOKS))
+@pytest.mark.parametrize("decision", list(SIGNS))
 def test_ascii_terminals_get_ascii(decision: str, terminal: pytest.MonkeyPatch) -> None:
     out = Terminal("ascii")
-    show([verdict(decision)], out)
+    show_verdicts([verdict(decision)], out)
     assert out.getvalue().isascii()
     assert "?" not in out.getvalue()
 
@@ -117,7 +118,7 @@ def test_ascii_terminals_get_ascii(decision: str, terminal: pytest.MonkeyPatch) 
 def test_a_dumb_terminal_gets_plain_lines(terminal: pytest.MonkeyPatch) -> None:
     terminal.setenv("TERM", "dumb")
     out = Terminal()
-    show([SUPPORTED], out)
+    show_verdicts([SUPPORTED], out)
     assert "\x1b" not in out.getvalue()
     assert len(out.getvalue().splitlines()) == 3
 

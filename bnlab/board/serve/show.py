@@ -18,8 +18,8 @@ from pathlib import Path
 from bnlab.board.serve.link import deep_link, tags_to_pin
 from bnlab.board.serve.profile import bring
 from bnlab.board.serve.server import Server, command, interruptible
-from bnlab.cli.runs import TRAIN_FIRST
 from bnlab.core.errors import UsageError
+from bnlab.record.folder import TRAIN_FIRST
 
 MANY_RUNS = 500
 """Above this, TensorBoard selects no run at first and shows an empty page."""

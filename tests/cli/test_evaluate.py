@@ -178,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_told(trai
 
 
 def test_with_json_progress_is_on_stderr(trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.terminal.counting.LINES_AFTER_S", 0)
+    monkeypatch.setattr("bnlab.terminal.progress.LINES_AFTER_S", 0)
     code, out, err = _said("evaluate", trained(), "eval_bn=running,batch", "--json")
     assert code == 0
     assert [answer["eval_bn"] for answer in json.loads(out)["evaluations"]] == ["running", "batch"]

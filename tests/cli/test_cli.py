@@ -352,16 +352,16 @@ def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: 
     said = ended(process)
     assert (said.code, said.err) == (130, "")
     lines = said.out.splitlines()
-    assert [line.split("  ")[0] for line in lines[-5:]] == ["interrupted", "run", "steepest", "measuring", "go on"]
+    assert [line.split("  ")[0] for line in lines[-5:]] == ["interrupted", "run", "steepest", "measuring", "resume"]
     again = f"bnlab train {' '.join(LONG)} --runs 'my runs'"
-    assert lines[-1] == f"go on        {again}"
+    assert lines[-1] == f"resume       {again}"
 
     step = json.loads(next(tmp_path.rglob("status.json")).read_text())["step"]
     assert step > 0
     process = start(*shlex.split(again)[1:])
     assert process.stdout is not None
     assert process.stdout.readline() == "quickstart  batch  lr=0.3  seed=0\n"
-    assert process.stdout.readline() == f"going on from step {step} of 200000\n"
+    assert process.stdout.readline() == f"resuming at step {step} of 200000\n"
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: Start) -> None:
@@ -373,7 +373,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: Star
     assert (said.code, said.json["status"]) == (130, "interrupted")
     assert (
         said.err.splitlines()[-1]
-        == f"interrupted; to go on: bnlab {shlex.join([*words[:-1], '--runs', 'a', '--json'])}"
+        == f"interrupted; to resume: bnlab {shlex.join([*words[:-1], '--runs', 'a', '--json'])}"
     )
     resumed = ended(start(*words, "--runs", "a"))
     whole = ended(start(*words, "--runs", "b"))
@@ -392,7 +392,7 @@ def _rows(bnlab: Callable[..., Said], *where: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_run_whose_process_was_killed_is_shown_as_stopped(
+def test_a_run_whose_process_was_killed_is_shown_as_interrupted(
     bnlab: Callable[..., Said], tmp_path: Path, start: Start
 ) -> None:
     process = start("train", *LONG)
@@ -401,15 +401,15 @@ def test_a_run_whose_process_was_killed_is_shown_as_stopped(
     busy = bnlab("train", *LONG)
     process.kill()
     process.communicate()
-    (stopped,) = _rows(bnlab)
-    assert (running["status"], stopped["status"]) == ("running", "stopped")
+    (killed,) = _rows(bnlab)
+    assert (running["status"], killed["status"]) == ("running", "interrupted")
     assert (busy.code, busy.out) == (2, "")
     assert re.fullmatch(
         rf"runs/\S+: process {process.pid} on \S+ is at work on this run\. Wait for it, or stop it\.\n", busy.err
     )
     assert (running["norm"], running["lr"], running["seed"], running["steps"]) == ("batch", 0.3, 0, 200000)
-    assert stopped["step"] >= running["step"] >= 0
-    assert stopped["train_loss"] > 0
+    assert killed["step"] >= running["step"] >= 0
+    assert killed["train_loss"] > 0
 
 
 def test_runs_shows_a_table_and_one_run_its_card(bnlab: Callable[..., Said]) -> None:
@@ -474,19 +474,25 @@ def test_list_probes_names_presets_and_single_ones(bnlab: Callable[..., Said]) -
     assert {"none", "economy", "standard", "full", "activations", "gradients", "batch_moments"} <= set(names)
 
 
-def test_list_metrics_names_all_that_a_journal_has(bnlab: Callable[..., Said], tmp_path: Path) -> None:
-    listed = [item["name"] for item in bnlab("list", "metrics", "--json").json["metrics"]]
+def test_list_measurements_names_all_that_a_journal_has(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    listed = [item["name"] for item in bnlab("list", "measurements", "--json").json["measurements"]]
     run = bnlab("train", *TINY, "probes=standard", "--json").json["run"]
     for record in without_clock(tmp_path / run / "journal.jsonl"):
         for name in set(record) - {"step"}:
             assert name in listed or f"{name.partition('.')[0]}.*" in listed, name
 
 
-def test_list_figures_names_what_claims_are_about(bnlab: Callable[..., Said]) -> None:
-    listed = {item["name"]: item for item in bnlab("list", "figures", "--json").json["figures"]}
+def test_list_metrics_names_what_claims_may_name(bnlab: Callable[..., Said]) -> None:
+    listed = {item["name"]: item for item in bnlab("list", "metrics", "--json").json["metrics"]}
     assert listed["max_stable_lr"]["of"] == "curve"
     assert listed["steps_to"]["options"] == "of, target, smooth"
     assert all(item["description"] and item["source"] for item in listed.values())
+
+
+def test_list_figures_names_the_plots_of_a_report(bnlab: Callable[..., Said]) -> None:
+    listed = {item["name"]: item["description"] for item in bnlab("list", "figures", "--json").json["figures"]}
+    assert listed["loss_by_rate"] == "final training loss against the learning rate"
+    assert all(listed.values())
 
 
 def test_list_says_when_there_is_nothing(bnlab: Callable[..., Said], tmp_path: Path) -> None:

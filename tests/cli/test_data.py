@@ -17,7 +17,7 @@ import pytest
 from bnlab.cli import main
 from bnlab.files.fetch import Fetched
 from bnlab.files.sources import SOURCES, roots
-from bnlab.terminal.fetching import Bar, Lines
+from bnlab.terminal.progress import Downloads
 
 Tiny = Callable[..., dict[str, bytes]]
 TRAIN = ("train", "--config", "quickstart", "data=mnist", "steps=2", "model.depth=2", "model.width=8")
@@ -83,7 +83,7 @@ def test_files_taken_from_a_folder_are_said_to_be_there_and_train(
     _put(tmp_path / "have", tiny("mnist"))
     place = tmp_path / "home" / "mnist"
     assert bnlab("data", "fetch", "mnist", "--from", "have") == Said(0, f"mnist: copied and checked, in {place}\n", "")
-    assert bnlab("data", "fetch", "mnist") == Said(0, f"mnist: is there already, in {place}\n", "")
+    assert bnlab("data", "fetch", "mnist") == Said(0, f"mnist: already there and checked, in {place}\n", "")
     said = bnlab("data", "fetch", "mnist", "--json")
     assert json.loads(said.out) == {"data": "mnist", "folder": str(place), "how": "present"}
     assert bnlab(*TRAIN).code == 0
@@ -93,7 +93,7 @@ def test_a_download_is_told_in_lines_where_there_is_no_screen(
     bnlab: Callable[..., Said], site: list[str], tmp_path: Path
 ) -> None:
     place = tmp_path / "home" / "mnist"
-    lines = "train.gz  6.0 MB\ntrain.gz  3.0 of 6.0 MB\ntrain.gz  6.0 of 6.0 MB\n"
+    lines = "train.gz  6 MB\ntrain.gz  3 MB of 6 MB\ntrain.gz  6 MB of 6 MB\n"
     said = bnlab("data", "fetch", "mnist")
     assert said == Said(0, f"{lines}mnist: downloaded and checked, in {place}\n", "")
     said = bnlab("data", "fetch", "mnist", "--json")
@@ -107,7 +107,7 @@ def test_a_run_downloads_its_data_once_before_it_begins(
 ) -> None:
     said = bnlab(*TRAIN, *["--json"] * as_json)
     assert said.code == 0
-    assert (said.err if as_json else said.out).startswith("train.gz  6.0 MB\n")
+    assert (said.err if as_json else said.out).startswith("train.gz  6 MB\n")
     if as_json:
         assert json.loads(said.out)["status"] == "finished"
     assert bnlab(*TRAIN, "seed=1").code == 0
@@ -166,7 +166,7 @@ def test_an_interrupted_download_ends_with_130(bnlab: Callable[..., Said], monke
     monkeypatch.setattr("bnlab.files.fetch.fetch", interrupted)
     said = bnlab("data", "fetch", "mnist")
     assert said.code == 130
-    assert said.err == "interrupted; typed again, it goes on where it stopped\n"
+    assert said.err == "interrupted; the same command resumes the download\n"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -195,7 +195,7 @@ def test_a_run_interrupted_during_its_download_ends_with_130_and_the_line_to_typ
 
 def test_lines_tell_each_tenth_once() -> None:
     out = io.StringIO()
-    with Lines(out) as report:
+    with Downloads(out, plain=True) as report:
         report("waiting", 0, None)
         report("waiting", 0, None)
         for done in range(0, 10**7 + 1, 10**5):
@@ -206,11 +206,11 @@ def test_lines_tell_each_tenth_once() -> None:
         report("small.gz", 4540, 4540)
     assert out.getvalue().splitlines() == [
         "waiting",
-        "a.gz  10.0 MB",
-        *(f"a.gz  {tenth}.0 of 10.0 MB" for tenth in range(1, 11)),
-        "b.gz  10.0 MB",
-        "b.gz  10.0 of 10.0 MB",
-        "small.gz  4540 bytes",
+        "a.gz  10 MB",
+        *(f"a.gz  {tenth} MB of 10 MB" for tenth in range(1, 11)),
+        "b.gz  10 MB",
+        "b.gz  10 MB of 10 MB",
+        "small.gz  5 kB",
     ]
 
 
@@ -226,7 +226,7 @@ def test_a_bar_stands_for_each_file_and_the_cursor_comes_back(monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "30")
     out = _Screen()
-    with Bar(out) as report:
+    with Downloads(out, plain=False) as report:
         report("a.gz", 0, 10**7)
         report("a.gz", 10**7, 10**7)
         report("b.gz", 5 * 10**6, 10**7)

@@ -15,8 +15,9 @@ import pytest
 import typer
 
 from bnlab import config
-from bnlab.cli import app, main
-from bnlab.cli.completion import SCRIPTS, completed
+from bnlab.cli import main
+from bnlab.cli.app import app
+from bnlab.cli.complete import SCRIPTS, completed
 from bnlab.config.questions import KEYS
 from bnlab.core.spec import EvalBN
 
@@ -67,6 +68,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bnlab evaluate runs eval_bn=running,", [f"eval_bn=running,{way}" for way in get_args(EvalBN)[1:]]),
         ("bnlab evaluate runs ", [f"{key}=" for key in KEYS]),
         ("bnlab list no", ["norms"]),
+        ("bnlab list me", ["measurements", "metrics"]),
         ("bnlab data fetch ci", ["cifar10"]),
         ("bnlab completion ", ["bash", "zsh"]),
         ("bnlab runs --where test_", ["test_accuracy="]),

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from bnlab.cli import runs
+from bnlab.cli.runs import known, row
 from bnlab.record.folder import RunFolder
+from bnlab.record.journal import last_record
 from bnlab.terminal import tables
 
 SPEC = "seed: 3\nsteps: 100\nnorm: {name: batch}\noptim: {name: sgd, lr: 0.3}\n"
@@ -44,7 +46,7 @@ def owner(run: RunFolder, *, host: str, pid: int, heartbeat_s: float) -> None:
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
-    tree = runs.row(folder(tmp_path / "a", FINISHED)).tree()
+    tree = row(known(folder(tmp_path / "a", FINISHED)))
     assert 0 <= tree.pop("age_s") < 60
     assert tree == {
         "run": str(tmp_path / "a"),
@@ -64,31 +66,31 @@ def test_a_finished_run(tmp_path: Path) -> None:
     [
         (None, "not started"),
         ("{", "unreadable"),
-        ("[1]", "not started"),
+        ("[1]", "unreadable"),
         ('{"status": 3}', "unreadable"),
         ('{"status": "interrupted", "metrics": null}', "interrupted"),
         ('{"status": "running", "step": 0, "steps": 100}', "interrupted"),
     ],
 )
 def test_a_status_that_is_missing_or_broken(status: str | None, shown: str, tmp_path: Path) -> None:
-    row = runs.row(folder(tmp_path / "a", status))
-    assert (row.status, row.norm, row.steps, row.train_loss) == (shown, "batch", 100, None)
+    values = known(folder(tmp_path / "a", status))
+    assert [values[key] for key in ("status", "norm", "steps", "train_loss")] == [shown, "batch", 100, None]
 
 
 @pytest.mark.parametrize("spec", ["", "norm: [", "- 1", "norm: batch\noptim: 3\n", "\x00"])
 def test_a_spec_that_is_broken_costs_its_figures_only(spec: str, tmp_path: Path) -> None:
-    row = runs.row(folder(tmp_path / "a", FINISHED, spec=spec))
-    assert (row.status, row.norm, row.lr, row.seed, row.steps) == ("finished", None, None, None, 100)
+    values = known(folder(tmp_path / "a", FINISHED, spec=spec))
+    assert [values[key] for key in ("status", "norm", "lr", "seed", "steps")] == ["finished", None, None, None, 100]
     out = io.StringIO()
-    tables.show_runs([row.tree()], out)
+    tables.show_runs([row(values)], out)
     tables.show_card(runs.card(RunFolder(tmp_path / "a")), out)
     assert "finished" in out.getvalue()
 
 
 def test_a_running_run_is_as_far_as_its_journal(tmp_path: Path) -> None:
     journal = b'{"step": 40, "train_loss": 0.5}\n{"step": 41, "train_loss": 0.25}\n{"step": 42, "tra'
-    row = runs.row(folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100}, journal=journal))
-    assert (row.status, row.step, row.train_loss) == ("interrupted", 41, 0.25)
+    values = known(folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100}, journal=journal))
+    assert [values[key] for key in ("status", "step", "train_loss")] == ["interrupted", 41, 0.25]
 
 
 @pytest.mark.parametrize("length", [10, 70_000, 400_000])
@@ -96,25 +98,25 @@ def test_the_last_record_is_found_whatever_its_length(length: int, tmp_path: Pat
     lines = [json.dumps({"step": step, "filler": "x" * length}) for step in range(3)]
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(line + "\n" for line in lines) + lines[0][:-5])
-    assert runs.last_record(journal)["step"] == 2
+    assert last_record(journal)["step"] == 2
     journal.write_text(lines[0][:-5])
-    assert runs.last_record(journal) == {}
-    assert runs.last_record(tmp_path / "none") == {}
+    assert last_record(journal) == {}
+    assert last_record(tmp_path / "none") == {}
 
 
 def test_a_heartbeat_tells_of_owners_elsewhere(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100})
     owner(run, host="elsewhere", pid=1, heartbeat_s=time.time() - 30)
-    assert runs.row(run).status == "running"
+    assert known(run)["status"] == "running"
     owner(run, host="elsewhere", pid=1, heartbeat_s=time.time() - 90)
-    assert runs.row(run).status == "interrupted"
+    assert known(run)["status"] == "interrupted"
 
 
 def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100})
     owner(run, host=socket.gethostname(), pid=os.getpid(), heartbeat_s=time.time())
     (run.path / "lock").touch()
-    assert runs.row(run).status == "interrupted"
+    assert known(run)["status"] == "interrupted"
 
 
 def test_looking_neither_takes_the_lock_nor_breaks_it(tmp_path: Path) -> None:
@@ -128,18 +130,18 @@ def test_looking_neither_takes_the_lock_nor_breaks_it(tmp_path: Path) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "mine\n"
-        assert [runs.row(run).status for _ in range(3)] == ["running"] * 3
+        assert [known(run)["status"] for _ in range(3)] == ["running"] * 3
         process.stdin.close()
         assert process.wait(30) == 0
-    assert runs.row(run).status == "interrupted"
+    assert known(run)["status"] == "interrupted"
     with run.owned():
-        assert runs.row(run).status == "running"
+        assert known(run)["status"] == "running"
 
 
 def rows(tmp_path: Path) -> list[dict[str, Any]]:
-    found = [runs.row(folder(tmp_path / name, FINISHED)).tree() for name in ("a", "b")]
-    for name, row in zip("ab", found, strict=True):
-        row |= {"run": f"runs/quickstart/batch/lr=0.3/seed=3-{name}", "age_s": 200.0}
+    found = [row(known(folder(tmp_path / name, FINISHED))) for name in ("a", "b")]
+    for name, values in zip("ab", found, strict=True):
+        values |= {"run": f"runs/quickstart/batch/lr=0.3/seed=3-{name}", "age_s": 200.0}
     found[1] |= {"status": "running", "step": None, "train_loss": None, "test_accuracy": None}
     return found
 
