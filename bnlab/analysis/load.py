@@ -11,9 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import yaml
 
 from bnlab.analysis.metrics import METRICS, Value, reads
@@ -23,6 +22,9 @@ from bnlab.core.spec import canonical
 from bnlab.core.study import Study, varying
 from bnlab.record.folder import find_runs, write_atomically
 from bnlab.record.runs import Run, read_run
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 STUDY_FILE = "study.yaml"
 FIRST_COLUMNS = ("norm", "optim.lr", "seed")
@@ -125,12 +127,14 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def summary(collection: Collection) -> pl.DataFrame:
+def summary(collection: Collection) -> DataFrame:
     """A row for each run that ended, in the order of their paths: `run`, `id`, the keys they differ in, `status`,
     `dead`, `step`, `steps`, every metric of a run, and readings of the clock under `*_s`. A metric whose options a
     claim gives has them in its name: `steps_to(of=train_loss,smooth=5,target=0.2)`. Not measured is null. Where a value
     is a bound, a column `NAME.bound` says which.
     """
+    import polars as pl  # slow to import, and only reports need it
+
     differing = sorted(varying(run.spec for run in collection.runs))
     keys = [*FIRST_COLUMNS, *(key for key in differing if key not in FIRST_COLUMNS)]
     metrics = _metric_columns(collection)
