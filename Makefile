@@ -1,7 +1,7 @@
 # `make check` is what CI runs, step for step. PYTHON may point into any environment with the [test] extra.
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup check lint types test bench
+.PHONY: setup check lint types test docs bench
 
 setup: .venv/.done
 
@@ -21,6 +21,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest -m "not study and not cluster" $(PYTEST_ARGS)
+
+docs:
+	$(PYTHON) docs/reference.py
 
 bench:
 	$(PYTHON) benchmarks/step.py

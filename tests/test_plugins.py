@@ -466,12 +466,12 @@ def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_goes_before_its_de
     assert [name for name, _ in EXAMPLES] == ["my_norm", "my_probe", "my_net"]
     (there / "my_norm.py").write_text(EXAMPLES[0][1])
     given = ["plugins=[my_norm.py]", "norm=my_norm"]
-    assert config.load("quickstart", given).norm.options == {"eps": 1e-5, "share": 0.1}
+    assert config.load("quickstart", given).norm.options == {"eps": 1e-5, "momentum": 0.1}
     (there / "configs" / "norm").mkdir(parents=True)
     text = re.findall(r"```yaml\n(.*?)```", DOCS, re.S)[0]
     (there / "configs" / "norm" / "my_norm.yaml").write_text(text)
-    spec = config.load("quickstart", [*given, "norm.share=0.5"])
-    assert spec.norm.options == {"eps": 1e-3, "share": 0.5}
+    spec = config.load("quickstart", [*given, "norm.momentum=0.5"])
+    assert spec.norm.options == {"eps": 1e-3, "momentum": 0.5}
     assert spec.norm.layers == "all"
 
 
