@@ -35,9 +35,9 @@ def _measurements() -> Rows:
 
 
 def _figures() -> Rows:
-    from bnlab.report.figures import figures
+    from bnlab.report.figures import in_order
 
-    return [{"name": name, "description": figure.SUBJECT} for name, figure in figures().items()]
+    return [{"name": figure.name, "description": figure.subject} for figure in in_order()]
 
 
 KINDS: dict[str, str | Callable[[], Rows]] = {

@@ -36,6 +36,10 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __iter__(self) -> Iterator[Any]:
+        """`steps, values = series`."""
+        return iter((self.steps, self.values))
+
 
 NOTHING = Series(np.zeros(0, np.int64), np.zeros(0))
 """Of a name that was not measured."""

@@ -9,8 +9,8 @@ from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder, find_runs, write_atomically
 from bnlab.report import page
-from bnlab.report.base import Built, LeftOut, Missing, View
-from bnlab.report.prepare import KEEP, Prepared, prepare
+from bnlab.report.figures import in_order
+from bnlab.report.views import Built, LeftOut, Missing, Prepared, View, prepare
 from bnlab.report.write import Written, styled, written
 
 TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
@@ -58,7 +58,7 @@ def studies_in(root: Path) -> list[Path]:
 
 
 def _one(root: Path) -> Built:
-    collection = read_runs(root, keep=KEEP)
+    collection = read_runs(root, keep=[name for entry in in_order() for name in entry.reads])
     if not collection.runs:
         raise _nothing(root)
     verdicts = tuple(judge(collection))
@@ -67,15 +67,12 @@ def _one(root: Path) -> Built:
     html = page.render(collection, verdicts, prepared, figures, missing)
     folder = root / "figures"
     folder.mkdir(exist_ok=True)
-    names = {f"{figure.drawn.name}.{kind}" for figure in figures for kind in ("svg", "png", "csv")}
+    files = {f"{figure.drawn.name}.{kind}": data for figure in figures for kind, data in figure.files().items()}
     for old in folder.iterdir():  # figures of runs that are gone
-        if old.suffix in (".svg", ".png", ".csv") and old.name not in names:
+        if old.suffix in (".svg", ".png", ".csv") and old.name not in files:
             old.unlink()
-    for figure in figures:
-        base = folder / figure.drawn.name
-        write_atomically(base.with_suffix(".svg"), figure.svg.encode())
-        write_atomically(base.with_suffix(".png"), figure.png)
-        write_atomically(base.with_suffix(".csv"), figure.csv.encode())
+    for name, data in files.items():
+        write_atomically(folder / name, data)
     write_summary(collection, root / "summary.parquet")
     write_atomically(root / "report.html", html.encode())
     return Built(
@@ -89,22 +86,16 @@ def _one(root: Path) -> Built:
 
 def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
     """Every figure of every view that its runs have the numbers for."""
-    from bnlab.report.figures import figures
-
     found: list[Written] = []
     missing: list[LeftOut] = []
     with styled():
         for number, view in enumerate(prepared.views):
-            for name, module in figures().items():
+            for entry in in_order():
                 try:
-                    found.append(written(module.draw(view, _name(name, view, number))))
+                    found.append(written(entry.constructor(view, _name(entry.name, view, number))))
                 except Missing as lack:
-                    out = LeftOut(
-                        subject=": ".join(filter(None, (view.setting, module.SUBJECT))),
-                        why=str(lack),
-                        remedy=lack.remedy,
-                    )
-                    missing.append(out)
+                    subject = ": ".join(filter(None, (view.setting, entry.subject)))
+                    missing.append(LeftOut(subject=subject, why=str(lack), remedy=lack.remedy))
     return found, missing
 
 

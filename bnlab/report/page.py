@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.base import Decision, Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
+from bnlab.core.study import Study
+from bnlab.core.text import capital, command, count, number, typed
 from bnlab.record.runs import Run
-from bnlab.report.base import Built, LeftOut, geometric_mean, log_interval
-from bnlab.report.cards import card_of, counted
-from bnlab.report.lines import line
-from bnlab.report.prepare import Prepared
-from bnlab.report.words import capital, compact, count, number
+from bnlab.report.views import Built, LeftOut, Prepared, geometric_mean, log_interval
 from bnlab.report.write import Written
 
 EMBEDDED = 400_000
@@ -102,7 +101,7 @@ def render(
         subtitle=[*subtitle, *_versions(runs)],
         cards=[card_of(verdict, collection, lines) for verdict in verdicts],
         words=counted(verdicts),
-        table=table_of([capital(arm) for arm in arms], [compact(lr) for lr in rates], squares(runs, prepared, rates)),
+        table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
         pictures=[_picture(figure) for figure in figures],
         missing=missing,
         left_out=prepared.left_out,
@@ -138,7 +137,7 @@ def title_of(collection: Collection) -> str:
         return collection.study.name
     if len(collection.runs) == 1 and collection.runs[0].path == collection.root:
         run = collection.runs[0]
-        return f"{run.spec.get('norm')}, lr {compact(float(run.spec['optim.lr']))}, seed {run.spec['seed']}"
+        return f"{run.spec.get('norm')}, lr {number(float(run.spec['optim.lr']))}, seed {run.spec['seed']}"
     return collection.root.absolute().name
 
 
@@ -179,8 +178,8 @@ def _square(runs: Sequence[Run], best: bool) -> Square:
     troubles += [f"○ {dead} of {len(runs)} at chance"] * bool(dead)
     known = [x for x in accuracies if math.isfinite(x)]
     return Square(
-        value=number(geometric_mean(losses)) if losses else "",
-        band=f"{number(band[0])} to {number(band[1])}" if band else "",
+        value=shown(geometric_mean(losses)) if losses else "",
+        band=f"{shown(band[0])} to {shown(band[1])}" if band else "",
         accuracy=f"{100 * sum(known) / len(known):.1f} %" if known else "",
         troubles=tuple(troubles),
         best=best,
@@ -211,11 +210,11 @@ def _row(run: Run, prepared: Prepared, command: str) -> Row:
     return Row(
         id=run.id,
         arm=prepared.arms[run.id],
-        lr=compact(float(run.spec["optim.lr"])),
+        lr=number(run.lr),
         seed=str(run.spec["seed"]),
         status=f"{status} at {run.status.get('step', '?')}" if run.diverged else status,
         bad=not run.trains,
-        loss=number(run.final("train_loss")),
+        loss=shown(run.final("train_loss")),
         accuracy="–" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %",
         command=command,
     )
@@ -287,3 +286,108 @@ def _filled(name: str, **content: Any) -> str:
     )
     page: str = environment.get_template(name).render(content)
     return page
+
+
+SIGNS: Mapping[Decision, tuple[str, str]] = {
+    "supported": ("✓", "good"),
+    "refuted": ("✕", "bad"),
+    "inconclusive": ("?", "open"),
+    "direction only": ("→", "open"),
+    "not tested": ("–", "none"),
+}
+"""Of a decision: its sign, and its class in the style sheet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A verdict, in words."""
+
+    sign: str
+    kind: str
+    decision: str
+    name: str
+    text: str
+    source: str
+    effect: str
+    interval: str
+    facts: str
+    why: str
+    cautions: tuple[str, ...]
+    arms: tuple[tuple[str, str], ...]
+    """Name of the arm and where it was compared, with its figures."""
+    commands: tuple[str, ...]
+
+
+def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) -> Card:
+    """`lines`: the command of every run by its id."""
+    claim = verdict.claim
+    sign, kind = SIGNS[verdict.decision]
+    unit = "×" if claim.compare == "ratio" else ""
+    by_place = {collection.place(run): lines[run.id] for run in collection.runs}
+    both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
+    facts = [count(verdict.n, "seed") if verdict.n else "", f"p = {verdict.p:.2g}" if verdict.p is not None else ""]
+    asked = f"asked: {'above' if claim.smallest_effect else 'more than'} {shown(claim.smallest_effect)}{unit}"
+    study = collection.study
+    typed = collection.study_provenance.get("line")
+    again = [str(typed or f"bnlab sweep --config {study.name}")] if study else []
+    return Card(
+        sign=sign,
+        kind=kind,
+        decision=verdict.decision,
+        name=claim.name,
+        text=claim.text,
+        source=claim.source,
+        effect=f"{shown(verdict.effect)}{unit}" if verdict.effect is not None else "",
+        interval=f"{shown(verdict.interval[0])} to {shown(verdict.interval[1])}{unit}" if verdict.interval else "",
+        facts=" · ".join(fact for fact in (*facts, asked) if fact),
+        why=verdict.why,
+        cautions=verdict.cautions,
+        arms=tuple((f"{arm.label} ({arm.point})", ", ".join(shown(x) for x in arm.values)) for arm in both),
+        commands=tuple(again + [by_place[place] for arm in both for place in arm.runs if by_place.get(place)]),
+    )
+
+
+def counted(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """Sign, class and `3 supported` of every decision there is."""
+    return [
+        (*SIGNS[decision], f"{there} {decision}")
+        for decision in SIGNS
+        if (there := sum(verdict.decision == decision for verdict in verdicts))
+    ]
+
+
+def line(run: Run, study: Study | None) -> str | None:
+    """The `bnlab train` line: the experiment and the overrides that were typed, or that the study has, with this run's
+    own values in the place of axes. None where the run does not record its experiment."""
+    words = [str(word) for word in run.provenance.get("argv", [])][1:]
+    if study is not None and "train" not in words[:1]:
+        config: str | None = study.base
+        changes = {key: typed(value) for key, value in study.overrides.items()}
+        changes |= {key: typed(run.spec[key]) for key in study.axes if key in run.spec}
+    else:
+        config = _after(words, "--config")
+        changes = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
+        if words[:1] == ["sweep"]:
+            changes = {key: typed(run.spec[key]) if key in run.spec else value for key, value in changes.items()}
+    if config is None:
+        return None
+    changes["name"] = run.path.absolute().parents[2].name  # runs are in NAME/norm/lr=.../seed=...
+    return command("bnlab", "train", "--config", config, *(f"{key}={value}" for key, value in changes.items()))
+
+
+def _after(words: list[str], flag: str) -> str | None:
+    for word, following in zip_longest(words, words[1:]):
+        if word == flag:
+            return str(following) if following is not None else None
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def shown(value: float | None) -> str:
+    """Three digits; a dash for what is not there.
+
+    >>> [shown(x) for x in (0.0049342, 12345.6, float("nan"), 1e-7)]
+    ['0.00493', '12346', '–', '1e-7']
+    """
+    return "–" if value is None or math.isnan(value) else "∞" if math.isinf(value) else number(value)

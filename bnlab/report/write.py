@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import matplotlib
 
-from bnlab.report.base import Cell, Drawn
 from bnlab.report.style import RC, dark
+from bnlab.report.views import Drawn, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,10 @@ class Written:
     @property
     def dark_svg(self) -> str:
         return dark(self.svg)
+
+    def files(self) -> dict[str, bytes]:
+        """The content of each file, by its suffix."""
+        return {"svg": self.svg.encode(), "png": self.png, "csv": self.csv.encode()}
 
 
 @contextlib.contextmanager
@@ -66,7 +70,7 @@ def table(drawn: Drawn) -> str:
     return out.getvalue()
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Number) -> str:
     if cell is None:
         return ""
     return f"{cell:.9g}" if isinstance(cell, float) else str(cell)

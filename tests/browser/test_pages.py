@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from bnlab.board.serve import link as links
-from bnlab.report.figures import figures
+from bnlab.report.figures import FIGURES
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api", reason="needs the [browser] extra").expect
@@ -151,4 +151,4 @@ def test_the_report_fits_a_desk_a_phone_and_paper_by_day_and_by_night(study: Pat
         assert {host for host in seen.asked if host} == set()
     assert inks["day"] == inks["phone"] == inks["paper"] != inks["night"]
     assert set(drawn.values()) == {drawn["day"]}
-    assert 4 <= drawn["day"] <= len(figures())
+    assert 4 <= drawn["day"] <= len(FIGURES.names())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 
 from bnlab.record.folder import RunFolder
-from bnlab.record.journal import Journal
-from bnlab.report.base import Group, SeenRun, View
+from bnlab.record.journal import Journal, Series
+from bnlab.record.runs import Run
 from bnlab.report.style import looks_for
+from bnlab.report.views import Group, View
 
 SITES = 4  # three hidden layers and the head
 STEPS = 40
@@ -131,32 +134,37 @@ def seen(
     lr: float = 0.1,
     seed: int = 0,
     *,
+    folder: Path,
     loss: float = 0.1,
     diverged: bool = False,
     dead: bool = False,
     spec: Mapping[str, Any] | None = None,
     **series: Any,
-) -> SeenRun:
-    """A run in memory; a series is values at steps 0, 1, 2, ..., or (steps, values). `__` stands for a dot."""
-    journal = {}
+) -> Run:
+    """A run below `folder`; a series is values at steps 0, 1, 2, ..., or (steps, values). `__` stands for a dot. Its
+    journal on the disk has the names alone."""
+    journal: dict[str, Series] = {}
     for name, given in series.items():
         steps, values = given if isinstance(given, tuple) else (range(len(given)), given)
-        journal[name.replace("__", ".")] = np.array(steps, np.float64), np.array(values, np.float64)
-    return SeenRun(
-        path=f"lr={lr}/seed={seed}",
-        lr=lr,
-        seed=seed,
-        diverged=diverged,
-        dead=dead,
-        step=STEPS,
-        metrics={} if diverged else {"train_loss": loss},
-        spec={"optim": "sgd", **(spec or {})},
-        series=lambda name: journal.get(name, (np.empty(0), np.empty(0))),
-        names=lambda prefix: [name for name in journal if name.startswith(prefix)],
+        journal[name.replace("__", ".")] = Series(np.array(steps, np.int64), np.array(values, np.float64))
+    metrics = {} if diverged else {"train_loss": loss}
+    status = {"status": "diverged" if diverged else "finished", "step": STEPS, "steps": STEPS, "dead": dead}
+    run = Run(
+        path=folder / uuid.uuid4().hex,
+        id=f"{lr}-{seed}",
+        spec={"optim": "sgd", "optim.lr": lr, "seed": seed, **(spec or {})},
+        provenance={},
+        status=status | {"metrics": metrics},
     )
+    run._series.update(journal)
+    run.path.mkdir()
+    writer = Journal(run.folder.journal_file)
+    writer.append({"step": 0} | dict.fromkeys(journal, 0.0))
+    writer.close()
+    return run
 
 
-def view_of(arms: Mapping[str, Sequence[SeenRun]], **more: Any) -> View:
+def view_of(arms: Mapping[str, Sequence[Run]], **more: Any) -> View:
     """Arms by label, the control first."""
     looks = looks_for(["none", "batch", "layer", "group"][: len(arms)])
     groups = [Group(label=label, look=look, runs=tuple(arms[label])) for label, look in zip(arms, looks, strict=True)]
@@ -165,9 +173,9 @@ def view_of(arms: Mapping[str, Sequence[SeenRun]], **more: Any) -> View:
 
 
 @pytest.fixture
-def run_of() -> Callable[..., SeenRun]:
+def run_of(tmp_path: Path) -> Callable[..., Run]:
     """See `seen`."""
-    return seen
+    return functools.partial(seen, folder=tmp_path)
 
 
 @pytest.fixture

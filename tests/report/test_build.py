@@ -21,9 +21,9 @@ import yaml
 
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
-from bnlab.report.base import Built
 from bnlab.report.build import build
-from bnlab.report.figures import figures
+from bnlab.report.figures import FIGURES, in_order
+from bnlab.report.views import Built
 
 Write = Callable[..., Path]
 VOID = {"meta", "img", "source", "br", "link"}
@@ -107,7 +107,7 @@ def test_the_page_is_one_file_without_script_or_request(built: Built, page: Page
 
 def test_every_figure_has_a_text_that_says_what_it_shows_a_dark_twin_and_its_data(built: Built, page: Page) -> None:
     grid = built.path.parent
-    assert list(built.figures) == list(figures())
+    assert list(built.figures) == [entry.name for entry in in_order()]
     images, twins = page.all("img"), page.all("source")
     assert len(images) == len(twins) == len(built.figures)
     for name, image, twin in zip(built.figures, images, twins, strict=True):
@@ -134,7 +134,7 @@ def test_the_same_runs_give_the_same_bytes_and_figures_of_runs_that_are_gone_go(
     roots = (built.path.parent, build(other).path.parent)
     made = [{file.name: file.read_bytes() for file in _written(root)} for root in roots]
     assert made[0] == made[1]
-    assert len(made[0]) == 2 + 3 * len(figures())
+    assert len(made[0]) == 2 + 3 * len(FIGURES.names())
 
 
 def _written(root: Path) -> list[Path]:
@@ -258,7 +258,7 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
     assert {name: found["wide"] for name, found in seen.items()} == dict.fromkeys(seen, 0)
-    assert all(all(found["shown"]) and len(found["shown"]) == len(figures()) for found in seen.values())
+    assert all(all(found["shown"]) and len(found["shown"]) == len(FIGURES.names()) for found in seen.values())
     assert {name: set(found["twin"]) for name, found in seen.items()} == {
         "day": {False},
         "night": {True},
@@ -283,7 +283,7 @@ def test_json_says_what_the_report_says(
     path = told(built, monkeypatch, as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["report"] == str(path)
-    assert said["figures"] == list(figures())
+    assert said["figures"] == [entry.name for entry in in_order()]
     (claim,) = said["claims"]
     assert {"name", "verdict", "effect", "interval", "p", "n", "why"} <= set(claim)
     assert (claim["name"], claim["verdict"], claim["n"], claim["p"]) == ("rates", "direction only", 3, None)
@@ -300,3 +300,46 @@ def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
     assert any(re.match(r"left out +layer/lr=0\.1/seed=0-\w+: failed at step 40", line) for line in lines)
     assert f"report     {path}" in lines
     assert re.match(r"made of    18 runs, 7 figures, in [\d.]+ s", lines[-1])
+
+
+PLUGIN = '''
+"""Final training losses, as one number a run."""
+
+from matplotlib.figure import Figure
+
+from bnlab import FIGURES
+from bnlab.report.views import Drawn, Missing, View
+
+
+@FIGURES.register("last_losses", subject="final training losses", reads=("train_loss",))
+def draw(view: View, name: str) -> Drawn:
+    rows = [(run.lr, run.seed, float(run.series("train_loss").values[-1])) for g in view.groups for run in g.runs]
+    if not rows:
+        raise Missing("no runs")
+    figure = Figure()
+    figure.add_subplot().plot([row[0] for row in rows], [row[2] for row in rows], "o")
+    about = "A point a run."
+    return Drawn(name, "Losses at the end", "One point a run.", about, ("lr", "seed", "loss"), rows, figure)
+'''
+
+
+def test_a_plugin_brings_a_figure_that_comes_after_the_others(tmp_path: Path, write: Write) -> None:
+    plugin = tmp_path / "my_figure.py"
+    plugin.write_text(PLUGIN)
+    root = tmp_path / "runs" / "s"
+    write(root, spec={"plugins": [str(plugin)]})
+    write(root, norm="none", spec={"plugins": [str(plugin)]})
+    try:
+        built = build(root)
+    finally:
+        FIGURES.forget("last_losses")
+    assert built.figures[-1] == "last_losses"
+    lines = (root / "figures" / "last_losses.csv").read_text().splitlines()
+    assert lines[0] == "lr,seed,loss"
+    assert len(lines) == 1 + 2
+    assert "Losses at the end" in (root / "report.html").read_text()
+
+
+def test_a_report_does_without_a_plugin_that_is_gone(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "s", spec={"plugins": [str(tmp_path / "gone.py")]})
+    assert build(tmp_path / "s").runs == 1

@@ -14,23 +14,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bnlab.core.text import number
 from bnlab.core.theory import gradient_growth
-from bnlab.report.base import Drawn, Missing, SeenRun, Target, View, log_interval, ratio
-from bnlab.report.canvas import compact, thinned
+from bnlab.record.runs import Run
 from bnlab.report.figures import (
+    FIGURES,
     drift,
-    figures,
     gradient_depth,
+    in_order,
     landscape,
     learning_curves,
     loss_by_rate,
     ridges,
     steps_to_target,
 )
-from bnlab.report.labels import spread
+from bnlab.report.sheet import spread, thinned
+from bnlab.report.views import Drawn, Missing, Target, View, log_interval, ratio
 from bnlab.report.write import styled, table
 
-Run = Callable[..., SeenRun]
+MakeRun = Callable[..., Run]
 Make = Callable[..., View]
 
 
@@ -41,7 +43,7 @@ def _style() -> Any:
 
 
 @pytest.fixture
-def arms(run_of: Run, view: Make) -> View:
+def arms(run_of: MakeRun, view: Make) -> View:
     """No norm trains up to 0.1 and diverges in part at 1; batch norm trains everywhere."""
     none = [run_of(lr, s, loss=0.2 * (s + 1)) for lr in (0.01, 0.1) for s in range(3)]
     none += [run_of(1.0, 0, loss=0.5), run_of(1.0, 1, diverged=True), run_of(1.0, 2, diverged=True)]
@@ -54,9 +56,9 @@ def rows_of(drawn: Drawn) -> list[dict[str, str]]:
 
 
 def test_every_file_is_a_figure_with_its_own_place() -> None:
-    assert [module.ORDER for module in figures().values()] == list(range(len(figures())))
-    assert next(iter(figures())) == "loss_by_rate"
-    assert all(module.SUBJECT for module in figures().values())
+    assert [entry.order for entry in in_order()] == list(range(len(FIGURES.names())))
+    assert in_order()[0].name == "loss_by_rate"
+    assert all(entry.subject for entry in in_order())
 
 
 # -- final loss by rate ----------------------------------------------------------------------------------------------
@@ -84,14 +86,14 @@ def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
     assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower loss"
 
 
-def test_equal_arms_are_said_to_be_equal(run_of: Run, view: Make) -> None:
+def test_equal_arms_are_said_to_be_equal(run_of: MakeRun, view: Make) -> None:
     same = [run_of(lr, s, loss=0.1 + 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     other = [run_of(lr, s, loss=0.12 - 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     title = loss_by_rate.headline(view({"no norm": same, "batch norm": other}))
     assert title == "No clear difference between batch norm and no norm, in rates or in loss"
 
 
-def test_a_rate_above_one_that_fails_does_not_count(run_of: Run, view: Make) -> None:
+def test_a_rate_above_one_that_fails_does_not_count(run_of: MakeRun, view: Make) -> None:
     lucky = [run_of(0.1), run_of(1.0, diverged=True), run_of(10.0)]
     assert view({"no norm": lucky}).groups[0].top_rate == 0.1
 
@@ -124,7 +126,7 @@ def test_ticks_stand_at_the_rates_that_were_swept(arms: View) -> None:
 def test_many_ticks_are_thinned(arms: View) -> None:
     (ax,) = loss_by_rate.draw(arms, "x").figure.axes
     rates = list(np.logspace(-2, 0, 19))
-    texts = thinned([compact(lr) for lr in rates], ax, rates)
+    texts = thinned([number(lr) for lr in rates], ax, rates)
     shown = [text for text in texts if text]
     assert 4 <= len(shown) <= 10
     assert texts[0] == "0.01"
@@ -133,7 +135,7 @@ def test_many_ticks_are_thinned(arms: View) -> None:
 # -- steps to target -------------------------------------------------------------------------------------------------
 
 
-def test_steps_to_target_are_the_first_at_which_the_median_of_five_is_there(run_of: Run, view: Make) -> None:
+def test_steps_to_target_are_the_first_at_which_the_median_of_five_is_there(run_of: MakeRun, view: Make) -> None:
     falling = [1.0, 1.0, 1.0, 0.1, 1.0, 0.1, 0.1, 0.1]  # the single low batch at 3 is not enough
     arms = view({"a": [run_of(0.1, train_loss=falling), run_of(1.0, train_loss=[1.0] * 8)]})
     found = steps_to_target.spots(arms.groups[0], steps_to_target.losses_of(arms), 0.1)
@@ -142,8 +144,8 @@ def test_steps_to_target_are_the_first_at_which_the_median_of_five_is_there(run_
     assert (found[1].never, found[1].median) == (1, math.inf)
 
 
-def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: Run, view: Make) -> None:
-    def at(lr: float, low: float) -> SeenRun:
+def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: MakeRun, view: Make) -> None:
+    def at(lr: float, low: float) -> Run:
         return run_of(lr, train_loss=[2.0] + [low] * 8)
 
     arms = view({"a": [at(0.1, 0.03), at(1.0, 0.01)], "b": [at(0.1, 0.2), at(1.0, 0.111)]})
@@ -151,7 +153,7 @@ def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: Run, vi
     assert steps_to_target.target_of(arms, steps_to_target.losses_of(arms)) == pytest.approx(0.2)
 
 
-def test_a_claim_s_target_and_smoothing_are_those_of_the_figure(run_of: Run, view: Make) -> None:
+def test_a_claim_s_target_and_smoothing_are_those_of_the_figure(run_of: MakeRun, view: Make) -> None:
     runs = [run_of(lr, train_loss=[1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]) for lr in (0.1, 1.0)]
     claimed = dataclasses.replace(view({"a": runs}), target=Target(loss=0.5, smooth=3))
     drawn = steps_to_target.draw(claimed, "steps")
@@ -166,7 +168,7 @@ NORMED = {"norm": "batch", "norm.layers": "all", "norm.every": 1, "norm.position
 NORMED |= {"model": "mlp", "model.activation": "relu", "data.batch_size": 64}
 
 
-def test_growth_with_depth_leaves_the_head_out_and_stands_beside_the_theory(run_of: Run, view: Make) -> None:
+def test_growth_with_depth_leaves_the_head_out_and_stands_beside_the_theory(run_of: MakeRun, view: Make) -> None:
     rows = [[8.0, 4.0, 2.0, 100.0]]
     arms = view(
         {"no norm": [run_of(delta_norm=[[1.0, 1.0, 1.0, 9.0]])], "batch norm": [run_of(delta_norm=rows, spec=NORMED)]}
@@ -188,12 +190,14 @@ def test_growth_with_depth_leaves_the_head_out_and_stands_beside_the_theory(run_
     "change",
     [{"norm": "none"}, {"norm.position": "after"}, {"norm.every": 2}, {"data.batch_size": "full"}, {"model": "cnn"}],
 )
-def test_there_is_no_theory_line_where_the_theorem_does_not_hold(change: dict[str, Any], run_of: Run) -> None:
+def test_there_is_no_theory_line_where_the_theorem_does_not_hold(change: dict[str, Any], run_of: MakeRun) -> None:
     assert gradient_depth.closed_form(run_of(spec=NORMED)) is not None
     assert gradient_depth.closed_form(run_of(spec=NORMED | change)) is None
 
 
-def test_drift_has_a_column_a_measurement_at_equal_distance_and_the_median_over_seeds(run_of: Run, view: Make) -> None:
+def test_drift_has_a_column_a_measurement_at_equal_distance_and_the_median_over_seeds(
+    run_of: MakeRun, view: Make
+) -> None:
     steps = [1, 2, 4, 8, 12]  # the dense start is left out: its distances are shorter
     runs = [run_of(seed=s, drift_mean__pre=(steps, [[k * (s + 1), 2.0] for k in (1, 2, 3, 4, 5)])) for s in range(3)]
     panel = drift.panel(view({"a": runs}).groups[0], 0.1)
@@ -203,8 +207,8 @@ def test_drift_has_a_column_a_measurement_at_equal_distance_and_the_median_over_
     assert panel.drift.tolist() == [[8, 10], [2, 2]]
 
 
-def test_drift_says_the_ratio_of_medians(run_of: Run, view: Make) -> None:
-    def arm(size: float) -> list[SeenRun]:
+def test_drift_says_the_ratio_of_medians(run_of: MakeRun, view: Make) -> None:
+    def arm(size: float) -> list[Run]:
         return [run_of(seed=s, drift_mean__pre=([2, 4, 6], [[size, size * (s + 1)]] * 3)) for s in range(3)]
 
     assert drift.draw(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
@@ -215,7 +219,7 @@ def test_drift_says_the_ratio_of_medians(run_of: Run, view: Make) -> None:
     )
 
 
-def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: Run, view: Make) -> None:
+def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: MakeRun, view: Make) -> None:
     runs = [run_of(seed=s, loss_lo=[1.0, 2.0 * 4**s], loss_hi=[2.0, 8.0], loss_range=[1.0, 1.0]) for s in (0, 1)]
     band = landscape.band(view({"a": runs}).groups[0], 0.1)
     assert band is not None
@@ -223,13 +227,13 @@ def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: Run, view
     assert band.high.tolist() == pytest.approx([2, 8])
 
 
-def test_the_shared_rate_is_the_largest_at_which_everything_trains(arms: View, run_of: Run, view: Make) -> None:
+def test_the_shared_rate_is_the_largest_at_which_everything_trains(arms: View, run_of: MakeRun, view: Make) -> None:
     assert arms.common_rate() == (0.1, "the largest at which every run trains")
     none = view({"a": [run_of(0.1, diverged=True)], "b": [run_of(0.1)]})
     assert none.common_rate()[1] == "there is none at which every run trains; here most do"
 
 
-def test_a_ridge_holds_all_of_its_values_but_the_tails(run_of: Run, view: Make) -> None:
+def test_a_ridge_holds_all_of_its_values_but_the_tails(run_of: MakeRun, view: Make) -> None:
     counts = np.zeros((3, 122))
     counts[:, 61], counts[:, 0] = 3, 1  # three values in [0, 0.127), one below -1000
     arms = view({"a": [run_of(**{"histogram.pre.L02_fc": counts, "histogram.pre.L04_fc": counts})]})
@@ -247,7 +251,7 @@ def test_bins_are_those_of_the_probe() -> None:
     assert np.sinh(ridges.edges()).tolist() == pytest.approx(histogram_edges())
 
 
-def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: Run) -> None:
+def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: MakeRun) -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 9, (2, 122)).astype(float)
     counts[:, :40], counts[:, -40:] = 0, 0
@@ -258,7 +262,7 @@ def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: Run) -
     assert ridges.moved(run_of(**{"histogram.pre.L00_fc": counts}), "L00_fc") == pytest.approx(expected / sd)
 
 
-def test_curves_are_drawn_at_each_arms_best_rate(run_of: Run, view: Make) -> None:
+def test_curves_are_drawn_at_each_arms_best_rate(run_of: MakeRun, view: Make) -> None:
     slow = [run_of(lr, s, loss=lr, train_loss=np.linspace(2, 1, 20)) for lr in (0.1, 1.0) for s in range(3)]
     fast = [run_of(1.0, s, loss=0.1, train_loss=np.linspace(2, 0.1 + 0.01 * s, 20)) for s in range(3)]
     drawn = learning_curves.draw(view({"no norm": slow, "batch norm": fast}), "x")
@@ -269,10 +273,10 @@ def test_curves_are_drawn_at_each_arms_best_rate(run_of: Run, view: Make) -> Non
     assert alone.title.startswith("At the one rate tried, batch norm takes 1")
 
 
-@pytest.mark.parametrize("name", list(figures()))
-def test_what_was_not_measured_is_said_and_not_drawn(name: str, run_of: Run, view: Make) -> None:
+@pytest.mark.parametrize("name", FIGURES.names())
+def test_what_was_not_measured_is_said_and_not_drawn(name: str, run_of: MakeRun, view: Make) -> None:
     with pytest.raises(Missing, match=r"no |not measured|one learning rate"):
-        figures()[name].draw(view({"a": [run_of()]}), name)
+        FIGURES[name].constructor(view({"a": [run_of()]}), name)
 
 
 # -- statistics and places -------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import yaml
 
 from bnlab.analysis.load import read_runs
-from bnlab.report.lines import line
-from bnlab.report.prepare import prepare
+from bnlab.report.page import line
+from bnlab.report.views import prepare
 
 Write = Callable[..., Path]
 STUDY = {
@@ -67,7 +67,7 @@ def test_of_runs_that_differ_in_probes_alone_one_is_drawn(tmp_path: Path, write:
     write(tmp_path, journal=[{"step": 0, "train_loss": 1.0}])
     rich = write(tmp_path, spec={"probes.points": 7})
     (view,) = prepare(read_runs(tmp_path)).views
-    assert [run.path for run in view.groups[0].runs] == [rich.relative_to(tmp_path).as_posix()]
+    assert [run.path for run in view.groups[0].runs] == [rich]
 
 
 def test_a_run_tells_the_command_that_made_it(tmp_path: Path, write: Write) -> None:
@@ -89,7 +89,7 @@ def test_a_run_of_a_study_has_the_studys_base_and_overrides(tmp_path: Path, writ
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
     collection = read_runs(root)
     assert line(collection.runs[0], collection.study) == (
-        "bnlab train --config quickstart steps=40 norm=none optim.lr=1 name=s"
+        "bnlab train --config quickstart steps=40 norm=none optim.lr=1.0 name=s"
     )
 
 

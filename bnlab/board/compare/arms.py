@@ -11,9 +11,8 @@ from bnlab.analysis.load import Collection, read_runs
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import Run
-from bnlab.report.base import Group, View
 from bnlab.report.build import TRAIN_FIRST, studies_in
-from bnlab.report.prepare import Prepared, prepare
+from bnlab.report.views import Group, Prepared, View, prepare
 
 MOST_SHOWN = 6
 """Runs that are shown at first: what eyes can follow, and TensorBoard has seven colours."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.core.study import evenly
-from bnlab.report.base import Floats
+from bnlab.report.views import Floats
 
 SMALLEST = 1e-9
 """What is averaged geometrically counts as no less, as in the report: an exact 0 has no logarithm."""

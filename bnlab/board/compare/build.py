@@ -17,7 +17,7 @@ from bnlab.board.layout import layout
 from bnlab.board.plain import Content, Picture, write
 from bnlab.record.folder import find_runs
 from bnlab.report.build import draw_all
-from bnlab.report.prepare import KEEP, prepare
+from bnlab.report.views import prepare
 
 State = tuple[tuple[str, int, int], ...]
 
@@ -49,7 +49,7 @@ def build(root: Path, logs: Path) -> Compared:
     Raises:
         UsageError: as `arms_of`, and as `judge`.
     """
-    arms = arms_of(root, (*KEEP, *READS))
+    arms = arms_of(root, READS)
     moments = moments_of(arms.begun)
     # TensorBoard gives its few colours in the order in which runs come: what is shown at first comes first.
     shown = {name: place for place, name in enumerate(arms.shown)}

@@ -8,8 +8,8 @@ from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.board.compare.arms import Cell
-from bnlab.report.cards import card_of
-from bnlab.report.words import count
+from bnlab.core.text import count
+from bnlab.report.page import card_of
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
 BOTH = "both seeds"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.board.compare.averages import Course, Mean, common, over_seeds
 from bnlab.board.plain import Points
 from bnlab.record.runs import Run
-from bnlab.report.base import Floats
-from bnlab.report.traces import even, median, smoothed
+from bnlab.report.views import Floats, even, median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def _as_it_is(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    return steps, smoothed(values)
+    return steps, trailing_median(values, SMOOTHED)
 
 
 def _layers(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

@@ -1,18 +1,27 @@
-"""One figure a file. A file has SUBJECT and `draw(view, name)`; its name is the figure's, and its ORDER its place."""
+"""The figures of a report: one a file, which registers `draw(view, name) -> Drawn`. A plugin registers one likewise."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
-from typing import cast
+from dataclasses import dataclass
 
-from bnlab.report.base import FigureModule
+from bnlab.core.registry import Entry, Registry
 
 
-@cache
-def figures() -> dict[str, FigureModule]:
-    """Every figure by name, in the order of the report."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    found = {name: cast(FigureModule, importlib.import_module(f"{__name__}.{name}")) for name in names}
-    return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureEntry(Entry):
+    """A figure: `subject` says in a few words what it shows; `order` is its place in the report, by default after
+    bnlab's own; `reads` names the measurements that it needs of many runs, which are then read in one pass."""
+
+    subject: str
+    order: int = 100
+    reads: tuple[str, ...] = ()
+
+
+FIGURES = Registry("figure", "bnlab.report.figures", FigureEntry, by_file=False)
+"""Every figure of a report. The registered function takes a view (`bnlab.report.views.View`) and the figure's name, and
+gives a `Drawn`, or raises `Missing` where the runs lack what it needs."""
+
+
+def in_order() -> list[FigureEntry]:
+    """Every figure, in the order of the report."""
+    return sorted(FIGURES.entries(), key=lambda entry: (entry.order, entry.name))

@@ -9,14 +9,27 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
-from bnlab.report.canvas import LEFT, WIDTH, Sheet, log_ticks, panel_name
+from bnlab.core.text import listed, number
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import LEFT, WIDTH, Sheet, log_ticks, panel_name
 from bnlab.report.style import EDGE, GRID, Look
-from bnlab.report.traces import by_seed, even, finite, median, together
-from bnlab.report.words import compact, footnote, listed, seeds_of
+from bnlab.report.views import (
+    Drawn,
+    Floats,
+    Group,
+    Missing,
+    Number,
+    View,
+    by_seed,
+    even,
+    finite,
+    footnote,
+    median,
+    ratio,
+    seeds_of,
+    together,
+)
 
-ORDER = 3
-SUBJECT = "drift of the pre-activations, layer against step"
 METRIC = "drift_mean.pre"
 NOT_FINITE = "#b9b9b9"
 
@@ -47,7 +60,7 @@ def headline(view: View, lr: float) -> str:
     if view.pair is None:
         return "Drift of the pre-activations, layer by layer"
     ours, theirs = (
-        by_seed(group.at(lr), lambda run: float(np.median(finite(run.series(METRIC)[1].ravel()) or [math.nan])))
+        by_seed(group.at(lr), lambda run: float(np.median(finite(run.series(METRIC).values.ravel()) or [math.nan])))
         for group in view.pair
     )
     treated, control = (group.label for group in view.pair)
@@ -59,9 +72,14 @@ def headline(view: View, lr: float) -> str:
     return f"Median drift is {found.times} {less} with {treated}{rest}{found.proviso}"
 
 
+@FIGURES.register(
+    "drift", order=3, subject="drift of the pre-activations, layer against step", reads=("drift_mean.pre",)
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: no drift in the journals.
+    """Draw it.
+
+    Raises:
+        Missing: no drift in the journals.
     """
     lr, why = view.common_rate()
     panels = [found for group in view.panels if lr is not None and (found := panel(group, lr)) is not None]
@@ -70,7 +88,7 @@ def draw(view: View, name: str) -> Drawn:
     title = view.titled(headline(view, lr))
     note = footnote(
         f"Median over channels of |Δ mean| / sd of the pre-activations between measurements {panels[0].gap} steps "
-        f"apart, on a fixed probe batch; median of {seeds_of(view)}. Learning rate {compact(lr)}, {why}. One "
+        f"apart, on a fixed probe batch; median of {seeds_of(view)}. Learning rate {number(lr)}, {why}. One "
         "logarithmic colour scale; grey: not finite.",
         view.reduced,
     )
@@ -114,20 +132,17 @@ def draw(view: View, name: str) -> Drawn:
     bar.outline.set_edgecolor(EDGE)
     log_ticks(bar_ax, low, max(high, low * 1.5), most=5)
     bar.set_label("drift (standard deviations)")
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about="Heat maps of the drift of pre-activations, layer by training step, for "
         + listed([p.label for p in panels])
-        + f" at a learning rate of {compact(lr)}.",
+        + f" at a learning rate of {number(lr)}.",
         columns=("arm", "lr", "layer", "step", "drift"),
         rows=_rows(panels, lr),
-        figure=sheet.figure,
     )
 
 
-def _rows(panels: list[Panel], lr: float) -> list[tuple[Cell, ...]]:
+def _rows(panels: list[Panel], lr: float) -> list[tuple[Number, ...]]:
     return [
         (p.label, lr, layer + 1, int(step), float(p.drift[layer, at]) if np.isfinite(p.drift[layer, at]) else None)
         for p in panels

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnlab.core.text import count, listed
 from bnlab.core.theory import gradient_growth
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, SeenRun, View
-from bnlab.report.canvas import HALO, LEFT, Sheet, around, log_ticks, open_marker, room_for
-from bnlab.report.labels import EndLabel, place_labels
+from bnlab.record.runs import Run
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import HALO, LEFT, EndLabel, Sheet, around, log_ticks, open_marker, place_labels, room_for
 from bnlab.report.style import INK, Look
-from bnlab.report.traces import finite, geometric
-from bnlab.report.words import count, footnote, listed
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, finite, footnote, geometric
 
-ORDER = 6
-SUBJECT = "gradient norm against depth at step 0"
 METRIC = "delta_norm"
 
 
@@ -35,7 +33,7 @@ class Profile:
     theory: float | None
 
 
-def start(run: SeenRun) -> Floats | None:
+def start(run: Run) -> Floats | None:
     """Norms [L] of the hidden layers at step 0, over that of the last of them; None where they were not measured. The
     head stands apart: no norm and no nonlinearity follow it."""
     steps, values = run.series(METRIC)
@@ -45,7 +43,7 @@ def start(run: SeenRun) -> Floats | None:
     return hidden / hidden[-1] if np.isfinite(hidden).all() and (hidden > 0).all() else None
 
 
-def closed_form(run: SeenRun) -> float | None:
+def closed_form(run: Run) -> float | None:
     """Growth of the norm a layer by Yang et al. 2019, theorem 8, where its net is the run's: every layer normalized
     over the batch before the nonlinearity."""
     spec, batch = run.spec, run.spec.get("data.batch_size")
@@ -102,9 +100,16 @@ def headline(view: View, profiles: list[Profile]) -> str:
     return f"Towards the input, gradients {words} with {first.label}; they {grows(last)} with {last.label}"
 
 
+@FIGURES.register(
+    "gradient_depth",
+    order=6,
+    subject="gradient norm against depth at step 0",
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: the norms were not measured, or there are fewer than two hidden layers.
+    """Draw it.
+
+    Raises:
+        Missing: the norms were not measured, or there are fewer than two hidden layers.
     """
     profiles = [found for group in view.groups if (found := profile(group)) is not None]
     if not profiles:
@@ -135,7 +140,7 @@ def draw(view: View, name: str) -> Drawn:
     ax.set_xlabel("hidden layer (1 = input)")
     ax.set_ylabel(f"gradient norm, relative to layer {depth}")
     drawn, labels = [], []
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Number, ...]] = []
     for p in profiles:
         x = np.arange(1, len(p.mean) + 1.0)
         ax.fill_between(x, p.low, p.high, color=p.look.color, alpha=0.18, linewidth=0)
@@ -164,15 +169,12 @@ def draw(view: View, name: str) -> Drawn:
             path_effects=HALO,
         )
     place_labels(ax, [_middle(label, p) for label, p in zip(labels, profiles, strict=True)], drawn)
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about="Norm of the gradient at the pre-activations of every hidden layer at step 0, over that of the last,"
         " for " + listed([p.label for p in profiles]) + ".",
         columns=("arm", "layer", "relative_norm", "lowest", "highest", "theory"),
         rows=rows,
-        figure=sheet.figure,
     )
 
 

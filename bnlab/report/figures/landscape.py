@@ -7,15 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
-from bnlab.report.canvas import LEFT, Sheet, around, log_ticks, room_for, step_axis
-from bnlab.report.labels import EndLabel, place_labels
+from bnlab.core.text import listed, number
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, log_ticks, place_labels, room_for, step_axis
 from bnlab.report.style import Look
-from bnlab.report.traces import by_seed, finite, geometric, together
-from bnlab.report.words import compact, footnote, listed, seeds_of
+from bnlab.report.views import (
+    Drawn,
+    Floats,
+    Group,
+    Missing,
+    Number,
+    View,
+    by_seed,
+    finite,
+    footnote,
+    geometric,
+    ratio,
+    seeds_of,
+    together,
+)
 
-ORDER = 5
-SUBJECT = "range of the loss along the gradient"
 HATCHES = {"o": "", "s": "////", "^": "\\\\\\\\", "D": "....", "v": "----"}
 """By marker: the second sign of a band."""
 
@@ -45,7 +56,7 @@ def headline(view: View, lr: float) -> str:
     if view.pair is None:
         return "Range of the loss within one gradient step"
     ours, theirs = (
-        by_seed(group.at(lr), lambda run: float(np.median(finite(run.series("loss_range")[1]) or [math.nan])))
+        by_seed(group.at(lr), lambda run: float(np.median(finite(run.series("loss_range").values) or [math.nan])))
         for group in view.pair
     )
     treated, control = (group.label for group in view.pair)
@@ -64,9 +75,14 @@ def reach(view: View) -> str:
     return f"{low:g} to {high:g}" if low is not None and high is not None else "several"
 
 
+@FIGURES.register(
+    "landscape", order=5, subject="range of the loss along the gradient", reads=("loss_lo", "loss_hi", "loss_range")
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: the landscape was not measured.
+    """Draw it.
+
+    Raises:
+        Missing: the landscape was not measured.
     """
     lr, why = view.common_rate()
     bands = [found for group in view.groups if lr is not None and (found := band(group, lr)) is not None]
@@ -76,7 +92,7 @@ def draw(view: View, name: str) -> Drawn:
     note = footnote(
         f"Band: lowest to highest loss of the training batch at {reach(view)} times the learning rate along the "
         f"gradient (Santurkar et al. 2018, figure 4a), geometric mean of {seeds_of(view)}. Learning rate "
-        f"{compact(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over steps.",
+        f"{number(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over steps.",
         view.reduced,
     )
     sheet = Sheet(title, note, plot_height=3.15)
@@ -85,7 +101,7 @@ def draw(view: View, name: str) -> Drawn:
     step_axis(ax, float(max(b.steps[-1] for b in bands)))
     ax.set_ylabel("loss along the gradient")
     drawn, labels = [], []
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Number, ...]] = []
     for b in sorted(bands, key=lambda b: -float(np.nanmedian(b.high / b.low))):
         hatch = HATCHES.get(b.look.marker, "xxx")
         ax.fill_between(b.steps, b.low, b.high, facecolor=(b.look.color, 0.22), linewidth=0)
@@ -106,14 +122,11 @@ def draw(view: View, name: str) -> Drawn:
             for s, lo, hi in zip(b.steps, b.low, b.high, strict=True)
         ]
     place_labels(ax, labels, drawn)
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about="Bands from the lowest to the highest loss within reach of one gradient step, over training, for "
         + listed([b.label for b in bands])
-        + f" at a learning rate of {compact(lr)}.",
+        + f" at a learning rate of {number(lr)}.",
         columns=("arm", "lr", "step", "loss_lo", "loss_hi"),
         rows=rows,
-        figure=sheet.figure,
     )

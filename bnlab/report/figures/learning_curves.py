@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.metrics.losses import SMOOTHED
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
-from bnlab.report.canvas import LEFT, Sheet, around, log_ticks, room_for, step_axis
-from bnlab.report.labels import EndLabel, place_labels
+from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
+from bnlab.core.text import capital, number
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, log_ticks, place_labels, room_for, step_axis
 from bnlab.report.style import Look
-from bnlab.report.traces import geometric, smoothed, together
-from bnlab.report.words import capital, compact, footnote
-
-ORDER = 2
-SUBJECT = "training loss against the step, each arm at its best learning rate"
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, footnote, geometric, ratio, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +32,18 @@ def curve(group: Group) -> Curve | None:
     """At the arm's best rate; where it has none, at the rate at which most of its runs train, the smaller of equals."""
     lr = group.best_rate()
     if lr is None:
-        lr = max(group.rates, key=lambda rate: (sum(run.trained for run in group.at(rate)), -rate))
+        lr = max(group.rates, key=lambda rate: (sum(run.trains for run in group.at(rate)), -rate))
     singles = []
     for run in group.at(lr):
         steps, values = run.series("train_loss")
         if len(steps):
-            singles.append((run.seed, run.diverged, steps, smoothed(values)))
+            singles.append((run.seed, run.diverged, steps, trailing_median(values, SMOOTHED)))
     if not singles:
         return None
     steps, _, lined = together(
         (run for run in group.at(lr) if not run.diverged or len(singles) == 1), "train_loss", geometric
     )
-    mean = geometric(np.stack([smoothed(values) for values in lined])) if lined else np.empty(0)
+    mean = geometric(np.stack([trailing_median(values, SMOOTHED) for values in lined])) if lined else np.empty(0)
     return Curve(label=group.label, look=group.look, lr=lr, steps=steps, mean=mean, singles=tuple(singles))
 
 
@@ -61,7 +57,7 @@ def headline(view: View, curves: list[Curve]) -> str:
             return "No run keeps a finite loss"
         first = min(ends, key=ends.__getitem__)
         if len(curves) == 1:
-            return f"{capital(first)}: training loss falls to {compact(ends[first])}"
+            return f"{capital(first)}: training loss falls to {number(ends[first])}"
         rates = "each arm at its best rate" if chosen else "at the one rate tried"
         return f"{capital(first)} ends at the lowest training loss, {rates}"
     pair = [by_label[group.label] for group in view.pair]
@@ -81,9 +77,17 @@ def headline(view: View, curves: list[Curve]) -> str:
     )
 
 
+@FIGURES.register(
+    "learning_curves",
+    order=2,
+    subject="training loss against the step, each arm at its best learning rate",
+    reads=("train_loss",),
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: no losses in any journal.
+    """Draw it.
+
+    Raises:
+        Missing: no losses in any journal.
     """
     curves = [found for group in view.groups if (found := curve(group)) is not None]
     if not curves:
@@ -95,7 +99,7 @@ def draw(view: View, name: str) -> Drawn:
         view.reduced,
     )
     sheet = Sheet(title, note, plot_height=3.15)
-    ax = sheet.axes(left=LEFT, right=room_for([f"{c.label}, lr {compact(c.lr)}" for c in curves]))
+    ax = sheet.axes(left=LEFT, right=room_for([f"{c.label}, lr {number(c.lr)}" for c in curves]))
     values = [x for c in curves for _, _, _, y in c.singles for x in y[np.isfinite(y)]]
     starts = [float(y[0]) for c in curves for _, _, _, y in c.singles if len(y) and math.isfinite(y[0])]
     roof = 10 * max(starts, default=1.0)
@@ -105,7 +109,7 @@ def draw(view: View, name: str) -> Drawn:
     step_axis(ax, max(last, 1.0))
     ax.set_ylabel("training loss")
     drawn, labels = [], []
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Number, ...]] = []
     for c in curves:
         for seed, diverged, steps, losses in c.singles:
             ax.plot(steps, losses, color=c.look.color, linewidth=0.7, alpha=0.45, zorder=2)
@@ -119,18 +123,15 @@ def draw(view: View, name: str) -> Drawn:
         drawn.append((c.steps, c.mean))
         ends = [(float(x), float(y)) for x, y in zip(c.steps, c.mean, strict=True) if math.isfinite(y)]
         x, y = ends[-1] if ends else (last, high)
-        labels.append(EndLabel(text=f"{c.label}, lr {compact(c.lr)}", look=c.look, x=x, y=y))
+        labels.append(EndLabel(text=f"{c.label}, lr {number(c.lr)}", look=c.look, x=x, y=y))
     place_labels(ax, labels, drawn)
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about="Training loss against training step for "
-        + ", ".join(f"{c.label} at a learning rate of {compact(c.lr)}" for c in curves)
+        + ", ".join(f"{c.label} at a learning rate of {number(c.lr)}" for c in curves)
         + ".",
         columns=("arm", "lr", "seed", "step", "train_loss_smoothed"),
         rows=rows,
-        figure=sheet.figure,
     )
 
 

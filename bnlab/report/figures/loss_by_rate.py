@@ -8,13 +8,36 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.report.base import Cell, Drawn, Group, Missing, View, geometric_mean, log_interval, ratio
-from bnlab.report.canvas import LEFT, Sheet, around, lanes, log_ticks, open_marker, rate_axis, room_for, shifts
-from bnlab.report.labels import EndLabel, line_note, place_labels
-from bnlab.report.words import capital, compact, footnote, optimizer, seeds_of
+from bnlab.core.text import capital, number
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import (
+    LEFT,
+    EndLabel,
+    Sheet,
+    around,
+    lanes,
+    line_note,
+    log_ticks,
+    open_marker,
+    place_labels,
+    rate_axis,
+    room_for,
+    shifts,
+)
+from bnlab.report.views import (
+    Drawn,
+    Group,
+    Missing,
+    Number,
+    View,
+    footnote,
+    geometric_mean,
+    log_interval,
+    optimizer,
+    ratio,
+    seeds_of,
+)
 
-ORDER = 0
-SUBJECT = "final training loss against the learning rate"
 MOST_BANDS = 4
 """Arms; with more, only the two of the title have bands."""
 SMALLEST = 1e-9
@@ -44,9 +67,9 @@ def spots(group: Group, *, banded: bool = True) -> list[Spot]:
     for lr in group.rates:
         runs = group.at(lr)
         losses = {
-            run.seed: max(run.metrics["train_loss"], SMALLEST)
+            run.seed: max(run.final("train_loss"), SMALLEST)
             for run in runs
-            if not run.diverged and math.isfinite(run.metrics.get("train_loss", math.nan))
+            if not run.diverged and math.isfinite(run.final("train_loss"))
         }
         whole = len(losses) == len(runs)
         values = list(losses.values())
@@ -76,7 +99,7 @@ def headline(view: View) -> str:
         alone = treated if tops[1] is None else control
         return f"Only {alone.label} has rates at which every run trains"
     reach = tops[0] / tops[1]
-    best = ratio(*({run.seed: run.metrics["train_loss"] for run in g.at(g.best_rate() or 0)} for g in view.pair))
+    best = ratio(*({run.seed: run.final("train_loss") for run in g.at(g.best_rate() or 0)} for g in view.pair))
     lower = "" if best is None or not best.clear else ("lower" if best.value < 1 else "higher")
     if not math.isclose(reach, 1, rel_tol=1e-6):
         winner, loser = (names[0], control.label) if reach > 1 else (capital(control.label), treated.label)
@@ -85,7 +108,7 @@ def headline(view: View) -> str:
         tail = f", {'but' if (lower == 'higher') == (reach > 1) else 'and'} to a {lower} loss" if lower else ""
         if reach < 1 and lower:
             tail = f"; {treated.label} reaches a {lower} loss"
-        return f"{winner} trains at rates {least}{compact(factor)}× larger than {loser}{tail}"
+        return f"{winner} trains at rates {least}{number(factor)}× larger than {loser}{tail}"
     if best is not None and lower:
         return f"{names[0]}: {best.times} {lower} loss at its best rate, over the same rates{best.proviso}"
     return f"No clear difference between {treated.label} and {control.label}, in rates or in loss"
@@ -98,17 +121,24 @@ def _many(view: View) -> str:
         best = view.groups[0].best_rate()
         if best is None:
             return f"{capital(label)}: no rate at which every run trains"
-        return f"{capital(label)}: best at a rate of {compact(best)}, trains up to {compact(top)}"
+        return f"{capital(label)}: best at a rate of {number(best)}, trains up to {number(top)}"
     high, low = max(tops, key=tops.__getitem__), min(tops, key=tops.__getitem__)
     if tops[high] == tops[low]:
         return "All arms train over the same rates" if tops[high] else "No arm has a rate at which every run trains"
-    reach = f"only up to {compact(tops[low])}" if tops[low] else "at none"
-    return f"{capital(high)} trains at rates up to {compact(tops[high])}, {low} {reach}"
+    reach = f"only up to {number(tops[low])}" if tops[low] else "at none"
+    return f"{capital(high)} trains at rates up to {number(tops[high])}, {low} {reach}"
 
 
+@FIGURES.register(
+    "loss_by_rate",
+    order=0,
+    subject="final training loss against the learning rate",
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: fewer than two rates, or no run with a final loss.
+    """Draw it.
+
+    Raises:
+        Missing: fewer than two rates, or no run with a final loss.
     """
     if len(view.rates) < 2:
         raise Missing("only one learning rate", "sweep it: optim.lr=0.01,0.1,1")
@@ -169,19 +199,16 @@ def draw(view: View, name: str) -> Drawn:
     if view.chance_loss and low < view.chance_loss < high:
         blocked = [line_note(ax, view.chance_loss, f"chance: {view.chance_loss:.2f}", drawn)]
     place_labels(ax, labels, drawn, blocked)
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about="Final training loss against learning rate, every seed of every arm; diverged runs above the plot.",
         columns=("arm", "lr", "seed", "final_train_loss", "mean", "low_95", "high_95", "diverged", "runs"),
         rows=_rows(view, found),
-        figure=sheet.figure,
     )
 
 
-def _rows(view: View, found: Sequence[Sequence[Spot]]) -> list[tuple[Cell, ...]]:
-    rows: list[tuple[Cell, ...]] = []
+def _rows(view: View, found: Sequence[Sequence[Spot]]) -> list[tuple[Number, ...]]:
+    rows: list[tuple[Number, ...]] = []
     for group, at in zip(view.groups, found, strict=True):
         for spot in at:
             low, high = spot.band or (None, None)

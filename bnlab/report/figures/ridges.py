@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnlab.core.study import evenly
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, SeenRun, View, ratio
-from bnlab.report.canvas import LEFT, WIDTH, Sheet, panel_name
+from bnlab.core.text import listed, number
+from bnlab.record.runs import Run
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import LEFT, WIDTH, Sheet, panel_name
 from bnlab.report.style import EDGE, MUTED, PAPER, Look
-from bnlab.report.traces import by_seed
-from bnlab.report.words import compact, footnote, listed
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, by_seed, footnote, ratio
 
-ORDER = 4
-SUBJECT = "distributions of a layer's pre-activations over training"
 PREFIX = "histogram.pre."
 LIMIT = 1000.0
 BINS = 120
@@ -46,7 +45,9 @@ def edges() -> Floats:
 
 def site_of(view: View, lr: float) -> str | None:
     """The deepest site that every run has histograms of; the head, which comes last, only where there is no other."""
-    found = [[name.removeprefix(PREFIX) for name in run.names(PREFIX)] for group in view.panels for run in group.at(lr)]
+    found = [
+        [name.removeprefix(PREFIX) for name in run.measured(PREFIX)] for group in view.panels for run in group.at(lr)
+    ]
     shared = [name for name in (found[0] if found else []) if all(name in names for names in found)]
     hidden = shared[:-1] if len(shared) > 1 else shared
     return hidden[-1] if hidden else None
@@ -54,10 +55,10 @@ def site_of(view: View, lr: float) -> str | None:
 
 def ridges(group: Group, lr: float, site: str) -> Ridges | None:
     """Of the arm's first seed that lasts longest."""
-    runs = [run for run in group.at(lr) if len(run.series(PREFIX + site)[0])]
+    runs = [run for run in group.at(lr) if len(run.series(PREFIX + site).steps)]
     if not runs:
         return None
-    run = max(runs, key=lambda run: (run.trained, run.step, -run.seed))
+    run = max(runs, key=lambda run: (run.trains, run.step, -run.seed))
     steps, counts = run.series(PREFIX + site)
     kept = evenly(len(steps), RIDGES)
     inner = counts[kept, 1:-1]
@@ -66,7 +67,7 @@ def ridges(group: Group, lr: float, site: str) -> Ridges | None:
     return Ridges(label=group.label, look=group.look, seed=run.seed, steps=steps[kept], density=density)
 
 
-def moved(run: SeenRun, site: str) -> float:
+def moved(run: Run, site: str) -> float:
     """How far the distribution goes from first to last: 1-Wasserstein distance in the first one's standard deviations.
     Tail bins count as values at the limit."""
     _, counts = run.series(PREFIX + site)
@@ -95,9 +96,16 @@ def headline(view: View, lr: float, site: str, where: str) -> str:
     return f"Pre-activations of {where} move {found.times} {less} with {treated}{rest}{found.proviso}"
 
 
+@FIGURES.register(
+    "ridges",
+    order=4,
+    subject="distributions of a layer's pre-activations over training",
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: no histograms in the journals.
+    """Draw it.
+
+    Raises:
+        Missing: no histograms in the journals.
     """
     lr, why = view.common_rate()
     found, site = [], None
@@ -111,7 +119,7 @@ def draw(view: View, name: str) -> Drawn:
     stretched = _reach(found)
     note = footnote(
         f"Density over batch and units at the affine map's output, fixed probe batch, seed {found[0].seed}, first step "
-        f"at the top. Learning rate {compact(lr)}, {why}. Title: 1-Wasserstein distance from first to last "
+        f"at the top. Learning rate {number(lr)}, {why}. Title: 1-Wasserstein distance from first to last "
         "over the first one's standard deviation, all seeds."
         + (" The axis is linear near 0 and logarithmic far from it." if stretched > math.asinh(WIDE) else ""),
         view.reduced,
@@ -123,16 +131,13 @@ def draw(view: View, name: str) -> Drawn:
         x0 = left + index * (width + gap)
         ax = sheet.axes(left=x0, right=x0 + width, above=0.28, first=index == 0)
         _panel(ax, r, stretched, first=index == 0)
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
+    return sheet.drawn(
+        name,
         about=f"Densities of the pre-activations of {where} over training, one ridge a step, for "
         + listed([r.label for r in found])
-        + f" at a learning rate of {compact(lr)}.",
+        + f" at a learning rate of {number(lr)}.",
         columns=("arm", "lr", "seed", "step", "bin_low", "bin_high", "share"),
         rows=_rows(found, lr),
-        figure=sheet.figure,
     )
 
 
@@ -182,12 +187,12 @@ def _panel(ax: Axes, r: Ridges, reach: float, *, first: bool) -> None:
     if not linear:
         ticks = [0.0, *(sign * 10.0**k for k in range(4) for sign in (-1, 1) if 10.0**k <= math.sinh(limit))]
         ax.set_xticks(sorted(math.asinh(t) for t in ticks))
-        ax.set_xticklabels([compact(t).replace("-", "−") for t in sorted(ticks)])
+        ax.set_xticklabels([number(t).replace("-", "−") for t in sorted(ticks)])
     ax.set_xlabel("pre-activation", color=MUTED)
     panel_name(ax, r.label, r.look)
 
 
-def _rows(found: Sequence[Ridges], lr: float) -> list[tuple[Cell, ...]]:
+def _rows(found: Sequence[Ridges], lr: float) -> list[tuple[Number, ...]]:
     at = np.sinh(edges())
     width = float(np.diff(edges())[0])
     return [

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.metrics.losses import SMOOTHED
-from bnlab.report.base import Cell, Drawn, Floats, Group, Missing, View, ratio
-from bnlab.report.canvas import LEFT, Sheet, around, lanes, log_ticks, open_marker, rate_axis, room_for, shifts
-from bnlab.report.labels import EndLabel, line_note, place_labels
-from bnlab.report.traces import smoothed
-from bnlab.report.words import capital, compact, footnote, optimizer, seeds_of
-
-ORDER = 1
-SUBJECT = "steps until the training loss falls to a target, against the learning rate"
+from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
+from bnlab.core.text import capital, number
+from bnlab.report.figures import FIGURES
+from bnlab.report.sheet import (
+    LEFT,
+    EndLabel,
+    Sheet,
+    around,
+    lanes,
+    line_note,
+    log_ticks,
+    open_marker,
+    place_labels,
+    rate_axis,
+    room_for,
+    shifts,
+)
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, footnote, optimizer, ratio, seeds_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ def losses_of(view: View) -> Losses:
         for run in group.runs:
             steps, values = run.series("train_loss")
             if len(steps):
-                found[group.label, run.lr, run.seed] = steps, smoothed(values, smooth)
+                found[group.label, run.lr, run.seed] = steps, trailing_median(values, smooth)
     return found
 
 
@@ -89,7 +98,7 @@ def spots(group: Group, losses: Losses, target: float) -> list[Spot]:
 
 def headline(view: View, found: list[list[Spot]], target: float) -> str:
     """Who is there first, each at the rate at which it is fastest."""
-    words = f"a loss of {compact(target)}"
+    words = f"a loss of {number(target)}"
     fastest = {
         group.label: min((spot for spot in at), key=lambda spot: (spot.median, spot.never), default=None)
         for group, at in zip(view.groups, found, strict=True)
@@ -117,9 +126,17 @@ def headline(view: View, found: list[list[Spot]], target: float) -> str:
     return f"At its fastest rate, {fast} reaches {words} {found_ratio.times} sooner{found_ratio.proviso}"
 
 
+@FIGURES.register(
+    "steps_to_target",
+    order=1,
+    subject="steps until the training loss falls to a target, against the learning rate",
+    reads=("train_loss",),
+)
 def draw(view: View, name: str) -> Drawn:
-    """Raises:
-    Missing: fewer than two rates, or no losses.
+    """Draw it.
+
+    Raises:
+        Missing: fewer than two rates, or no losses.
     """
     if len(view.rates) < 2:
         raise Missing("only one learning rate", "sweep it: optim.lr=0.01,0.1,1")
@@ -146,10 +163,10 @@ def draw(view: View, name: str) -> Drawn:
     numbers = [step for at in found for spot in at for step in spot.steps.values() if math.isfinite(step)]
     low, high = around([*numbers, float(budget)], room=0.03)
     log_ticks(ax, low, max(high, budget * 1.12))
-    ax.set_ylabel(f"steps until loss ≤ {compact(target)}")
+    ax.set_ylabel(f"steps until loss ≤ {number(target)}")
     moved = shifts(view)
     drawn, labels = [], []
-    table: list[tuple[Cell, ...]] = []
+    table: list[tuple[Number, ...]] = []
     for group, shift, at in zip(view.groups, moved, found, strict=True):
         x = np.array([spot.lr for spot in at])
         middle = np.array([spot.median if math.isfinite(spot.median) else math.nan for spot in at])
@@ -173,13 +190,10 @@ def draw(view: View, name: str) -> Drawn:
     ]
     lanes(ax, view.groups, marks, "^", "never")
     place_labels(ax, labels, drawn, [line_note(ax, budget, f"budget: {budget} steps", drawn)])
-    return Drawn(
-        name=name,
-        title=title,
-        note=note,
-        about=f"Steps until the training loss falls to {compact(target)}, against learning rate, every seed of every "
+    return sheet.drawn(
+        name,
+        about=f"Steps until the training loss falls to {number(target)}, against learning rate, every seed of every "
         "arm; runs that never do above the plot.",
         columns=("arm", "lr", "seed", "target_loss", "step_reached", "budget"),
         rows=table,
-        figure=sheet.figure,
     )
