@@ -8,7 +8,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm
 
 
-@NORMS.register("affine_only")
+@NORMS.register("affine_only", title="scale and shift only")
 class AffineOnly(ChannelNorm):
     """y = gamma * x + beta per channel, from gamma = 1 and beta = 0: the control for what the parameters of batch norm
     do by themselves."""

@@ -11,7 +11,7 @@ from torch import nn
 from bnlab.core.registry import NORMS
 
 
-@NORMS.register("batch", traits={"batch_statistics", "cancels_bias"})
+@NORMS.register("batch", title="batch norm", traits={"batch_statistics", "cancels_bias"})
 def batch(
     channels: int,
     dims: int,

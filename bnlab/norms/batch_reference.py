@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bnlab.core.registry import NORMS
 
 
-@NORMS.register("batch_reference", traits={"batch_statistics", "cancels_bias"})
+@NORMS.register("batch_reference", title="batch norm (reference)", traits={"batch_statistics", "cancels_bias"})
 class BatchReference(nn.Module):
     """The formula, one line a step; gradients by autograd through it."""
 

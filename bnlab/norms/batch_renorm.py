@@ -13,7 +13,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Eps
 
 
-@NORMS.register("batch_renorm", traits={"batch_statistics", "stops_gradient"})
+@NORMS.register("batch_renorm", title="batch renorm", traits={"batch_statistics", "stops_gradient"})
 class BatchRenorm(ChannelNorm):
     """Batch norm corrected to the running mean mu and the running standard deviation sigma:
 

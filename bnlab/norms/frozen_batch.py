@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Eps
 
 
-@NORMS.register("frozen_batch", traits={"batch_statistics"})
+@NORMS.register("frozen_batch", title="frozen batch norm", traits={"batch_statistics"})
 class FrozenBatch(ChannelNorm):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, with mean and (biased) var of the first training batch; they are
     constants, no gradient passes through them. With `refresh_every: n`, training steps n, 2n, ... replace them by their

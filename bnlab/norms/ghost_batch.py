@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
 
 
-@NORMS.register("ghost_batch", traits={"batch_statistics", "cancels_bias"})
+@NORMS.register("ghost_batch", title="ghost batch norm", traits={"batch_statistics", "cancels_bias"})
 class GhostBatch(BatchMomentsNorm):
     """Batch norm of each ghost, a part of the training batch, by itself. A batch of B examples is cut, in its order,
     into floor(B / ghost_size) ghosts (at least one) whose sizes differ by at most one: of `ghost_size` where that

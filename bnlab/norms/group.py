@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import Eps
 
 
-@NORMS.register("group")
+@NORMS.register("group", title="group norm")
 def group(channels: int, dims: int, *, groups: Annotated[int, Ge(1)], eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased moments of one example over the channels of one
     group, and over H, W. One group: layer normalization; as many groups as channels: instance normalization.

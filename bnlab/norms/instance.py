@@ -9,7 +9,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import Eps
 
 
-@NORMS.register("instance", traits={"space_statistics", "cancels_bias"})
+@NORMS.register("instance", title="instance norm", traits={"space_statistics", "cancels_bias"})
 def instance(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased moments of one channel of one example, over H, W;
     the same in training and in use.

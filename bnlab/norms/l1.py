@@ -8,7 +8,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import LpNorm
 
 
-@NORMS.register("l1", traits={"batch_statistics"})
+@NORMS.register("l1", title="L1 batch norm", traits={"batch_statistics"})
 class L1(LpNorm):
     """y = gamma * (x - mean(x)) / (mean(|x|) + eps) + beta per channel; see `LpNorm`."""
 

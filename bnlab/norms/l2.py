@@ -8,7 +8,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import LpNorm
 
 
-@NORMS.register("l2", traits={"batch_statistics"})
+@NORMS.register("l2", title="L2 batch norm", traits={"batch_statistics"})
 class L2(LpNorm):
     """y = gamma * (x - mean(x)) / (sqrt(mean(x^2)) + eps) + beta per channel; see `LpNorm`."""
 

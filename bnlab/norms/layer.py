@@ -9,7 +9,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import Eps
 
 
-@NORMS.register("layer")
+@NORMS.register("layer", title="layer norm")
 def layer(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased moments of one example: over its features
     (dense), or over C, H, W (convolution), which is group normalization with one group. gamma and beta per channel.

@@ -8,7 +8,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import LpNorm
 
 
-@NORMS.register("linf", traits={"batch_statistics"})
+@NORMS.register("linf", title="L∞ batch norm", traits={"batch_statistics"})
 class Linf(LpNorm):
     """y = gamma * (x - mean(x)) / (max|x| + eps) + beta per channel; see `LpNorm`."""
 

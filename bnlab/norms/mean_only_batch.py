@@ -8,7 +8,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Momentum
 
 
-@NORMS.register("mean_only_batch", traits={"batch_statistics", "cancels_bias"})
+@NORMS.register("mean_only_batch", title="mean-only batch norm", traits={"batch_statistics", "cancels_bias"})
 class MeanOnlyBatch(ChannelNorm):
     """y = x - mean(x) + beta per channel, gradient through the mean; nothing is divided by anything. In use, the
     running mean replaces the batch's."""

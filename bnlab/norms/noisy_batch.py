@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum, Noise, Width
 
 
-@NORMS.register("noisy_batch", traits={"batch_statistics", "cancels_bias"})
+@NORMS.register("noisy_batch", title="noisy batch norm", traits={"batch_statistics", "cancels_bias"})
 class NoisyBatch(BatchMomentsNorm):
     """Batch norm and then, in training alone, the noise of `Noise`: fresh at every step, for every channel and element.
     With `norm.position: before` it stands before the nonlinearity, as in the paper."""

@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import Noise, Width
 
 
-@NORMS.register("noisy_none")
+@NORMS.register("noisy_none", title="noise, no norm")
 def noisy_none(
     channels: int,
     dims: int,

@@ -5,6 +5,6 @@ from __future__ import annotations
 from bnlab.core.registry import NORMS
 
 
-@NORMS.register("none")
+@NORMS.register("none", title="no norm")
 def none(channels: int, dims: int) -> None:
     """Nothing stands between the affine map and the nonlinearity."""

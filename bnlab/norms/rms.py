@@ -9,7 +9,7 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm, Eps
 
 
-@NORMS.register("rms")
+@NORMS.register("rms", title="RMS norm")
 def rms(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * x / sqrt(mean(x^2) + eps) over the features of one example (dense), or over its C, H, W
     (convolution). gamma per channel; no beta, as in the paper."""

@@ -9,7 +9,11 @@ from bnlab.core.registry import NORMS
 from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
 
 
-@NORMS.register("stopgrad_batch", traits={"batch_statistics", "cancels_bias", "stops_gradient"})
+@NORMS.register(
+    "stopgrad_batch",
+    title="batch norm, gradient stopped",
+    traits={"batch_statistics", "cancels_bias", "stops_gradient"},
+)
 class StopgradBatch(BatchMomentsNorm):
     """The values of batch norm, with dy/dx = gamma / sqrt(var + eps): the two terms of its gradient that come from mean
     and var are left out. Ioffe & Szegedy 2015, section 2, tell what goes wrong: a bias before such a norm grows without

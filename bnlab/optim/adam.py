@@ -10,7 +10,7 @@ from bnlab.core.registry import OPTIMIZERS
 from bnlab.optim.base import Beta, Eps, WeightDecay
 
 
-@OPTIMIZERS.register("adam")
+@OPTIMIZERS.register("adam", title="Adam")
 def adam(
     params: Iterable[torch.nn.Parameter], lr: float, *, beta1: Beta, beta2: Beta, eps: Eps, weight_decay: WeightDecay
 ) -> torch.optim.Optimizer:

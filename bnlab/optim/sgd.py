@@ -11,7 +11,7 @@ from bnlab.core.registry import OPTIMIZERS
 from bnlab.optim.base import Beta, WeightDecay
 
 
-@OPTIMIZERS.register("sgd")
+@OPTIMIZERS.register("sgd", title="SGD")
 def sgd(
     params: Iterable[torch.nn.Parameter], lr: float, *, momentum: Beta, nesterov: bool, weight_decay: WeightDecay
 ) -> torch.optim.Optimizer:

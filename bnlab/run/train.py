@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bnlab.board.events import Profile
 from bnlab.core.losses import correct
+from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.seeds import stream
-from bnlab.core.spec import RunSpec
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host
@@ -78,8 +78,7 @@ def train(
         if status.get("status") in ENDED:
             return status
         spec = setup.spec
-        sites = {"sites": [site.name for site in setup.net.sites]}  # for whoever reads the journal without the net
-        folder.write_spec(spec.tree(), _provenance(folder, spec, {**(provenance or {}), **sites}))
+        folder.write_spec(spec.tree(), _provenance(folder, setup, provenance or {}))
         try:
             with Run(setup, folder, listen, profile) as run:
                 return run.train(stopped)
@@ -268,10 +267,19 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _provenance(folder: RunFolder, spec: RunSpec, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run comes from, by this process; what is not a fact of the process stays as it was first written."""
+def _provenance(folder: RunFolder, setup: Setup, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run comes from, by this process, and what readers of the run cannot know without its parts; what is not
+    a fact of the process stays as it was first written."""
+    spec, classes = setup.spec, setup.dataset.classes
+    facts: dict[str, Any] = {
+        "sites": [site.name for site in setup.net.sites],
+        "titles": {"norm": NORMS[spec.norm.name].title, "optim": OPTIMIZERS[spec.optim.name].title},
+    }
+    if classes is not None:
+        facts["classes"] = classes
     now = host.provenance(spec.device, spec.threads)
-    return now | dict(more) | {key: value for key, value in folder.provenance().items() if key not in now}
+    kept = {key: value for key, value in folder.provenance().items() if key not in now}
+    return now | dict(more) | facts | kept
 
 
 def _clear(folder: RunFolder) -> None:
