@@ -19,20 +19,14 @@ from bnlab.record.runs import Run
 NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
 CONTROLS = {"none": 0, "batch": 1}
 """Norms that come before the others."""
-OLD_TITLES: Mapping[tuple[str, str], str] = {
-    ("norm", "batch"): "batch norm",
+_NORMS = ("batch", "layer", "group", "instance", "frozen_batch", "noisy_batch", "ghost_batch")
+OLD_TITLES: Mapping[tuple[str, str], str] = {("norm", name): f"{name.replace('_', ' ')} norm" for name in _NORMS} | {
     ("norm", "none"): "no norm",
-    ("norm", "layer"): "layer norm",
-    ("norm", "group"): "group norm",
-    ("norm", "instance"): "instance norm",
     ("norm", "rms"): "RMS norm",
     ("norm", "l1"): "L1 batch norm",
     ("norm", "l2"): "L2 batch norm",
     ("norm", "linf"): "L∞ batch norm",
-    ("norm", "frozen_batch"): "frozen batch norm",
-    ("norm", "noisy_batch"): "noisy batch norm",
     ("norm", "noisy_none"): "noise, no norm",
-    ("norm", "ghost_batch"): "ghost batch norm",
     ("norm", "batch_renorm"): "batch renorm",
     ("norm", "mean_only_batch"): "mean-only batch norm",
     ("norm", "stopgrad_batch"): "batch norm, gradient stopped",

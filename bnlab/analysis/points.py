@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bnlab.analysis.base import Arm
 from bnlab.analysis.load import Collection
-from bnlab.analysis.metrics import METRICS, Curve, Metric, Value
+from bnlab.analysis.metrics import METRICS, Curve, Value
 from bnlab.analysis.metrics.losses import train_loss
-from bnlab.analysis.sides import RATE, Grid, GridPoint, NotTestedError, Side, sides
+from bnlab.analysis.sides import RATE, GridPoint, NotTestedError, Side, sides
 from bnlab.core.study import Claim
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
@@ -68,15 +68,15 @@ def difference(pair: Pair, claim: Claim) -> tuple[float, float, float]:
 class Comparison:
     """Collects pairs, seed by seed."""
 
-    def __init__(
-        self, *, collection: Collection, claim: Claim, metric: Metric, options: Mapping[str, Any], grid: Grid
-    ) -> None:
-        self.collection, self.claim, self.metric, self.options, self.grid = collection, claim, metric, options, grid
-        self.pairs: dict[int, list[Pair]] = {seed: [] for seed in grid.seeds}
+    def __init__(self, collection: Collection, claim: Claim) -> None:
+        self.collection, self.claim, self.metric = collection, claim, METRICS[claim.metric]
+        self.options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
+        self.grid = sides(collection, claim, self.options.get("factor", RATE))
+        self.pairs: dict[int, list[Pair]] = {seed: [] for seed in self.grid.seeds}
         self.used: tuple[set[str], set[str]] = (set(), set())
         self.places = ["", ""]
-        self.cautions = list(grid.cautions)
-        self.nothing = f"{metric.name} was not measured"
+        self.cautions = list(self.grid.cautions)
+        self.nothing = f"{self.metric.name} was not measured"
 
     def values(self) -> dict[GridPoint, list[dict[int, Value]]]:
         """Grid point -> for both arms, seed -> value."""
@@ -183,17 +183,14 @@ def paired(collection: Collection, claim: Claim) -> Paired:
         NotTestedError: there is nothing to compare, and why.
         UsageError: no such metric, or options that it does not take.
     """
-    metric = METRICS[claim.metric]
-    options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
-    grid = sides(collection, claim, options.get("factor", RATE))
-    compare: Callable[[Comparison], None] = {
+    comparison = Comparison(collection, claim)
+    compare: Mapping[str, Callable[[Comparison], None]] = {
         "curve": _curve,
         "matched_lr": _matched_lr,
         "best_lr": _best_lr,
         "matched_loss": _matched_loss,
-    }[claim.at]
-    comparison = Comparison(collection=collection, claim=claim, metric=metric, options=options, grid=grid)
-    compare(comparison)
+    }
+    compare[claim.at](comparison)
     return comparison.result()
 
 

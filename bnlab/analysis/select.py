@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ Values = Mapping[str, Any]
 
 ORDERS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 FORM = re.compile(r"\s*(?P<key>[^=!<>\s]+)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<text>.*?)\s*", re.S)
-SAME = {"lr": "optim.lr", "final_loss": "train_loss", "final_accuracy": "test_accuracy"} | {
+SHORT_NAMES = {"lr": "optim.lr", "final_loss": "train_loss", "final_accuracy": "test_accuracy"} | {
     group: f"{group}.name" for group in GROUPS if group != "probes"
 }
 """Short names of keys. A group is named as it is chosen: `model=cnn`."""
@@ -54,9 +55,12 @@ class Selection:
         return chosen
 
 
-def value_of(run: Values, key: str) -> Any:
-    """What a run has under a key, which may be a short name."""
-    return run.get(SAME.get(key, key))
+def full_key(key: str) -> str:
+    """
+    >>> full_key("lr"), full_key("model.depth")
+    ('optim.lr', 'model.depth')
+    """
+    return SHORT_NAMES.get(key, key)
 
 
 def rank(value: Any) -> tuple[Any, ...] | None:
@@ -76,9 +80,10 @@ def _known(option: str, key: str, runs: Sequence[Values]) -> str:
     Raises:
         UsageError: no run has it.
     """
-    full = SAME.get(key, key)
-    if not any(full in run for run in runs):
-        raise UsageError(option, "no such key in these runs", key, nearest(key, {*SAME, *(k for r in runs for k in r)}))
+    full = full_key(key)
+    known = {key for run in runs for key in run}
+    if full not in known:
+        raise UsageError(option, "no such key in these runs", key, nearest(key, known | SHORT_NAMES.keys()))
     return full
 
 
@@ -132,10 +137,8 @@ def _typed(text: str) -> Any:
     >>> _typed("1e-3"), _typed("true"), _typed("null"), _typed("[0, 2]"), _typed("batch")
     (0.001, True, None, [0, 2], 'batch')
     """
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        pass
     try:
         value = yaml.safe_load(text) if text else text
     except yaml.YAMLError:

@@ -40,7 +40,7 @@ def runs(
 
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
-    from bnlab.analysis.select import SAME, Selection, value_of
+    from bnlab.analysis.select import Selection, full_key
     from bnlab.record.folder import RunFolder, runs_below
     from bnlab.terminal import tables
 
@@ -54,8 +54,8 @@ def runs(
         return
     asked = selection.keys()
     found = [known(folder) for folder in runs_below(runs)]
-    more = [key for key in asked if key not in COLUMNS and SAME.get(key, key) not in (*COLUMNS, *SAME_COLUMN)]
-    rows = [row(found[index]) | {key: value_of(found[index], key) for key in more} for index in selection.of(found)]
+    more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
+    rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
     if as_json:
         print_json({"runs": rows})
     elif rows:
