@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from bnlab.core.errors import UsageError
 from bnlab.terminal.signs import print_json, say
 
 if TYPE_CHECKING:
+    from bnlab.core.registry import Entry, Registry
     from bnlab.core.spec import RunSpec
     from bnlab.verify.findings import Finding
 
@@ -85,7 +87,7 @@ def check_plugin(file: str, config_dir: Path | None, as_json: bool) -> int:
     if not brought:
         remedy = "Put @NORMS.register('my_norm') above its constructor; see docs/plugins.md."
         raise UsageError("--plugin", "registers nothing", file, remedy)
-    checked = [finding for registry, name in brought for finding in _checked(registry.group, name, file, config_dir)]
+    checked = [finding for registry, name in brought for finding in _checked(registry, name, file, config_dir)]
     rows = [{"entry": it.entry, "check": it.check, "ok": it.ok, "why": it.why} for it in checked]
     broken = [row for row in rows if not row["ok"]]
     if as_json:
@@ -102,16 +104,30 @@ def _say_count(all_of_them: int, broken: int, what: str, start: float) -> None:
     say(f"{all_of_them - broken} of {all_of_them} {what} hold, {time.perf_counter() - start:.1f} s")
 
 
-def _checked(group: str, name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
+def _checked(registry: Registry[Any], name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
+    from bnlab.core.spec import GROUPS
     from bnlab.verify.contract import contract
     from bnlab.verify.findings import Finding
 
+    group = registry.group
+    if group not in GROUPS:
+        why = _undeclared(registry[name])
+        yield Finding(entry=f"{group}={name}", check="declared", why=why)
+        return
     try:
         dense, convolution = trials(group, name, file, config_dir)
     except UsageError as error:
         yield Finding(entry=f"{group}={name}", check="options", why=str(error))
         return
     yield from contract(group, name, dense, convolution)
+
+
+def _undeclared(entry: Entry) -> str | None:
+    """What a metric or a figure does not say about itself: no run is made of them."""
+    parameters = inspect.signature(entry.constructor).parameters.values()
+    untyped = [it.name for it in parameters if it.kind is it.KEYWORD_ONLY and it.annotation is it.empty]
+    blank = [field for field in ("meaning", "source", "unit") if getattr(entry, field, "given") == ""]
+    return ", ".join([f"{name} has no type" for name in untyped] + [f"no {field}" for field in blank]) or None
 
 
 def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[RunSpec]:

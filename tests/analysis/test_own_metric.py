@@ -140,3 +140,16 @@ def test_it_is_listed_with_its_plugin(here: Path) -> None:
     forget()
     with pytest.raises(UsageError, match="plugins: no such file"):
         table(["none.py"])
+
+
+def test_its_declaration_is_checked(here: Path) -> None:
+    code, out, _ = said("verify", "--plugin", "my_metric.py", "--json")
+    assert code == 0
+    assert json.loads(out)["contract"] == [
+        {"entry": "metric=steps_per_loss", "check": "declared", "ok": True, "why": None}
+    ]
+    poor = METRIC.replace("power: float", "power").replace('unit="steps"', 'unit=""')
+    (here / "poor.py").write_text(poor.replace("steps_per_loss", "poor"))
+    code, out, _ = said("verify", "--plugin", "poor.py", "--json")
+    assert code == 3
+    assert json.loads(out)["contract"][0]["why"] == "power has no type, no unit"
