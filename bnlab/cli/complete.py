@@ -23,38 +23,7 @@ Offer = tuple[str, str]
 MOST_FOLDERS = 200
 """Folders that are searched for runs below one."""
 
-BASH = """\
-_bnlab() {
-    local IFS=$'\\n'
-    COMPREPLY=($(bnlab complete-line "${COMP_LINE:0:COMP_POINT}" "$COMP_WORDBREAKS" 2>/dev/null))
-    # No blank follows a word that is not whole.
-    [[ ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace 2>/dev/null
-}
-complete -o bashdefault -o default -F _bnlab bnlab"""
-
-ZSH = """\
-#compdef bnlab
-_bnlab() {
-    local -a rows whole open told_whole told_open
-    local row word
-    rows=("${(@f)$(bnlab complete-line "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)}")
-    for row in $rows; do
-        word=${row%%$'\\t'*}
-        # No blank follows a word that is not whole.
-        if [[ $word == *[=./] ]]; then
-            open+=("$word") told_open+=("${${row/$'\\t'/  -- }[1,COLUMNS-1]}")
-        else
-            whole+=("$word") told_whole+=("${${row/$'\\t'/  -- }[1,COLUMNS-1]}")
-        fi
-    done
-    (( $#whole + $#open )) || { _files; return }
-    (( $#open )) && compadd -l -S '' -d told_open -a open
-    (( $#whole )) && compadd -l -d told_whole -a whole
-    return 0
-}
-if [[ $funcstack[1] == _bnlab ]]; then _bnlab "$@"; else compdef _bnlab bnlab; fi"""
-
-SCRIPTS = {"bash": BASH, "zsh": ZSH}
+SHELLS = ("bash", "zsh")
 
 
 @app.command()
@@ -67,9 +36,18 @@ def completion(shell: Annotated[str, typer.Argument(help="bash or zsh.")]) -> No
 
     In ~/.zshrc, after compinit: eval "$(bnlab completion zsh)"
     """
-    if shell not in SCRIPTS:
-        raise UsageError("SHELL", "no completion for it", shell, nearest(shell, SCRIPTS))
-    say(SCRIPTS[shell])
+    say(script(shell).rstrip("\n"))
+
+
+def script(shell: str) -> str:
+    """What a shell reads to complete.
+
+    Raises:
+        UsageError: an unknown shell.
+    """
+    if shell not in SHELLS:
+        raise UsageError("SHELL", "no completion for it", shell, nearest(shell, SHELLS))
+    return Path(__file__).with_name(f"completion.{shell}").read_text(encoding="utf-8")
 
 
 @app.command("complete-line", hidden=True)
@@ -112,6 +90,8 @@ class Walk:
     positions: int = 0
     option: Any = None
     """An option whose value comes next."""
+    word: str = ""
+    """The beginning of a value that is to be completed."""
 
     def past(self, word: str) -> None:
         """Read one whole word."""
@@ -163,18 +143,9 @@ class Walk:
 
     def _values(self, parameter: Any, word: str) -> list[Offer]:
         """Values of a parameter that begin with `word`; none where the shell's own file names do."""
-        begun = Begun(" ".join(self.names), word, self.given)
-        found = VALUES[parameter.name](begun) if parameter.name in VALUES else []
-        return [(word, meaning) for word, meaning in found if word.startswith(begun.word)]
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The beginning of a value; `given` are the values of the parameters before it."""
-
-    command: str
-    word: str
-    given: dict[str, list[str]]
+        self.word = word
+        found = VALUES[parameter.name](self) if parameter.name in VALUES else []
+        return [(whole, meaning) for whole, meaning in found if whole.startswith(word)]
 
     @property
     def config_dir(self) -> Path | None:
@@ -191,41 +162,41 @@ def sentence(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
 
 
-def _described(begun: Begun, *kinds: str) -> list[Offer]:
+def _described(walk: Walk, *kinds: str) -> list[Offer]:
     from bnlab.config import available, config_dirs, description
 
-    dirs = config_dirs(begun.config_dir)
+    dirs = config_dirs(walk.config_dir)
     files = {name: file for kind in kinds for name, file in available(kind, dirs).items()}
     return [(name, sentence(description(file))) for name, file in sorted(files.items())]
 
 
-def _configs(begun: Begun) -> list[Offer]:
-    return _described(begun, "experiments", *(["studies"] if begun.command == "sweep" else []))
+def _configs(walk: Walk) -> list[Offer]:
+    return _described(walk, "experiments", *(["studies"] if walk.names[0] == "sweep" else []))
 
 
-def _overrides(begun: Begun) -> list[Offer]:
+def _overrides(walk: Walk) -> list[Offer]:
     from bnlab.config import completing
 
-    given = begun.given.get("overrides", [])
-    if begun.command == "evaluate":
+    given = walk.given.get("overrides", [])
+    if walk.names[0] == "evaluate":
         from bnlab.config.questions import KEYS
 
-        return completing.questions(begun.word, given, KEYS)
-    config, several = begun.given.get("config", [None])[-1], begun.command == "sweep"
-    return completing.overrides(begun.word, given, config=config, config_dir=begun.config_dir, several=several)
+        return completing.questions(walk.word, given, KEYS)
+    config, several = walk.given.get("config", [None])[-1], walk.names[0] == "sweep"
+    return completing.overrides(walk.word, given, config=config, config_dir=walk.config_dir, several=several)
 
 
-def _conditions(begun: Begun) -> list[Offer]:
+def _conditions(walk: Walk) -> list[Offer]:
     from bnlab.config import completing
 
     columns = [(f"{key}=", "") for key in _columns()]
-    return columns + completing.overrides(begun.word, [], config=None, config_dir=None, several=True)
+    return columns + completing.overrides(walk.word, [], config=None, config_dir=None, several=True)
 
 
-def _sort_keys(begun: Begun) -> list[Offer]:
+def _sort_keys(walk: Walk) -> list[Offer]:
     from bnlab.config import completing
 
-    minus, word = ("-", begun.word[1:]) if begun.word.startswith("-") else ("", begun.word)
+    minus, word = ("-", walk.word[1:]) if walk.word.startswith("-") else ("", walk.word)
     keys = completing.overrides(word, [], config=None, config_dir=None, several=False)
     return [(f"{minus}{key.rstrip('=')}", "") for key in dict.fromkeys([*_columns(), *(key for key, _ in keys)])]
 
@@ -236,24 +207,24 @@ def _columns() -> list[str]:
     return [name for name in COLUMNS if name not in ("norm", "seed", "steps")]  # those are keys of a spec too
 
 
-def _kinds(begun: Begun) -> list[Offer]:
+def _kinds(walk: Walk) -> list[Offer]:
     from bnlab.cli.list import KINDS
 
     return [(kind, "") for kind in KINDS]
 
 
-def _any_folder(begun: Begun) -> list[Offer]:
-    return [(f"{name}/", "") for name, _ in _folders(begun.word)]
+def _any_folder(walk: Walk) -> list[Offer]:
+    return [(f"{name}/", "") for name, _ in _folders(walk.word)]
 
 
-def _runs(begun: Begun) -> list[Offer]:
+def _runs(walk: Walk) -> list[Offer]:
     """Runs and folders of runs; any folder where there are none, or where runs are written. A run is a whole word, a
     folder is not."""
-    if begun.command in ("train", "sweep"):
-        return _any_folder(begun)
-    found = [(name, folder) for name, folder in _folders(begun.word) if _has_runs(folder)]
+    if walk.names[0] in ("train", "sweep"):
+        return _any_folder(walk)
+    found = [(name, folder) for name, folder in _folders(walk.word) if _has_runs(folder)]
     words = [(name if (folder / "spec.yaml").is_file() else f"{name}/", "") for name, folder in found]
-    return words or _any_folder(begun)
+    return words or _any_folder(walk)
 
 
 def _has_runs(folder: Path) -> bool:
@@ -277,7 +248,7 @@ def _folders(word: str) -> Iterator[tuple[str, Path]]:
             yield f"{head}{slash}{folder.name}", folder
 
 
-VALUES: dict[str, Callable[[Begun], list[Offer]]] = {
+VALUES: dict[str, Callable[[Walk], list[Offer]]] = {
     "config": _configs,
     "overrides": _overrides,
     "where": _conditions,
@@ -286,7 +257,7 @@ VALUES: dict[str, Callable[[Begun], list[Offer]]] = {
     "config_dir": _any_folder,
     "origin": _any_folder,
     "kind": _kinds,
-    "name": lambda begun: _described(begun, "data"),
-    "shell": lambda begun: [(shell, "") for shell in SCRIPTS],
+    "name": lambda walk: _described(walk, "data"),
+    "shell": lambda walk: [(shell, "") for shell in SHELLS],
 }
 """Parameter -> the values it can take."""

@@ -37,7 +37,7 @@ def evaluate(
     questions = load_questions(overrides or ())
     from bnlab.cli.runs import spec_of, status_of
     from bnlab.record.folder import runs_below
-    from bnlab.terminal.progress import Count
+    from bnlab.terminal.progress import Bars
     from bnlab.terminal.tables import show_answers
 
     folders = runs_below(runs)
@@ -45,13 +45,13 @@ def evaluate(
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
     specs = [(folder, [asked(spec_of(folder), question) for question in questions]) for folder in saved]
-    answers = []
-    with Count("answer", len(saved) * len(questions), sys.stderr, plain=plain) as count:
-        count()
+    answers: list[dict[str, Any]] = []
+    with Bars(sys.stderr, plain=plain) as count:
+        count("answer", 0, len(saved) * len(questions))
         for folder, of_run in specs:
             for answer in ask(folder, of_run):
                 answers.append(answer)
-                count()
+                count("answer", len(answers), len(saved) * len(questions))
     left_out = [folder for folder in folders if folder not in saved]
     if as_json:
         print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})

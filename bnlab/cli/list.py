@@ -113,7 +113,7 @@ def fetch(
     from bnlab.core.registry import DATA
     from bnlab.files import fetch as files
     from bnlab.files.sources import SOURCES
-    from bnlab.terminal.progress import Downloads
+    from bnlab.terminal.progress import Bars
 
     DATA.entry(name)  # importing it registers its source
     source = SOURCES.get(name)
@@ -122,7 +122,7 @@ def fetch(
     if origin is not None and not origin.is_dir():
         raise UsageError("--from", "no such directory", str(origin))
     try:
-        with Downloads(words_out(as_json), plain=plain or as_json) as report:
+        with Bars(words_out(as_json), plain=plain or as_json, of_bytes=True) as report:
             fetched = files.fetch(source, report, origin)
     except KeyboardInterrupt:
         complain("interrupted; the same command resumes the download")

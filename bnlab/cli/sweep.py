@@ -10,23 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bnlab.cli.app import (
-    CHANGED,
-    FAILED,
-    INTERRUPTED,
-    OK,
-    RUNS,
-    ConfigDir,
-    Fresh,
-    Json,
-    Plain,
-    RunsDir,
-    Stop,
-    app,
-    no_config,
-    words_out,
-    writing,
-)
+from bnlab.cli import app as cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
@@ -42,7 +26,7 @@ DECIDING_SEEDS = 6
 """With fewer seeds in two arms, no exact test can decide more than a direction."""
 
 
-@app.command()
+@cli.app.command()
 def sweep(
     overrides: Annotated[
         list[str] | None,
@@ -51,11 +35,11 @@ def sweep(
     config: Annotated[
         str | None, typer.Option(metavar="NAME", help="The study, or an experiment for a grid of your own.")
     ] = None,
-    runs: RunsDir = RUNS,
-    config_dir: ConfigDir = None,
-    as_json: Json = False,
-    plain: Plain = False,
-    fresh: Fresh = False,
+    runs: cli.RunsDir = cli.RUNS,
+    config_dir: cli.ConfigDir = None,
+    as_json: cli.Json = False,
+    plain: cli.Plain = False,
+    fresh: cli.Fresh = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     dry_run: Annotated[
@@ -67,7 +51,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a grid of runs, or resume it. Runs that have ended are skipped."""
-    stop = Stop()  # before the slow imports: a signal during them counts too
+    stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
     from bnlab.analysis.claims import check, read_expected, unexpected
     from bnlab.sweep.executors import executor
@@ -75,13 +59,13 @@ def sweep(
     from bnlab.sweep.run import Sweep
 
     if config is None:
-        raise no_config(config_dir, "studies", "experiments")
+        raise cli.no_config(config_dir, "studies", "experiments")
     given = overrides or []
     study, cells = configs.load_study(config, given, config_dir)
     check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
     expected = read_expected(expect_verdicts, study) if expect_verdicts else {}
-    workers, out, root = executor(cells[0].spec), words_out(as_json), runs / study.name
-    places = {"runs": runs if runs != RUNS else None, "config_dir": config_dir}
+    workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
+    places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
     provenance = {"claims": digests(study)} if study.claims else {}
     grid = Sweep(cells, runs, fresh=fresh, retry_failed=retry_failed, provenance=provenance)
     if dry_run:
@@ -96,7 +80,7 @@ def sweep(
         if _has_data(grid, plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.
             live = not plain and not as_json and is_screen(out) and workers.apart
-            with writing(root):
+            with cli.writing(root):
                 _run(grid, workers, live, fail_fast, stop, out)
     else:
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
@@ -121,10 +105,10 @@ def sweep(
         print_json({"study": study.name, "runs": rows, "claims": claims, "report": report and str(report)})
     if interrupted:
         say(f"resume  {again}", out)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(cli.INTERRUPTED)
     if grid.failures or grid.left:
-        raise typer.Exit(FAILED)
-    raise typer.Exit(CHANGED if changed else OK)
+        raise typer.Exit(cli.FAILED)
+    raise typer.Exit(cli.CHANGED if changed else cli.OK)
 
 
 def again_line(config: str, given: Iterable[str], places: Mapping[str, Any], **flags: Any) -> str:
@@ -132,7 +116,7 @@ def again_line(config: str, given: Iterable[str], places: Mapping[str, Any], **f
     return command("bnlab", "sweep", "--config", config, *given, **places, **flags)
 
 
-def _has_data(grid: Sweep, plain: bool, stop: Stop, out: TextIO) -> bool:
+def _has_data(grid: Sweep, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
     """Whether all data sets are there. Missing ones are downloaded once, before many runs need them."""
     from bnlab.cli.train import has_data
 
@@ -140,7 +124,7 @@ def _has_data(grid: Sweep, plain: bool, stop: Stop, out: TextIO) -> bool:
     return all(has_data(spec, out, plain, stop) for spec in specs.values())
 
 
-def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: Stop, out: TextIO) -> None:
+def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.Stop, out: TextIO) -> None:
     from bnlab.terminal.progress import TallyLines
 
     display: Tally

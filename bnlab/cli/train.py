@@ -7,22 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bnlab.cli.app import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    RUNS,
-    ConfigDir,
-    Fresh,
-    Json,
-    Plain,
-    RunsDir,
-    Stop,
-    app,
-    no_config,
-    words_out,
-    writing,
-)
+from bnlab.cli import app as cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command
 from bnlab.terminal.signs import complain, is_screen, print_json, say
@@ -35,7 +20,7 @@ if TYPE_CHECKING:
     from bnlab.terminal.progress import Progress
 
 
-@app.command()
+@cli.app.command()
 def train(
     overrides: Annotated[
         list[str] | None,
@@ -44,28 +29,28 @@ def train(
     config: Annotated[
         str | None, typer.Option(metavar="NAME", help="The experiment; `bnlab list configs` lists them.")
     ] = None,
-    runs: RunsDir = RUNS,
-    config_dir: ConfigDir = None,
-    as_json: Json = False,
-    plain: Plain = False,
-    fresh: Fresh = False,
+    runs: cli.RunsDir = cli.RUNS,
+    config_dir: cli.ConfigDir = None,
+    as_json: cli.Json = False,
+    plain: cli.Plain = False,
+    fresh: cli.Fresh = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved spec and train nothing.")] = False,
 ) -> None:
     """Train one run, or resume it."""
-    stop = Stop()  # before the slow imports: a signal during them counts too
+    stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
     from bnlab.record.folder import ENDED, RunFolder
 
     if config is None:
-        raise no_config(config_dir, "experiments")
+        raise cli.no_config(config_dir, "experiments")
     given = overrides or []
     spec = configs.load(config, given, config_dir)
     if show:
         _show_spec(spec, configs.config_dirs(config_dir), as_json)
         return
-    places = {"runs": runs if runs != RUNS else None, "config_dir": config_dir}
+    places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
     again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain)
-    folder, out = RunFolder(runs / spec.folder), words_out(as_json)
+    folder, out = RunFolder(runs / spec.folder), cli.words_out(as_json)
     status = {} if fresh else _written(folder)
     if status.get("status") in ENDED:
         say(f"already {status['status']}, nothing to do (--fresh runs it again)", out)
@@ -73,11 +58,11 @@ def train(
         from bnlab.run.train import RunFailedError
 
         try:
-            with writing(folder.path):
+            with cli.writing(folder.path):
                 status = _trained(spec, folder, fresh=fresh, plain=plain or as_json, out=out, stop=stop)
         except RunFailedError as error:
             complain(str(error))
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(cli.FAILED) from None
     interrupted = status["status"] == "interrupted"
     if as_json:
         print_json({"run": str(folder.path), "id": spec.id, **status})
@@ -88,7 +73,7 @@ def train(
 
         following = again if interrupted else command("bnlab", "view", str(runs / spec.name))
         show_summary(status, folder.path, _records(folder), following)
-    raise typer.Exit(INTERRUPTED if interrupted else OK)
+    raise typer.Exit(cli.INTERRUPTED if interrupted else cli.OK)
 
 
 def _show_spec(spec: RunSpec, dirs: list[Path], as_json: bool) -> None:
@@ -103,7 +88,7 @@ def _show_spec(spec: RunSpec, dirs: list[Path], as_json: bool) -> None:
     say(yaml.safe_dump(spec.tree(), sort_keys=False).rstrip())
 
 
-def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out: TextIO, stop: Stop) -> Status:
+def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out: TextIO, stop: cli.Stop) -> Status:
     """The final status of a run that is trained now, with its progress on `out`."""
     from bnlab.run import host
     from bnlab.run.setup import assemble
@@ -127,7 +112,7 @@ def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out:
     return status
 
 
-def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
+def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: cli.Stop) -> bool:
     """Whether the data set is there. A missing one is downloaded first; False if the user interrupts that.
 
     Raises:
@@ -136,14 +121,14 @@ def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: Stop) -> bool:
     from bnlab.core.registry import DATA, load_plugins
     from bnlab.files.fetch import fetch
     from bnlab.files.sources import SOURCES, present
-    from bnlab.terminal.progress import Downloads
+    from bnlab.terminal.progress import Bars
 
     load_plugins(spec.plugins)
     DATA.entry(spec.data.name)  # importing it registers its source
     source = SOURCES.get(spec.data.name)
     if source is None or present(source):
         return True
-    with Downloads(out, plain=plain) as report:
+    with Bars(out, plain=plain, of_bytes=True) as report:
 
         def checked(name: str, done: int, total: int | None) -> None:
             if stop.reason:
@@ -181,7 +166,7 @@ def _written(folder: RunFolder) -> Status:
         UsageError: it cannot be read, so that it is not known whether the run has ended.
     """
     try:
-        with writing(folder.path):
+        with cli.writing(folder.path):
             return folder.status()
     except UsageError:
         raise

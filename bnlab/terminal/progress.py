@@ -14,8 +14,7 @@ from bnlab.record.folder import ENDED
 from bnlab.terminal.signs import is_screen, say
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Progress as RichBars
 
     from bnlab.sweep.run import Standing
 
@@ -229,88 +228,60 @@ class TallyLines(Tally):
             say("  ".join([position("run", self.ended, len(self.standings)), *facts]), self.out)
 
 
-class Count:
-    """Things done, of many: call it once before the first thing and once after each, inside a `with`. A bar on a
-    screen, which is erased at the end; else a line each tenth; nothing for what is soon over."""
+class Bars:
+    """How many things, or bytes, are done of those of a name; call it inside a `with`. On a screen each name has a bar,
+    and bars of things are erased at the end. Else there are lines: of things one each tenth, unless they are soon over;
+    of bytes one when a file begins, and one each tenth of a large file."""
 
-    def __init__(self, what: str, total: int, out: TextIO, *, plain: bool) -> None:
-        self.what, self.total, self.out = what, total, out
-        self.done = -1
-        self._start, self._drawn, self._tenths = time.monotonic(), 0.0, Tenths(total)
-        self._bars = None if plain or not is_screen(out) else _counting_bar(out, what, total)
+    def __init__(self, out: TextIO, *, plain: bool, of_bytes: bool = False) -> None:
+        self.out, self.of_bytes = out, of_bytes
+        self._start, self._drawn = time.monotonic(), 0.0
+        self._name, self._tenths = "", Tenths(0)
+        self._bars = None if plain or not is_screen(out) else _bars(out, of_bytes)
 
-    def __enter__(self) -> Count:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None and self._drawn:
             self._bars.stop()
 
-    def __call__(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        took = now - self._start
-        if self._bars is not None:
-            self._bars.update(self._bars.task_ids[0], completed=self.done)
-            if took >= BAR_AFTER_S and now - self._drawn >= INTERVAL_S:
-                if not self._drawn:
-                    self._bars.start()
-                self._drawn = now
-                self._bars.refresh()
-        elif self._tenths.passed(self.done) and took >= LINES_AFTER_S:
-            left = took / self.done * (self.total - self.done)
-            say(f"{position(self.what, self.done, self.total)}  {duration(took)}  eta {duration(left)}", self.out)
-
-
-class Downloads:
-    """Bytes of files, inside a `with`: a bar for each file on a screen; else a line when a file begins, and one each
-    tenth of a large one."""
-
-    def __init__(self, out: TextIO, *, plain: bool) -> None:
-        self.out, self._name, self._tenths = out, "", Tenths(0)
-        self._bars = None if plain or not is_screen(out) else _byte_bars(out)
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Downloads:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
     def __call__(self, name: str, done: int, total: int | None) -> None:
         new, self._name = name != self._name, name
         if self._bars is not None:
             if new:
-                self._task = self._bars.add_task(name, total=total)
-            assert self._task is not None
-            self._bars.update(self._task, completed=done, total=total)
+                self._bars.add_task(name, total=total)
+            self._bars.update(self._bars.task_ids[-1], completed=done, total=total)
+            self._draw(self._bars)
         elif new:
-            say(f"{name}  {file_size(total)}" if total else name, self.out)
-            self._tenths = Tenths(total if total and total >= MEGABYTE else 0, done)
-        elif self._tenths.passed(done):
-            say(f"{name}  {file_size(done)} of {file_size(total or 0)}", self.out)
+            large = total and (not self.of_bytes or total >= MEGABYTE)
+            self._tenths = Tenths(total if total and large else 0, done)
+            if self.of_bytes:
+                say(f"{name}  {file_size(total)}" if total else name, self.out)
+        elif self._tenths.passed(done) and total:
+            took = time.monotonic() - self._start
+            if self.of_bytes:
+                say(f"{name}  {file_size(done)} of {file_size(total)}", self.out)
+            elif took >= LINES_AFTER_S:
+                left = duration(took / done * (total - done))
+                say(f"{position(name, done, total)}  {duration(took)}  eta {left}", self.out)
+
+    def _draw(self, bars: RichBars) -> None:
+        now = time.monotonic()
+        if now - self._start >= (0 if self.of_bytes else BAR_AFTER_S) and now - self._drawn >= INTERVAL_S:
+            if not self._drawn:
+                bars.start()
+            self._drawn = now
+            bars.refresh()
 
 
-def _counting_bar(out: TextIO, what: str, total: int) -> Bars:
+def _bars(out: TextIO, of_bytes: bool) -> RichBars:
     """Drawn only on request: no thread takes time from what is counted."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich import progress as shown
 
     from bnlab.terminal.tables import console
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
-    left = TimeRemainingColumn(compact=True)
-    bars = Progress(*columns, left, console=console(out), auto_refresh=False, transient=True)
-    bars.add_task(what, total=total)
-    return bars
-
-
-def _byte_bars(out: TextIO) -> Bars:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from bnlab.terminal.tables import console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console(out), refresh_per_second=4)
+    counts = (shown.DownloadColumn(), shown.TransferSpeedColumn()) if of_bytes else (shown.MofNCompleteColumn(),)
+    columns = (shown.TextColumn("{task.description}"), shown.BarColumn(), *counts, shown.TextColumn("eta"))
+    left = shown.TimeRemainingColumn(compact=True)
+    return shown.Progress(*columns, left, console=console(out), auto_refresh=False, transient=not of_bytes)

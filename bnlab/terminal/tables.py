@@ -49,15 +49,7 @@ COPIED = ("run", "next", "resume")
 def console(out: TextIO) -> Console:
     """Colours and the screen's width on a screen; elsewhere neither, so that nothing is cut in a pipe."""
     screen = is_screen(out)
-    return Console(
-        file=out,
-        force_terminal=screen,
-        width=None if screen else UNLIMITED,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-    )
+    return Console(file=out, force_terminal=screen, width=None if screen else UNLIMITED, legacy_windows=False)
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ import typer
 from bnlab import config
 from bnlab.cli import main
 from bnlab.cli.app import app
-from bnlab.cli.complete import SCRIPTS, completed
+from bnlab.cli.complete import SHELLS, completed, script
 from bnlab.config.questions import KEYS
 from bnlab.core.spec import EvalBN
 
@@ -156,7 +156,7 @@ START = {
 }
 
 
-@pytest.mark.parametrize("shell", sorted(SCRIPTS))
+@pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty", reason="pseudo-terminals are a thing of Unix")
     pyte: Any = pytest.importorskip("pyte", reason="needs pyte, an emulated terminal")
@@ -168,7 +168,7 @@ def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m bnlab "$@"\n')
     command.chmod(0o755)
-    (tmp_path / "script").write_text(SCRIPTS[shell])
+    (tmp_path / "script").write_text(script(shell))
     words, setting = START[shell]
     terminal, inside = pty.openpty()
     environment = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "TERM": "xterm", "LC_ALL": "C"}

@@ -17,7 +17,7 @@ import pytest
 from bnlab.cli import main
 from bnlab.files.fetch import Fetched
 from bnlab.files.sources import SOURCES, roots
-from bnlab.terminal.progress import Downloads
+from bnlab.terminal.progress import Bars
 
 Tiny = Callable[..., dict[str, bytes]]
 TRAIN = ("train", "--config", "quickstart", "data=mnist", "steps=2", "model.depth=2", "model.width=8")
@@ -195,7 +195,7 @@ def test_a_run_interrupted_during_its_download_ends_with_130_and_the_line_to_typ
 
 def test_lines_tell_each_tenth_once() -> None:
     out = io.StringIO()
-    with Downloads(out, plain=True) as report:
+    with Bars(out, plain=True, of_bytes=True) as report:
         report("waiting", 0, None)
         report("waiting", 0, None)
         for done in range(0, 10**7 + 1, 10**5):
@@ -226,7 +226,7 @@ def test_a_bar_stands_for_each_file_and_the_cursor_comes_back(monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "30")
     out = _Screen()
-    with Downloads(out, plain=False) as report:
+    with Bars(out, plain=False, of_bytes=True) as report:
         report("a.gz", 0, 10**7)
         report("a.gz", 10**7, 10**7)
         report("b.gz", 5 * 10**6, 10**7)

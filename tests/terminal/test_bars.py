@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bnlab.terminal.progress import Count
+from bnlab.terminal.progress import Bars
 
 
 def counted(out: Any, clock: Any, total: int, each_s: float, *, plain: bool = False) -> None:
-    with Count("answer", total, out, plain=plain) as count:
-        count()
-        for _ in range(total):
+    with Bars(out, plain=plain) as count:
+        count("answer", 0, total)
+        for done in range(1, total + 1):
             clock.now += each_s
-            count()
+            count("answer", done, total)
 
 
 def test_lines_tell_each_tenth_once_it_takes_long(clock: Any) -> None:
@@ -32,11 +32,11 @@ def test_lines_tell_each_tenth_once_it_takes_long(clock: Any) -> None:
 def test_a_screen_has_a_bar_that_leaves_nothing_behind(columns: int, screen_of: Callable[..., Any], clock: Any) -> None:
     out = screen_of(columns, 16)
     print("before", file=out)
-    with Count("answer", 40, out, plain=False) as count:
-        count()
-        for _ in range(20):
+    with Bars(out, plain=False) as count:
+        count("answer", 0, 40)
+        for done in range(1, 21):
             clock.now += 0.5
-            count()
+            count("answer", done, 40)
         assert re.fullmatch(r"answer ━+[╸━╺]*━* 20/40 eta \S+", out.lines[1])
         assert out.screen.cursor.hidden
     print("after", file=out)
