@@ -17,7 +17,7 @@ import typer
 import yaml
 
 import bnlab.cli
-from bnlab import DATA, FIGURES, METRICS, MODELS, NORMS, OPTIMIZERS, PROBES
+from bnlab import DATA, METRICS, MODELS, NORMS, OPTIMIZERS, PROBES
 from bnlab.cli.app import app
 from bnlab.cli.list import names
 from bnlab.config import description, packaged_dir
@@ -256,15 +256,12 @@ def metrics() -> str:
 
 
 def figures() -> str:
-    rows = []
-    for figure in sorted(FIGURES.entries(), key=lambda figure: figure.place):
-        doc = inspect.cleandoc(sys.modules[figure.constructor.__module__].__doc__ or "").split("\n\n")[0]
-        rows.append([code(figure.name), figure.subject, doc])
+    rows = [[code(row["name"]), row["description"]] for row in names("figures", None)]
     about = (
         "The plots of a report, in its order, as `bnlab list figures` prints them. Each is an SVG, a PNG and a CSV in\n"
         "`figures/`.\n"
     )
-    return page("Figures", about, table(["figure", "shows", "how"], rows))
+    return page("Figures", about, table(["figure", "shows"], rows))
 
 
 # -- entries ---------------------------------------------------------------------------------------

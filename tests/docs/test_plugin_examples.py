@@ -54,6 +54,18 @@ def test_a_data_set_and_an_optimizer_keep_the_contract_and_train(name: str, tmp_
     assert json.loads(done.stdout)["metrics"]["test_accuracy"] > 0.6  # chance is 0.5 and 0.1
 
 
+def test_a_metric_is_held_to_its_declaration(tmp_path: Path) -> None:
+    (tmp_path / "my_metric.py").write_text(EXAMPLES["my_metric"])
+    [verify] = _commands("my_metric")
+    done = _bnlab(tmp_path, *verify)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"metric=my_metric\s+declaration\s+ok", done.stdout)
+    (tmp_path / "my_metric.py").write_text(EXAMPLES["my_metric"].replace('source="our own", ', ""))
+    done = _bnlab(tmp_path, *verify)
+    assert done.returncode == 2
+    assert "source" in done.stderr
+
+
 def _swept(folder: Path, metric: str = "my_metric", last: str = "10") -> Any:
     (folder / "configs" / "studies").mkdir(parents=True, exist_ok=True)
     (folder / "configs" / "studies" / "mine.yaml").write_text(STUDY.format(metric=metric, last=last))
