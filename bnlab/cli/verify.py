@@ -104,24 +104,15 @@ def _say_count(all_of_them: int, broken: int, what: str, start: float) -> None:
     say(f"{all_of_them - broken} of {all_of_them} {what} hold, {time.perf_counter() - start:.1f} s")
 
 
-<<<<<<< Updated upstream
 def _checked(registry: Registry[Any], name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
-=======
-def _checked(group: str, name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
->>>>>>> Stashed changes
     from bnlab.core.spec import GROUPS
     from bnlab.verify.contract import contract
     from bnlab.verify.findings import Finding
 
-<<<<<<< Updated upstream
     group = registry.group
     if group not in GROUPS:
         why = _undeclared(registry[name])
         yield Finding(entry=f"{group}={name}", check="declared", why=why)
-=======
-    if group not in GROUPS:  # a metric or a figure takes no part in a run: that it could be registered is the check
-        yield Finding(entry=f"{group}={name}", check="declaration", why=None)
->>>>>>> Stashed changes
         return
     try:
         dense, convolution = trials(group, name, file, config_dir)
