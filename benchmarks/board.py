@@ -38,12 +38,11 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from bnlab import config
-from bnlab.board.rebuild import rebuild
-from bnlab.board.run import Board, Extent
-from bnlab.board.serve.profile import bring
+from bnlab.board.run import Board, Extent, rebuild
+from bnlab.board.serve import update_events
 from bnlab.board.serve.server import Server, command
 from bnlab.board.tags import LIGHT, tags
-from bnlab.board.template import Template
+from bnlab.board.thin import Template
 from bnlab.record.folder import find_runs
 from bnlab.record.journal import Record
 from bnlab.run import host
@@ -150,7 +149,7 @@ def opening(counts: Sequence[int], full: int) -> list[dict[str, Any]]:
                 rebuild(run, profile)  # type: ignore[arg-type]
             wrote_s = time.perf_counter() - start
             start = time.perf_counter()
-            bring(root, full=profile == "full", say=print)  # nothing to do, nothing to print
+            update_events(root, full=profile == "full", say=print)  # nothing to do, nothing to print
             looked_s = time.perf_counter() - start
             size = sum(file.stat().st_size for file in root.rglob("*tfevents*"))
             for file in root.rglob("journal.jsonl"):

@@ -1,1 +1,1 @@
-"""Journals as TensorBoard shows them: the only importer of tensorboard."""
+"""Journals as TensorBoard shows them. Nothing else in bnlab imports tensorboard."""

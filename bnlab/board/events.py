@@ -1,50 +1,59 @@
-"""Event files, as TensorBoard reads them: events in the framing of a TFRecord.
+"""Event files, as TensorBoard reads them: events in the framing of a TFRecord; and the messages in them.
 
-TensorBoard's own writer starts a thread and a queue for each file; a run here writes its records by dozens, from the
-loop, and wants to know when they are on the disk.
+TensorBoard's own writer starts a thread and a queue for each file. bnlab writes the framing itself, for two reasons: a
+run writes records in batches from its loop and must know when they are on the disk, and a file must be complete before
+it gets the name under which TensorBoard finds it (`move`, then `seal`).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
 from bnlab.record.folder import RunFolder
 
 Profile = Literal["full", "light"]
-"""How much of a run its event file shows (run.py). It stands at the end of the file's name."""
+"""How much of a run its event file shows (run.py). It is the end of the file's name."""
 
 PROFILES: tuple[Profile, ...] = ("full", "light")
 PATTERN = "events.out.tfevents.*"
+PART = ".board.part"
+"""The name of an incomplete file: TensorBoard reads only files with `tfevents` in their names."""
+
+SEAL = "bnlab board 1: {:015d} bytes"
+"""In the last event. A change of the number makes bnlab write all older files again."""
 
 
-def new_name(profile: Profile | None = None) -> str:
-    """The name of a file that comes, by name, after all that were made before it: so TensorBoard reads them, and to a
-    file whose name it has read once it does not come back."""
+def new_name(ending: str = "") -> str:
+    """A file name that sorts after all earlier ones: TensorBoard reads files in the order of their names and never
+    returns to an earlier one."""
     seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
     name = f"events.out.tfevents.{seconds:010d}.{rest:06d}.{socket.gethostname()}.{os.getpid()}"
-    return f"{name}.{profile}" if profile else name
+    return f"{name}.{ending}" if ending else name
 
 
 class EventFile:
-    """An event file that is being written."""
+    """An event file, open for writing."""
 
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
-        """A new one in `folder`, which is there. TensorBoard looks at files with `tfevents` in their names alone."""
+        """A new file in `folder`, which must exist."""
         self.path = folder / (name or new_name())
         self._file = open(self.path, "wb")  # noqa: SIM115  (closed by close())
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add(self, step: int, wall_s: float, summary: bytes) -> None:
-        """One event; `summary` is a serialized Summary, or several in a row: repeated fields are joined by that."""
+        """One event. `summary` is a serialized Summary, or several in a row: protobuf joins their repeated fields."""
         head = Event(wall_time=wall_s, step=step).SerializeToString()
         self._write(head + _SUMMARY_FIELD + _varint(len(summary)) + summary)
 
@@ -52,13 +61,13 @@ class EventFile:
         self._file.flush()
 
     def move(self, name: str) -> None:
-        """To another name in its folder, with all that was added."""
+        """Give the file another name in its folder."""
         self._file.close()
         self.path = self.path.replace(self.path.with_name(name))
         self._file = open(self.path, "ab")  # noqa: SIM115  (closed by close())
 
     def seal(self, wall_s: float, shown: int) -> None:
-        """The last event, of which TensorBoard takes no notice: shown is the whole of a journal of so many bytes."""
+        """The last event, which TensorBoard ignores: the file shows the whole of a journal of `shown` bytes."""
         log = SessionLog(status=SessionLog.STOP, msg=SEAL.format(shown))
         self._write(Event(wall_time=wall_s, session_log=log).SerializeToString())
 
@@ -71,33 +80,57 @@ class EventFile:
         self._file.write(length + _masked_crc(length) + message + _masked_crc(message))
 
 
-SEAL = "bnlab board 1: {:015d} bytes"
-"""In the last event; another number where files are written otherwise, so that older ones are made anew."""
-
-
-def sealed(file: Path) -> int | None:
-    """How many bytes of its journal an event file shows; None where it does not say: it was not written to its end."""
+def sealed_bytes(file: Path) -> int | None:
+    """How many bytes of its journal an event file shows; None for a file without a seal, which is incomplete."""
     length = len(SEAL.format(0))
     with open(file, "rb") as opened:
         opened.seek(max(0, file.stat().st_size - length - 4))
-        text = opened.read(length)  # what follows is the event's checksum
+        text = opened.read(length)  # the event's checksum follows
     found = re.fullmatch(SEAL.replace("{:015d}", r"(\d{15})").encode(), text)
     return int(found[1]) if found else None
 
 
-def shown(folder: RunFolder) -> Profile | None:
-    """The profile of the run's event file, if that is one file, and shows the whole journal."""
+def profile_of(folder: RunFolder) -> Profile | None:
+    """The profile of the run's event file; None unless there is exactly one and it shows the whole journal."""
     files = list(folder.path.glob(PATTERN))
-    if len(files) != 1:
+    if len(files) != 1 or sealed_bytes(files[0]) != folder.journal_bytes:
         return None
-    profile = next((name for name in PROFILES if files[0].name.endswith(f".{name}")), None)
-    if profile is None or sealed(files[0]) != folder.journal_file.stat().st_size:
-        return None
-    return profile
+    return next((profile for profile in PROFILES if files[0].name.endswith(f".{profile}")), None)
+
+
+def scalar(tag: str, value: float) -> bytes:
+    """A Summary of one number. Its four bytes are the last of the message."""
+    return summary([Summary.Value(tag=tag, simple_value=value)])
+
+
+def histogram(tag: str, counts: Sequence[float], limits: Sequence[float]) -> bytes:
+    """A Summary of one histogram: bin i holds counts[i] values between limits[i] and limits[i + 1]."""
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(limits)]
+    histo = HistogramProto(
+        min=limits[0],
+        max=limits[-1],
+        num=float(sum(counts)),
+        sum=float(sum(count * x for count, x in zip(counts, middles, strict=True))),
+        sum_squares=float(sum(count * x * x for count, x in zip(counts, middles, strict=True))),
+        bucket_limit=limits[1:],
+        bucket=counts,
+    )
+    return summary([Summary.Value(tag=tag, histo=histo)])
+
+
+def summary(values: Sequence[Any]) -> bytes:
+    """A serialized Summary of these values."""
+    message: bytes = Summary(value=values).SerializeToString()
+    return message
+
+
+def tensor_value(tag: str, metadata: Any, tensor: Any) -> Any:
+    """A value for one of TensorBoard's plugins, which its metadata names."""
+    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
 
 
 _SUMMARY_FIELD = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])
-"""The tag of Event.summary on the wire: its number, and "a length follows"."""
+"""The tag of Event.summary on the wire: its number, and the type of a field with a length."""
 
 
 def _varint(number: int) -> bytes:
@@ -110,6 +143,6 @@ def _varint(number: int) -> bytes:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C, rotated and shifted as the TFRecord format has it."""
+    """CRC-32C, rotated and shifted as the TFRecord format requires."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

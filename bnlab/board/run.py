@@ -1,13 +1,15 @@
 """The TensorBoard view of a run's journal.
 
-The event file is a view. It is written from the same records as the journal, and written anew from the journal when a
-run resumes, so that every reader agrees with the journal. The `full` profile shows all that was measured, at most 500
-points a tag; the `light` one a dozen tags of at most 200 points, for sweeps of many runs: what TensorBoard needs of
-memory and time goes by the number of points.
+The event file is a view: it is written from the same records as the journal, and rebuilt from the journal when a run
+resumes, so that every reader agrees with the journal. The `full` profile shows all measurements, at most 500 points a
+tag; the `light` profile a dozen tags of at most 200 points, for sweeps of many runs: TensorBoard's memory and time grow
+with the number of points.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +19,27 @@ from typing import Any
 import numpy as np
 
 from bnlab.board.card import head, tail
-from bnlab.board.events import PATTERN, EventFile, Profile, new_name
-from bnlab.board.histograms import PREFIX, Histograms
+from bnlab.board.events import PART, PATTERN, EventFile, Profile, histogram, new_name, profile_of
 from bnlab.board.tags import LIGHT, tags
-from bnlab.board.template import Template
-from bnlab.board.thin import Kept, Row, Thinner
-from bnlab.record.journal import Record
+from bnlab.board.thin import Kept, TagValues, Template, Thinner
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import load_plugins
+from bnlab.probes.activations import HISTOGRAM_LIMIT, histogram_edges
+from bnlab.record.folder import BusyError, RunFolder
+from bnlab.record.journal import Record, read
 
 POINTS: dict[Profile, int] = {"full": 500, "light": 200}
 """At most so many a tag."""
 
-PART = ".board.part"
-"""The name of a file that is not complete yet: one that TensorBoard does not look at."""
+MOST_STEPS = 50
+"""With histograms."""
+
+PREFIX = "histogram."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """How long a run is: what a file shows of it depends on that."""
+    """The length of a run, which decides what its file leaves out."""
 
     records: int
     steps: int
@@ -51,26 +57,25 @@ class Board:
         profile: Profile = "full",
         spec: Mapping[str, Any] | None = None,
     ) -> None:
-        """`extent`: of the run when it will have ended. `spec`: its spec.yaml, for a card and a row in the table."""
+        """`extent`: the planned one. `spec`: the run's spec.yaml, for its card and its row in the HParams table."""
         self.folder, self.sites, self.extent, self.profile, self.spec = folder, list(sites), extent, profile, spec
         self._file: EventFile | None = None
         self._begin()
 
     def rewrite(self, records: Iterable[Record]) -> None:
-        """A new event file that shows `records`, in place of what was there; `add` goes on in it."""
-        self._apart(records)
+        """Replace the run's event files by one that shows `records`; `add` appends to it."""
+        self._write_part(records)
         self._replace()
 
-    def whole(self, records: Iterable[Record], status: Mapping[str, Any], journal_bytes: int) -> None:
-        """The event file of a run that nobody is at work on: complete before the old one goes."""
-        self._apart(records)
+    def write_whole(self, records: Iterable[Record], status: Mapping[str, Any], journal_bytes: int) -> None:
+        """Replace the event files of a run that has ended or stopped; the old ones stay until the new is complete."""
+        self._write_part(records)
         self._finish(status, journal_bytes)
         self._replace()
         self.close()
 
     def add(self, record: Record) -> None:
         """One record. A value that is not finite is shown as NaN, which TensorBoard marks."""
-        assert self._file is not None
         if self.records == 0:
             self._head(record)
         self.records += 1
@@ -83,38 +88,42 @@ class Board:
         histograms = self._histograms.of(record) if template.histograms and self.profile == "full" else b""
         if not self._thinner.thins:
             if summary := template.message(values) + histograms:
-                self._file.add(record["step"], record["wall_s"], summary)
+                self.file.add(record["step"], record["wall_s"], summary)
             return
         if histograms:
-            self._file.add(record["step"], record["wall_s"], histograms)
-        row = Row(step=record["step"], wall_s=record["wall_s"], template=template, values=values)
+            self.file.add(record["step"], record["wall_s"], histograms)
+        row = TagValues(step=record["step"], wall_s=record["wall_s"], template=template, values=values)
         self._write(self._thinner.add(row))
 
     def flush(self) -> None:
-        assert self._file is not None
-        self._file.flush()
+        self.file.flush()
 
     def end(self, status: Mapping[str, Any], journal: Iterable[Record], journal_bytes: int) -> None:
-        """Everything that was held back, and the results. What has come to an end earlier than it was to is written
-        anew, if anything was left out, with all the points that there is room for."""
+        """Write what was held back, and the results. If the run ended before its planned end and points were left out,
+        the file is written again with all the points that there is room for."""
         actual = Extent(records=self.records, steps=self._last[0])
         if actual != self.extent and (self._thinner.thins or self._histograms.left_out):
             self.extent = actual
-            self.whole(journal, status, journal_bytes)
+            self.write_whole(journal, status, journal_bytes)
         else:
             self._finish(status, journal_bytes)
             self.close()
 
     def close(self) -> None:
-        """Without an end, as the file of a run that goes on. One that is not complete yet is removed."""
+        """Without results, as of a run that will resume. An incomplete file is removed."""
         if self._file is not None:
             self._file.close()
             if self._file.path.name == PART:
                 self._file.path.unlink()
             self._file = None
 
-    def _apart(self, records: Iterable[Record]) -> None:
-        """A file at which TensorBoard does not look yet."""
+    @property
+    def file(self) -> EventFile:
+        assert self._file is not None, "rewrite() opens it"
+        return self._file
+
+    def _write_part(self, records: Iterable[Record]) -> None:
+        """To a file that TensorBoard does not read yet."""
         self.close()
         self._file = EventFile(self.folder, name=PART)
         self._begin()
@@ -122,18 +131,16 @@ class Board:
             self.add(record)
 
     def _replace(self) -> None:
-        assert self._file is not None
         old = list(self.folder.glob(PATTERN))
-        self._file.move(new_name(self.profile))
+        self.file.move(new_name(self.profile))
         for file in old:
             file.unlink()
 
     def _finish(self, status: Mapping[str, Any], journal_bytes: int) -> None:
-        assert self._file is not None
         self._write(self._thinner.end())
         if results := tail(status, self._first_loss):
-            self._file.add(*self._last, results)
-        self._file.seal(self._last[1], journal_bytes)
+            self.file.add(*self._last, results)
+        self.file.seal(self._last[1], journal_bytes)
 
     def _begin(self) -> None:
         self._templates: dict[tuple[str, ...], Template] = {}
@@ -142,12 +149,11 @@ class Board:
         self.records, self._last, self._first_loss = 0, (0, 0.0), math.nan
 
     def _head(self, record: Record) -> None:
-        """What stands before the first record, at its time: a file made anew is the same."""
+        """The card, at the time of the first record, so that a rebuilt file is the same."""
         loss = record.get("train_loss")
         self._first_loss = math.nan if loss is None else float(np.float32(loss))
         if self.spec is not None:
-            assert self._file is not None
-            self._file.add(0, record["wall_s"], head(self.spec, self.folder.name, record["wall_s"]))
+            self.file.add(0, record["wall_s"], head(self.spec, self.folder, record["wall_s"]))
 
     def _template(self, record: Record) -> Template:
         sources = tags(record, self.sites)
@@ -155,6 +161,78 @@ class Board:
         return Template(shown, len(self.sites), histograms=any(key.startswith(PREFIX) for key in record))
 
     def _write(self, kept: Iterable[Kept]) -> None:
-        assert self._file is not None
         for row, mask in kept:
-            self._file.add(row.step, row.wall_s, row.template.message(row.values, mask))
+            self.file.add(row.step, row.wall_s, row.template.message(row.values, mask))
+
+
+class Histograms:
+    """The histograms of a run's records at 50 steps at most: one in each of 50 equal parts of the run."""
+
+    def __init__(self, steps: int) -> None:
+        """`steps`: of the whole run."""
+        self.steps, self.left_out = max(1, steps), False
+        self._part = -1
+        self._limits = [-2 * HISTOGRAM_LIMIT, *histogram_edges(), 2 * HISTOGRAM_LIMIT]  # tails just outside the limit
+
+    def of(self, record: Record) -> bytes:
+        """Those to write for this record, such as `histogram.act_in.L03_fc` under `9_hist_act_in/L03_fc`."""
+        keys = [key for key in record if key.startswith(PREFIX)]
+        if not keys:
+            return b""
+        part = min(record["step"] * MOST_STEPS // self.steps, MOST_STEPS - 1)
+        if part == self._part:
+            self.left_out = True
+            return b""
+        self._part = part
+        return b"".join(self._one(key, record[key]) for key in keys)
+
+    def _one(self, key: str, counts: Sequence[float]) -> bytes:
+        """TensorBoard's linear axis runs from the first bin to the last, so empty bins at the ends are left out."""
+        _, point, site = key.split(".", 2)
+        counts = np.asarray(counts, dtype=np.float64).tolist()  # a running record has float32, whose sums would differ
+        filled = [index for index, count in enumerate(counts) if count] or [len(counts) // 2]
+        low, high = filled[0], filled[-1]
+        return histogram(f"9_hist_{point}/{site}", counts[low : high + 1], self._limits[low : high + 2])
+
+
+def rebuild(folder: RunFolder, profile: Profile) -> bool:
+    """Write a run's event file again from its journal. Returns False, and changes nothing, if it already shows the
+    journal in that profile, or if the run is running.
+
+    Raises:
+        KeyError, ValueError: a spec or a journal that cannot be read.
+        OSError: a folder that cannot be written.
+    """
+    if not folder.journal_file.is_file() or profile_of(folder) == profile or folder.alive():
+        return False
+    try:
+        with folder.owned():
+            _rewrite(folder, profile)
+    except BusyError:
+        return False
+    return True
+
+
+def _rewrite(folder: RunFolder, profile: Profile) -> None:
+    spec, records = folder.spec(), list(read(folder.journal_file))
+    if not isinstance(spec, dict):
+        raise ValueError(f"{folder.spec_file}: not a spec")
+    if not records:
+        return
+    with contextlib.suppress(UsageError):  # a plugin that is gone: its measurements get groups by their names
+        load_plugins(spec.get("plugins") or ())
+    extent = Extent(records=len(records), steps=records[-1]["step"])
+    board = Board(folder.path, _sites(spec, records), extent=extent, profile=profile, spec=spec)
+    try:
+        board.write_whole(records, folder.status(), folder.journal_bytes)
+    finally:
+        board.close()
+
+
+def _sites(spec: Mapping[str, Any], records: list[Record]) -> list[str]:
+    """The names of the sites; their numbers, for old runs whose provenance has no names."""
+    names: list[str] = (spec.get("provenance") or {}).get("sites") or []
+    values = itertools.chain.from_iterable(record.items() for record in records)
+    lengths = {len(value) for key, value in values if isinstance(value, list) and not key.startswith(PREFIX)}
+    count = max(lengths, default=0)
+    return names if len(names) == count or not count else [f"L{index:02d}" for index in range(count)]

@@ -97,16 +97,12 @@ def view(
     full: Annotated[bool, typer.Option("--full", help="All tags of every run, even of more than 50 runs.")] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
-    options: dict[str, Any] = {
-        "port": port, "open_browser": not no_open, "run_filter": run_filter, "bind_all": bind_all, "say": say,
-    }  # fmt: skip
     if compare and full:
         raise UsageError("--full", "cannot be used with --compare", remedy="A comparison has tags of its own.")
+    from bnlab.board import serve
+
+    serving = serve.Serving(port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
     if compare:
-        from bnlab.board.serve.compare import compare as serve_comparison
-
-        serve_comparison(runs, **options)
+        serve.view_comparison(runs, serving)
     else:
-        from bnlab.board.serve.show import view as serve_runs
-
-        serve_runs(runs, full=full, **options)
+        serve.view_runs(runs, serving, full=full)

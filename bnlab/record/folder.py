@@ -50,6 +50,14 @@ class RunFolder:
         return self.path / "journal.jsonl"
 
     @property
+    def journal_bytes(self) -> int:
+        """The size of the journal, 0 where there is none."""
+        try:
+            return self.journal_file.stat().st_size
+        except OSError:
+            return 0
+
+    @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
 

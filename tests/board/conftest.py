@@ -1,7 +1,10 @@
-"""A real TensorBoard server, asked over HTTP."""
+"""A real TensorBoard server, and a tiny sweep to compare."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,9 @@ from typing import Any
 import pytest
 
 from bnlab.board.serve.server import Server, command
+from bnlab.cli import main
+
+NAME = "quickstart"
 
 
 @pytest.fixture
@@ -25,3 +31,21 @@ def tensorboard(asked: Callable[[str], Any]) -> Iterator[Callable[..., Any]]:
     yield start
     for server in servers:
         server.__exit__(None, None, None)
+
+
+def sweep(runs: Path, *words: str) -> Path:
+    """A sweep of tiny nets in this process; its folder."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    small = ("steps=24", "model.depth=3", "model.width=8", "launch=inline", "probes=standard", "probes.points=24")
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match=r"^0$"):
+        main(["sweep", "--config", NAME, *small, *words, "--runs", str(runs)])
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    return runs / NAME
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two norms, a learning rate that works and one that does not, three seeds. Read it; write nothing into it."""
+    return sweep(tmp_path_factory.mktemp("swept"), "norm=none,batch", "optim.lr=0.05,1e6", "seed=range(0,3)")

@@ -12,10 +12,9 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from bnlab.board import rebuild as module
-from bnlab.board.events import PATTERN, sealed, shown
-from bnlab.board.rebuild import rebuild
-from bnlab.board.run import Board, Extent
+from bnlab.board import run as module
+from bnlab.board.events import PATTERN, profile_of, sealed_bytes
+from bnlab.board.run import Board, Extent, rebuild
 from bnlab.core.spec import RunSpec
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
@@ -83,7 +82,7 @@ def test_a_run_that_was_stopped_and_went_on_shows_what_an_undisturbed_one_shows(
     for stop in (3, 400, 10):
         steps = iter(range(1000))
         train(assemble(spec), folder, stopped=lambda steps=steps, stop=stop: "a test" if next(steps) == stop else None)
-        assert shown(folder) == "full"
+        assert profile_of(folder) == "full"
     assert list(losses(folder)) == list(range(413))  # as it stands, it has no more records than can be shown
     train(assemble(spec), folder)
     assert losses(folder) == losses(long.folder)
@@ -94,7 +93,7 @@ def test_a_file_as_wanted_is_not_touched(long: Any) -> None:
         assert rebuild(long.folder, profile)
         file = file_of(long.folder)
         before = file.stat().st_mtime_ns
-        assert shown(long.folder) == profile
+        assert profile_of(long.folder) == profile
         assert not rebuild(long.folder, profile)
         assert (file_of(long.folder), file.stat().st_mtime_ns) == (file, before)
 
@@ -112,19 +111,19 @@ def test_there_and_back_again_is_the_same(spec_of: Callable[..., RunSpec], run: 
 def test_a_file_that_was_not_written_to_its_end_is_made_anew(long: Any) -> None:
     whole = events(long.folder)
     file = file_of(long.folder)
-    assert sealed(file) == long.folder.journal_file.stat().st_size
+    assert sealed_bytes(file) == long.folder.journal_file.stat().st_size
     file.write_bytes(file.read_bytes()[:-30])
-    assert sealed(file) is None
-    assert shown(long.folder) is None
+    assert sealed_bytes(file) is None
+    assert profile_of(long.folder) is None
     assert rebuild(long.folder, "full")
     assert events(long.folder) == whole
     file_of(long.folder).write_bytes(b"")
-    assert shown(long.folder) is None
+    assert profile_of(long.folder) is None
     with open(long.folder.journal_file, "ab") as journal:
         journal.write(b'{"step":')
     assert rebuild(long.folder, "full")
     assert losses(long.folder) == losses(long.folder)
-    assert shown(long.folder) == "full"
+    assert profile_of(long.folder) == "full"
 
 
 def _hold(path: Path, ready: Any, done: Any) -> None:
@@ -155,20 +154,20 @@ def test_the_old_file_goes_when_the_new_one_is_complete(long: Any, monkeypatch: 
     add, unlink = Board.add, Path.unlink
 
     def watched_add(board: Board, record: Any) -> None:
-        seen.append((len(list(long.folder.path.glob("*tfevents*"))), shown(long.folder) == "full"))
+        seen.append((len(list(long.folder.path.glob("*tfevents*"))), profile_of(long.folder) == "full"))
         add(board, record)
 
     def watched_unlink(path: Path, missing_ok: bool = False) -> None:
         if "tfevents" in path.name:
             new = next(file for file in long.folder.path.glob("*tfevents*") if file != path)
-            assert sealed(new) == long.folder.journal_file.stat().st_size
+            assert sealed_bytes(new) == long.folder.journal_file.stat().st_size
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Board, "add", watched_add)
     monkeypatch.setattr(Path, "unlink", watched_unlink)
     assert rebuild(long.folder, "light")
     assert set(seen) == {(1, True)}
-    assert shown(long.folder) == "light"
+    assert profile_of(long.folder) == "light"
 
 
 def test_sites_without_names_are_numbered(long: Any, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.compat.proto.event_pb2 import Event
 
 from bnlab.board.events import Profile
-from bnlab.board.histograms import Histograms
-from bnlab.board.run import Board, Extent
+from bnlab.board.run import Board, Extent, Histograms
 from bnlab.board.tags import LIGHT, tags
 from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec

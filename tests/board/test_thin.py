@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.board.template import Template
-from bnlab.board.thin import Row, Thinner
+from bnlab.board.thin import TagValues, Template, Thinner
 
 Point = tuple[int, float]
 TAGS = ("a", "b", "c")
@@ -20,7 +19,7 @@ KINDS = [("a", "b", "c"), ("a", "b"), ("b",), ("a", "c"), ()]
 """Tags that a record may have."""
 
 
-def series_of(kept: Sequence[tuple[Row, Any]]) -> dict[str, list[Point]]:
+def series_of(kept: Sequence[tuple[TagValues, Any]]) -> dict[str, list[Point]]:
     """The points of every tag, in the order in which they are written."""
     found: dict[str, list[Point]] = {tag: [] for tag in TAGS}
     for row, mask in kept:
@@ -30,10 +29,12 @@ def series_of(kept: Sequence[tuple[Row, Any]]) -> dict[str, list[Point]]:
     return found
 
 
-def rows_of(records: Sequence[dict[str, float]]) -> list[Row]:
+def rows_of(records: Sequence[dict[str, float]]) -> list[TagValues]:
     templates = {kind: Template([(tag, tag, -1) for tag in kind], 1) for kind in {tuple(record) for record in records}}
     return [
-        Row(step=step, wall_s=0.0, template=templates[tuple(record)], values=np.array([*record.values()], np.float32))
+        TagValues(
+            step=step, wall_s=0.0, template=templates[tuple(record)], values=np.array([*record.values()], np.float32)
+        )
         for step, record in enumerate(records)
     ]
 

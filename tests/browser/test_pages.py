@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from bnlab.board.serve import link as links
+from bnlab.board.serve.server import OVERVIEW
 from bnlab.report.figures import FIGURES
 
 pytestmark = pytest.mark.browser
@@ -38,11 +38,11 @@ def test_the_link_shows_the_pinned_cards_in_a_colour_for_each_norm(
     tags = asked(link).poll("data/plugin/scalars/tags", lambda found: len(found) == RUNS)
     seen = opened(link)
     cards = seen.page.locator("metrics-pinned-view card-view")
-    expect(cards).to_have_count(len(links.OVERVIEW), **SOON)
+    expect(cards).to_have_count(len(OVERVIEW), **SOON)
     expect(cards.first.locator("line-chart")).to_be_visible(**SOON)
     names = cards.locator(".tag")
-    expect(names).to_have_count(len(links.OVERVIEW), **SOON)
-    assert names.evaluate_all("all => all.map(tag => tag.title)") == list(links.OVERVIEW)
+    expect(names).to_have_count(len(OVERVIEW), **SOON)
+    assert names.evaluate_all("all => all.map(tag => tag.title)") == list(OVERVIEW)
     rows = seen.page.locator("runs-data-table tb-data-table-content-row")
     expect(rows).to_have_count(RUNS, **SOON)
     told_rows = rows.evaluate_all(

@@ -1,15 +1,18 @@
-"""TensorBoard as a child process that does not outlive this one."""
+"""TensorBoard as a child process that does not outlive this one, and the address of its page."""
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
+import json
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bnlab.core.errors import UsageError
@@ -25,15 +28,15 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
 """
-"""`python -m tensorboard.main` that ends with the process which started it, however that ends, SIGKILL included: the
-system then closes the other end of its stdin."""
+"""`python -m tensorboard.main` that ends with the process that started it, also after a SIGKILL: the system then closes
+the other end of its stdin."""
 
 START_S = 120.0
 
 
 def samples(runs: int) -> str:
-    """How many points TensorBoard keeps of each tag: the more runs, the fewer, or its memory grows to gigabytes. It
-    picks them at random, and would lose spikes; bnlab's event files have no more than 500 (board/thin.py)."""
+    """How many points TensorBoard keeps of each tag: fewer for more runs, or its memory grows to gigabytes. It samples
+    them at random, which loses spikes; bnlab's event files have at most 500 (board/thin.py)."""
     scalars, histograms = (2000, 100) if runs <= 20 else (500, 50) if runs <= 200 else (500, 10)
     return f"scalars={scalars},histograms={histograms}"
 
@@ -52,17 +55,17 @@ class Server:
         self.words = list(words)
 
     def __enter__(self) -> Server:
-        # In a session of its own, so that Ctrl-C reaches this process alone, which then ends the child.
+        # In a session of its own: Ctrl-C reaches only this process, which then ends the child.
         self._child = subprocess.Popen(
             self.words,
-            stdin=subprocess.PIPE,  # never written to: its end is what the child waits for
+            stdin=subprocess.PIPE,  # never written to: the child waits for its end
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,
         )
-        self._told: collections.deque[str] = collections.deque(maxlen=20)
+        self._lines: collections.deque[str] = collections.deque(maxlen=20)
         self._address: str | None = None
         self._known = threading.Event()
         self._reader = threading.Thread(target=self._listen, daemon=True)
@@ -82,7 +85,7 @@ class Server:
         self._reader.join()
 
     def address(self) -> str:
-        """Where it answers; the real port is told on its stderr.
+        """The address it answers at, with the real port, from its stderr.
 
         Raises:
             UsageError: it does not start.
@@ -93,7 +96,7 @@ class Server:
         return self._address
 
     def wait(self, at_most_s: float | None = None) -> None:
-        """Until it ends, which it does not do by itself, or for so long.
+        """Block until the server ends, which it does not do by itself, or for so long.
 
         Raises:
             UsageError: it has ended.
@@ -108,24 +111,24 @@ class Server:
         assert self._child.stderr is not None
         with self._child.stderr as lines:
             for line in lines:
-                self._told.append(line.strip())
+                self._lines.append(line.strip())
                 if match := re.match(r"TensorBoard \S+ at (http\S+)", line):
                     self._address = match.group(1)
                     self._known.set()
         self._known.set()
 
     def _why(self) -> str:
-        """The last lines that say something."""
-        if self._child.poll() is None and not self._told:
+        """Its last line that gives a reason."""
+        if self._child.poll() is None and not self._lines:
             return f"no answer in {START_S:.0f} s"
-        said = [line for line in self._told if line and not line.startswith(("NOTE:", "Traceback", "TensorFlow"))]
+        said = [line for line in self._lines if line and not line.startswith(("NOTE:", "Traceback", "TensorFlow"))]
         return (said[-1] if said else f"code {self._child.wait()}").removeprefix("ERROR: ").rstrip(".")
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is inside as Ctrl-C does, so that the child is ended too; a second one is not heard
-    while it is being ended."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, as Ctrl-C does, so that the child is ended too; later signals
+    are ignored meanwhile."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def interrupt(number: int, frame: object) -> None:
@@ -139,3 +142,86 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+OVERVIEW = (
+    "1_progress/loss",
+    "1_progress/accuracy",
+    "1_progress/eval_loss",
+    "1_progress/eval_accuracy",
+    "2_drift_mean_pre/00_median_of_layers",
+    "4_grad_norm/00_total",
+)
+"""The tags to pin, where a run has them; board/tags.py gives them their names."""
+
+TICKED = 40
+"""As many runs, all of them, are ticked at first in TensorBoard's older pages; of more, none."""
+
+HEAD_BYTES = 1 << 18
+"""Of an event file: its first event, which names the tags, and more."""
+
+
+def norm_names(runs: Iterable[str]) -> list[str]:
+    """The norms that the run names tell apart, in the order of the names: the part before `lr=...`.
+
+    >>> norm_names(["a/batch/lr=1/seed=0-f", "a/none/lr=1/seed=0-e", "lr=2/seed=0-d"])
+    ['batch', 'none']
+    """
+    found = (match.group(1) for run in runs if (match := re.search(r"(?:^|/)([^/]+)/lr=", run)))
+    return list(dict.fromkeys(found))
+
+
+def colour_regex(runs: Sequence[str]) -> str | None:
+    """What runs are grouped by for their colour: the norm, or the learning rate where there is one norm only.
+
+    >>> colour_regex(["batch/lr=1/seed=0", "none/lr=1/seed=0"])
+    '(?:^|/)(batch|none)/lr='
+    >>> colour_regex(["batch/lr=1/seed=0", "batch/lr=2/seed=0"])
+    '(?:^|/)(lr=[^/]+)/'
+    """
+    norms = norm_names(runs)
+    if len(norms) > 1:
+        return f"(?:^|/)({'|'.join(re.escape(norm) for norm in sorted(norms))})/lr="
+    rates = {match.group(1) for run in runs if (match := re.search(r"(?:^|/)(lr=[^/]+)/", run))}
+    return "(?:^|/)(lr=[^/]+)/" if len(rates) > 1 else None
+
+
+def tags_to_pin(files: Iterable[Path]) -> list[str]:
+    """Those of `OVERVIEW` that a file names: tags stand in event files as they are."""
+    seen: set[str] = set()
+    for file in files:
+        with open(file, "rb") as opened:
+            head = opened.read(HEAD_BYTES)
+        seen |= {tag for tag in OVERVIEW if tag.encode() in head}
+        if len(seen) == len(OVERVIEW):
+            break
+    return [tag for tag in OVERVIEW if tag in seen]
+
+
+def deep_link(base: str, runs: Sequence[str], pins: Sequence[str], run_filter: str | None) -> str:
+    """The address of the page, set up: no smoothing (it misleads at the start of training), colours, pins."""
+    query = {"smoothing": "0"}
+    if regex := colour_regex(runs):
+        query["runColorGroup"] = f"regex:{regex}"
+    if pins:
+        query["pinnedCards"] = json.dumps([{"plugin": "scalars", "tag": tag} for tag in pins], separators=(",", ":"))
+    if run_filter is not None:
+        query["runFilter"] = run_filter
+    return f"{base.rstrip('/')}/?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}#timeseries"
+
+
+def compare_link(base: str, runs: Sequence[str], shown: Sequence[str], pins: Sequence[str], pattern: str | None) -> str:
+    """The address of the Custom Scalars page on which `shown` of the `runs` are ticked, or all that match a pattern;
+    the Time Series page beside it is set up as for single runs.
+
+    That page keeps its state behind the `#`: the ticks as JSON in base 64. What is not named there is ticked where
+    there are few runs, so that what is not to be is named too. The run at the top has no series, but the figures.
+    """
+    state = {"_smoothingWeight": "0"}
+    if pattern is not None:
+        state["regexInput"] = pattern
+    else:
+        ticks = {run: run in shown for run in (runs if len(runs) < TICKED else shown)} | {".": True}
+        state["runSelectionState"] = base64.b64encode(json.dumps(ticks, separators=(",", ":")).encode()).decode()
+    behind = "&".join(f"{key}={urllib.parse.quote(value, safe='')}" for key, value in state.items())
+    return deep_link(base, runs, pins, pattern).removesuffix("timeseries") + f"custom_scalars&{behind}"

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from bnlab.board.serve import link as links
-from bnlab.board.serve import server, show
+from bnlab.board import serve
+from bnlab.board.serve import Serving, server, view_runs
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
 
@@ -84,7 +84,7 @@ BOTH = ["batch/lr=0.1/seed=0-a", "none/lr=0.1/seed=0-b"]
 @pytest.mark.parametrize("above", ["", "quickstart/", "deep/er/"])
 def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> None:
     runs = [above + run for run in [*BOTH, "batch_reference/lr=1/seed=2-c"]]
-    regex = links.colour_regex(runs)
+    regex = server.colour_regex(runs)
     assert regex == "(?:^|/)(batch|batch_reference|none)/lr="
     found = [re.search(regex, run) for run in runs]
     assert [match and match.group(1) for match in found] == ["batch", "none", "batch_reference"]
@@ -92,20 +92,20 @@ def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> Non
 
 def test_one_norm_is_coloured_by_learning_rate_and_one_run_not_at_all() -> None:
     runs = ["lr=0.1/seed=0-a", "lr=1e-05/seed=0-b"]
-    regex = links.colour_regex(runs)
+    regex = server.colour_regex(runs)
     assert regex is not None
     found = [re.search(regex, run) for run in runs]
     assert [match and match.group(1) for match in found] == ["lr=0.1", "lr=1e-05"]
-    assert links.colour_regex(["lr=0.1/seed=0-a", "lr=0.1/seed=1-b"]) is None
-    assert links.colour_regex(["."]) is None
+    assert server.colour_regex(["lr=0.1/seed=0-a", "lr=0.1/seed=1-b"]) is None
+    assert server.colour_regex(["."]) is None
 
 
 def test_a_norm_named_with_signs_of_regular_expressions_is_quoted() -> None:
-    assert links.colour_regex(["a+b/lr=1/seed=0-a", "none/lr=1/seed=0-b"]) == r"(?:^|/)(a\+b|none)/lr="
+    assert server.colour_regex(["a+b/lr=1/seed=0-a", "none/lr=1/seed=0-b"]) == r"(?:^|/)(a\+b|none)/lr="
 
 
 def test_the_link_says_what_to_show() -> None:
-    link = links.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
+    link = server.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
     assert link.startswith("http://127.0.0.1:6006/?")
     assert link.endswith("#timeseries")
     assert re.fullmatch(r"[\x21-\x7e]+", link)
@@ -118,20 +118,20 @@ def test_the_link_says_what_to_show() -> None:
 
 
 def test_every_overview_tag_is_one_that_runs_have(runs: Path) -> None:
-    assert links.tags_to_pin(show.event_files(runs).values()) == list(links.OVERVIEW)
+    assert server.tags_to_pin(serve.event_files(runs).values()) == list(server.OVERVIEW)
 
 
 def test_only_tags_that_exist_are_pinned(tmp_path: Path) -> None:
     train(tmp_path, "probes=none")
-    assert links.tags_to_pin(show.event_files(tmp_path).values()) == list(links.OVERVIEW[:4])
+    assert server.tags_to_pin(serve.event_files(tmp_path).values()) == list(server.OVERVIEW[:4])
 
 
 def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
-    names = list(show.event_files(runs))
+    names = list(serve.event_files(runs))
     assert [re.sub(r"-\w{10}$", "", name) for name in names] == [
         f"quickstart/{norm}/lr={lr}/seed=0" for norm in ("batch", "none") for lr in ("0.1", "0.3")
     ]
-    assert list(show.event_files(runs / names[0])) == ["."]
+    assert list(serve.event_files(runs / names[0])) == ["."]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
 def test_a_browser_is_opened_only_where_somebody_sees_it(
     environment: dict[str, str], platform: str, seen: bool
 ) -> None:
-    assert show.with_browser(environment, platform) is seen
+    assert serve.with_browser(environment, platform) is seen
 
 
 def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
@@ -168,24 +168,24 @@ def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
 
 def test_a_missing_or_empty_directory_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^RUNS: no such directory, got '.*nowhere'\. Train one first: bnlab train"):
-        show.view(tmp_path / "nowhere")
+        view_runs(tmp_path / "nowhere", Serving())
     with pytest.raises(UsageError, match=r"^RUNS: no TensorBoard events in this directory, got '.*'\. Train one first"):
-        show.view(tmp_path)
+        view_runs(tmp_path, Serving())
 
 
 def test_a_filter_that_is_no_regular_expression_is_told(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"^--filter: not a regular expression \(.*\), got '\('\.$"):
-        show.view(runs, run_filter="(")
+        view_runs(runs, Serving(run_filter="("))
 
 
 def test_a_server_that_does_not_start_says_why(runs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"^view: TensorBoard did not start: .* port {port}, .* in use\.$"):
-            show.view(runs, port=port, open_browser=False)
+            view_runs(runs, Serving(port=port, open_browser=False))
 
 
-ABOVE = "above 3 runs TensorBoard ticks none at first: tick the box above the list, or --filter fewer"
+ABOVE = "above 3 runs TensorBoard ticks none at first: tick the box above the list, or match fewer with --filter"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ ABOVE = "above 3 runs TensorBoard ticks none at first: tick the box above the li
     [
         (None, 4, ABOVE),
         ("batch|none", 4, ABOVE),
-        ("/batch/", 2, "shown are the 2 that --filter matches now"),
+        ("/batch/", 2, "showing the 2 that --filter matches now"),
     ],
 )
 def test_of_more_runs_than_tensorboard_ticks_a_filter_leaves_those_that_it_matches(
@@ -201,17 +201,16 @@ def test_of_more_runs_than_tensorboard_ticks_a_filter_leaves_those_that_it_match
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def serve(words: list[str], link: Callable[[str], str], lines: list[str], **_: Any) -> None:
-        root = Path(words[words.index("--logdir") + 1])
-        seen.update(root=root, lines=lines, files=list(root.glob("*/*/*/*/events.out.*")))
+    def served(serving: Serving, logs: Path, runs: int, link: Callable[[str], str], lines: list[str]) -> None:
+        seen.update(root=logs, lines=lines, files=list(logs.glob("*/*/*/*/events.out.*")))
 
-    monkeypatch.setattr(show, "MANY_RUNS", 3)
-    monkeypatch.setattr(show, "serve", serve)
-    show.view(runs, run_filter=run_filter, open_browser=False)
+    monkeypatch.setattr(serve, "MANY_RUNS", 3)
+    monkeypatch.setattr(Serving, "serve", served)
+    view_runs(runs, Serving(run_filter=run_filter, open_browser=False))
     assert line in seen["lines"]
     assert len(seen["files"]) == shown
     assert seen["root"].exists() is (shown == 4)  # what was made for it is gone, the runs are not
-    assert len(show.event_files(runs)) == 4
+    assert len(serve.event_files(runs)) == 4
 
 
 # -- the server -------------------------------------------------------------------------------------------------------
@@ -249,11 +248,11 @@ def test_tensorboard_answers_with_the_runs(
     process, link = viewed(str(runs), "--filter", "lr=0.3")
     server_there = asked(link)
     assert "TensorBoard" in server_there.text()
-    names = list(show.event_files(runs))
+    names = list(serve.event_files(runs))
     assert server_there.poll("data/runs", lambda found: len(found) == 4) == names
     tags = server_there.poll("data/plugin/scalars/tags", lambda found: len(found) == 4)
     pins = [card["tag"] for card in json.loads(query_of(link)["pinnedCards"])]
-    assert pins == list(links.OVERVIEW)
+    assert pins == list(server.OVERVIEW)
     assert all(set(pins) <= set(tags[name]) for name in names)
     assert query_of(link)["runFilter"] == "lr=0.3"
 

@@ -15,9 +15,10 @@ from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from bnlab.board.compare.build import Compared, build, state
-from bnlab.board.compare.series import SHOWN, hidden
-from bnlab.board.layout import Band, Category, Lines, layout
+from bnlab.board.compare import Compared, build, files_of
+from bnlab.board.compare.lines import AVERAGED
+from bnlab.board.content import Band, Category, Lines, layout
+from bnlab.board.tags import hidden_sites
 from bnlab.board.tags import tags as tags_of_a_run
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import find_runs
@@ -35,7 +36,7 @@ def made(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Compare
 @pytest.fixture
 def root(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that may be changed; without figures, which take a second."""
-    monkeypatch.setattr("bnlab.board.compare.build.draw_all", lambda prepared: ([], []))
+    monkeypatch.setattr("bnlab.board.compare.draw_all", lambda prepared: ([], []))
     ignored = shutil.ignore_patterns("*.pt", "events.*", "figures", "report.html")
     return shutil.copytree(swept, tmp_path / "copied", ignore=ignored)
 
@@ -133,7 +134,7 @@ def test_percentiles_are_means_of_one_hidden_layer(
     place: str, layer: int, swept: Path, made: tuple[Compared, Path]
 ) -> None:
     seeds = journals(swept, "batch/lr=0.05")
-    assert hidden(4)[("first", "middle", "last").index(place)] == layer
+    assert hidden_sites(4)[("first", "middle", "last").index(place)] == layer
     for percentile in ("p15", "p50", "p85"):
         found = points(made[1], GOOD, f"6_act_percentiles_act_in/{place}_{percentile}")
         assert found
@@ -211,8 +212,8 @@ def test_means_have_the_tags_that_single_runs_have(swept: Path, made: tuple[Comp
     records = journals(swept, "batch/lr=0.05")[0]
     sites = [f"L{layer:02d}_fc" for layer in range(4)]
     single = {tag for record in records for tag, _, _ in tags_of_a_run(record, sites)}
-    assert {figure.tag for figure in SHOWN} <= single
-    assert {figure.tag for figure in SHOWN} <= set(shown(made[1], GOOD).Tags()["scalars"])
+    assert {figure.tag for figure in AVERAGED} <= single
+    assert {figure.tag for figure in AVERAGED} <= set(shown(made[1], GOOD).Tags()["scalars"])
 
 
 def layout_of(logs: Path) -> Any:
@@ -263,7 +264,7 @@ def test_a_tag_with_signs_of_regular_expressions_is_matched_alone() -> None:
 
 def test_lines_and_bands_in_one_row_are_refused() -> None:
     mixed: Any = (Lines(title="a", tags=("g/a",)), Band(title="b", value="g/b", low="g/c", high="g/d"))
-    with pytest.raises(AssertionError, match="they would change places"):
+    with pytest.raises(AssertionError, match="the page would reorder them"):
         layout([Category(title="t", charts=mixed)])
 
 
@@ -297,19 +298,19 @@ def running(folder: Path, step: int) -> None:
 
 
 def test_what_has_not_changed_is_not_written_again(swept: Path, made: tuple[Compared, Path]) -> None:
-    before, seen = files(made[1]), state(swept)
+    before, seen = files(made[1]), files_of(swept)
     assert build(swept, made[1]) == made[0]
     assert files(made[1]) == before
-    assert state(swept) == seen
+    assert files_of(swept) == seen
 
 
 def test_what_has_changed_is_written_again_and_what_has_gone_goes(root: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     build(root, logs)
-    before, seen = files(logs), state(root)
+    before, seen = files(logs), files_of(root)
     (folder,) = root.glob("none/lr=0.05/seed=2-*")
     shutil.rmtree(folder)
-    assert state(root) != seen
+    assert files_of(root) != seen
     build(root, logs)
     changed = {Path(file).parent.relative_to(logs).as_posix() for file in set(before) ^ set(files(logs))}
     assert changed == {".", "no norm/lr=0.05"}
@@ -329,7 +330,7 @@ def test_a_run_that_goes_on_waits_until_there_are_too_few_that_ended(root: Path,
     build(root, tmp_path / "logs")
     assert list(points(tmp_path / "logs", GOOD, "1_progress/accuracy")) == [0, 1, 2, 3, 4, 5]
     assert f"| {GOOD} | 3 |  |  | 2 |" in text(tmp_path / "logs", "runs")
-    assert "Runs go on." in text(tmp_path / "logs", "how_to_read")
+    assert "Some runs have not ended." in text(tmp_path / "logs", "how_to_read")
 
 
 def test_a_sweep_of_which_no_run_has_ended_is_compared_without_figures(

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from bnlab.board.plain import Content, write
-from bnlab.board.serve import compare, link
-from bnlab.board.serve.server import Server, command
+from bnlab.board import serve
+from bnlab.board.compare import build, files_of
+from bnlab.board.content import Content, write
+from bnlab.board.serve.server import Server, command, compare_link
 from bnlab.cli import main
 
 PAIR = ["no norm/lr=0.05", "batch norm/lr=0.05"]
@@ -68,7 +69,7 @@ def viewed(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 def test_the_link_ticks_what_is_shown_and_leaves_the_others() -> None:
-    address = link.compare_link("http://127.0.0.1:1/", [*PAIR, "batch norm/lr=1"], PAIR, ["1_progress/loss"], None)
+    address = compare_link("http://127.0.0.1:1/", [*PAIR, "batch norm/lr=1"], PAIR, ["1_progress/loss"], None)
     assert re.fullmatch(r"[\x21-\x7e]+", address)
     query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(address).query, strict_parsing=True))
     assert query["smoothing"] == "0"
@@ -82,12 +83,12 @@ def test_the_link_ticks_what_is_shown_and_leaves_the_others() -> None:
 
 def test_of_many_lines_only_those_shown_are_named() -> None:
     many = [f"batch norm/lr={rate}" for rate in range(60)]
-    state = hash_of(link.compare_link("http://127.0.0.1:1/", many, many[3:5], [], None))
+    state = hash_of(compare_link("http://127.0.0.1:1/", many, many[3:5], [], None))
     assert json.loads(base64.b64decode(state["runSelectionState"])) == {many[3]: True, many[4]: True, ".": True}
 
 
 def test_a_filter_takes_the_place_of_the_choice() -> None:
-    state = hash_of(link.compare_link("http://127.0.0.1:1/", PAIR, PAIR, [], "lr=0.05|a&b"))
+    state = hash_of(compare_link("http://127.0.0.1:1/", PAIR, PAIR, [], "lr=0.05|a&b"))
     assert state == {"_smoothingWeight": "0", "regexInput": "lr=0.05|a&b"}
 
 
@@ -180,7 +181,7 @@ def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(
 def test_a_comparison_follows_the_runs_and_outlives_a_bad_moment(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnlab.board.compare.build.draw_all", lambda prepared: ([], []))
+    monkeypatch.setattr("bnlab.board.compare.draw_all", lambda prepared: ([], []))
     root = shutil.copytree(swept, tmp_path / "copied", ignore=shutil.ignore_patterns("*.pt", "events.*", "figures"))
     (late,) = root.glob("batch/lr=0.05/seed=2-*")
     (aside := tmp_path / "late").mkdir()
@@ -205,10 +206,10 @@ def test_a_comparison_follows_the_runs_and_outlives_a_bad_moment(
         def end(self) -> None:
             raise KeyboardInterrupt
 
-    state = compare.state(root)
-    compare.build(root, logs)
+    state = files_of(root)
+    build(root, logs)
     with contextlib.suppress(KeyboardInterrupt):
-        compare._follow(root, logs, state, 3.0, Waiting())  # type: ignore[arg-type]
+        serve.follow(root, logs, state, 3.0, Waiting())  # type: ignore[arg-type]
     assert seen[0] == seen[1]  # nothing had happened
     assert len(seen[1] - seen[2]) == 2  # the line of the late run, and the card of all runs
     assert seen[2] == seen[3] == seen[4]  # gone, and there again

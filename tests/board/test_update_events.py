@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bnlab.board.events import PATTERN, shown
-from bnlab.board.serve import profile, show
-from bnlab.board.serve.profile import bring
+from bnlab.board import serve
+from bnlab.board.events import PATTERN, profile_of
+from bnlab.board.serve import update_events
 from bnlab.cli import main
 from bnlab.core.spec import RunSpec
 from bnlab.record.folder import RunFolder, find_runs
@@ -27,7 +27,7 @@ def three(spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Pa
 
 
 def profiles(root: Path) -> list[str | None]:
-    return [shown(run) for run in find_runs(root)]
+    return [profile_of(run) for run in find_runs(root)]
 
 
 def stamps(root: Path) -> dict[str, int]:
@@ -36,7 +36,7 @@ def stamps(root: Path) -> dict[str, int]:
 
 def brought(root: Path, *, full: bool = False) -> list[str]:
     said: list[str] = []
-    bring(root, full=full, say=said.append)
+    update_events(root, full=full, say=said.append)
     return said
 
 
@@ -45,7 +45,7 @@ def test_many_full_runs_become_light_ones_and_full_ones_again_when_asked(
 ) -> None:
     assert brought(three) == []
     assert profiles(three) == ["full"] * 3
-    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    monkeypatch.setattr(serve, "FULL_RUNS", 2)
     assert brought(three) == ["more than 2 runs: shown with a dozen tags each; all tags: bnlab view RUNS --full"]
     assert profiles(three) == ["light"] * 3
     before = stamps(three)
@@ -79,7 +79,7 @@ def test_events_of_a_version_without_profiles_stay_unless_they_are_too_many(
     before = stamps(three)
     assert brought(three) == brought(three, full=True) == []
     assert stamps(three) == before
-    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    monkeypatch.setattr(serve, "FULL_RUNS", 2)
     assert len(brought(three)) == 1
     assert profiles(three) == ["light"] * 3
 
@@ -88,18 +88,18 @@ def test_events_of_a_version_without_profiles_stay_unless_they_are_too_many(
 def test_what_cannot_be_read_stays_and_is_told(broken: str, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (three / "1" / "spec.yaml").write_text(broken)
     [kept] = (three / "1").glob(PATTERN)
-    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    monkeypatch.setattr(serve, "FULL_RUNS", 2)
     said = brought(three)
-    assert said[-1] == "the events of 1 run could not be written anew, and stay as they are"
+    assert said[-1] == "could not write the events of 1 run; the old ones stay"
     assert profiles(three) == ["light", "full", "light"]
     assert list((three / "1").glob(PATTERN)) == [kept]
     assert list(three.rglob(".board.part")) == []
 
 
 def test_what_cannot_be_written_stays_and_is_told(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    monkeypatch.setattr(serve, "FULL_RUNS", 2)
     (three / "2" / ".board.part").mkdir()  # in the way of the new file, for root too
-    assert brought(three)[-1] == "the events of 1 run could not be written anew, and stay as they are"
+    assert brought(three)[-1] == "could not write the events of 1 run; the old ones stay"
     assert profiles(three) == ["light", "light", "full"]
 
 
@@ -108,7 +108,7 @@ def test_a_run_at_work_and_a_run_without_a_journal_stay_as_they_are(
 ) -> None:
     monkeypatch.setattr(RunFolder, "alive", lambda folder: folder.path.name == "1")
     (three / "2" / "journal.jsonl").unlink()
-    monkeypatch.setattr(profile, "FULL_RUNS", 2)
+    monkeypatch.setattr(serve, "FULL_RUNS", 2)
     before = stamps(three)
     brought(three)
     assert [len(set(before) & {file.name for file in (three / name).glob(PATTERN)}) for name in "012"] == [0, 1, 1]
@@ -116,7 +116,7 @@ def test_a_run_at_work_and_a_run_without_a_journal_stay_as_they_are(
 
 def test_the_flag_asks_for_all_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(show, "view", lambda runs, **options: asked.append(options["full"]))
+    monkeypatch.setattr(serve, "view_runs", lambda runs, serving, *, full: asked.append(full))
     for words in (["--full"], []):
         with pytest.raises(SystemExit, match=r"^0$"):
             main(["view", "runs", *words])

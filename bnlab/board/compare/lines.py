@@ -1,0 +1,322 @@
+"""The lines of a comparison: the runs each is made of, and its means over seeds. Legend: N seeds, T steps, L layers.
+
+A mean has the tag that its measurement has in a single run (board/tags.py), so that one page pins both. A geometric
+mean has its log10 too, for bands: beside `1_progress/loss` there are `1_progress/log10_loss` and the ends of its
+interval, `1_progress/log10_loss.lo` and `.hi`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bnlab.analysis.load import Collection, read_runs
+from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
+from bnlab.board.content import Points
+from bnlab.board.tags import hidden_sites
+from bnlab.core.errors import UsageError
+from bnlab.core.study import evenly
+from bnlab.record.folder import RunFolder, runs_below
+from bnlab.record.journal import Floats, Series, Steps
+from bnlab.record.runs import Run
+from bnlab.report.build import studies_in
+from bnlab.report.figures import in_order
+from bnlab.report.views import Group, Prepared, View, even, median, prepare
+
+MOST_SHOWN = 6
+"""Runs that are shown at first: TensorBoard has seven colours."""
+FEWEST = 2
+"""Seeds that make a mean."""
+SMALLEST = 1e-9
+"""Smaller values count as this one in geometric means, as in the report: 0 has no logarithm."""
+MOST_POINTS = 500
+"""Of a series: more than a screen shows, fewer than TensorBoard samples from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPoint:
+    """An arm at a learning rate: `runs` by seed. Runs that have not ended are among them only where fewer than two
+    have: a seed that has just begun would cut the mean off at its last step."""
+
+    arm: str
+    lr: float
+    runs: tuple[Run, ...]
+    unfinished: int
+    """How many have not ended, among `runs` or not."""
+
+    @property
+    def name(self) -> str:
+        """TensorBoard's name for it, which is also the name of a folder."""
+        arm = re.sub(r"[^ \w.=,+-]", "-", self.arm)
+        return f"{arm}/lr={self.lr:.12g}"
+
+    @property
+    def diverged(self) -> list[int]:
+        """The steps at which seeds diverged."""
+        return sorted(run.step for run in self.runs if run.diverged)
+
+    @property
+    def dead(self) -> int:
+        """Seeds that ended at chance."""
+        return sum(run.dead for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All of a sweep. `begun` includes the runs that have not ended, which figures leave out."""
+
+    begun: Collection
+    ended: Collection
+    points: tuple[GridPoint, ...]
+    shown: tuple[str, ...]
+    """The names of the points to show at first, in this order."""
+
+
+def comparison_of(root: Path) -> Comparison:
+    """The sweep at `root`.
+
+    Raises:
+        UsageError: no such directory, no runs, several sweeps, one run, or no arm with two seeds, unless runs of a
+            sweep over seeds have not ended.
+    """
+    runs_below(root)
+    folders = studies_in(root)
+    if RunFolder(root).spec_file.is_file():
+        raise UsageError("--compare", "this is one run", str(root), "Give the folder of a sweep over several seeds.")
+    if len(folders) > 1:
+        raise UsageError("--compare", "several sweeps here", str(root), f"Give one: {', '.join(map(str, folders))}.")
+    of_figures = [name for figure in in_order() for name in figure.reads]
+    ended = read_runs(folders[0], keep=[*READS, *of_figures])
+    unfinished = [run for run in ended.unfinished if run.state in ("running", "interrupted") and _has_records(run)]
+    begun = replace(ended, runs=(*ended.runs, *unfinished))
+    prepared = prepare(begun) if begun.runs else None
+    points = grid_points(begun, prepared) if prepared else []
+    seeds_to_come = bool(unfinished) and ended.study is not None and "seed" in ended.study.axes
+    if prepared is None or not (seeds_to_come or any(len(point.runs) >= FEWEST for point in points)):
+        few = "no arm has two seeds at one learning rate, so there is nothing to average"
+        raise UsageError("--compare", few, str(root), "Sweep some: bnlab sweep ... 'seed=range(0,6)'.")
+    shown = [name for name in first_look(prepared.views[0], points) if name]
+    return Comparison(begun=begun, ended=ended, points=tuple(points), shown=tuple(shown))
+
+
+def grid_points(collection: Collection, prepared: Prepared) -> list[GridPoint]:
+    """In the order of the arms, then of the rates. Of runs at one point and seed, which differ in their probes, the one
+    that measured most."""
+    found: dict[tuple[str, float], dict[int, Run]] = {}
+    for run in collection.runs:
+        seeds = found.setdefault((prepared.arms[run.id], run.lr), {})
+        if run.seed not in seeds or _rank(run) > _rank(seeds[run.seed]):
+            seeds[run.seed] = run
+    points = []
+    for arm, lr in sorted(found, key=lambda key: (prepared.order.index(key[0]), key[1])):
+        runs = [run for _, run in sorted(found[arm, lr].items())]
+        ended = [run for run in runs if run.ended]
+        kept = ended if len(ended) >= FEWEST else runs
+        points.append(GridPoint(arm=arm, lr=lr, runs=tuple(kept), unfinished=len(runs) - len(ended)))
+    return points
+
+
+def first_look(view: View, points: Sequence[GridPoint]) -> list[str]:
+    """The points to put side by side first: every arm at the largest rate at which all of them train; then, where there
+    is room, the two arms that the study contrasts, each at its own best rate."""
+    names = {(point.arm, point.lr): point.name for point in points}
+
+    def name(group: Group, lr: float | None) -> str:
+        arm = ", ".join(part for part in (group.label, view.setting) if part)
+        return names.get((arm, lr), "") if lr is not None else ""
+
+    common, _ = view.common_rate()
+    found = [name(group, common if common is not None else group.rates[0]) for group in view.groups]
+    pair = view.pair[::-1] if view.pair is not None else view.groups[:FEWEST]
+    best = [name(group, group.best_rate()) for group in pair]
+    found = list(dict.fromkeys(found))[:MOST_SHOWN]
+    with_best = list(dict.fromkeys([*found, *best]))
+    return with_best if len(with_best) <= MOST_SHOWN else found
+
+
+def _rank(run: Run) -> tuple[bool, int]:
+    return run.ended, run.folder.journal_bytes
+
+
+def _has_records(run: Run) -> bool:
+    return "steps" in run.status and run.folder.journal_bytes > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Averaged:
+    """A measurement that is averaged over seeds: its tag, its mean (geometric if `log`, else of a share of 1), and what
+    is done with each seed's values before."""
+
+    metric: str
+    tag: str
+    log: bool = True
+    smooth: bool = False
+    layers: bool = False
+    """One value a layer, of which the median is shown, at steps of equal distance: drift is smaller between
+    measurements that are closer together."""
+
+    def of(self, series: Series) -> Series:
+        """What is averaged of one seed's series."""
+        if self.smooth:
+            return Series(series.steps, trailing_median(series.values, SMOOTHED))
+        if self.layers and len(series):
+            kept = even(series.steps.astype(np.float64))
+            return Series(series.steps[kept], median(series.values[kept].T))
+        return series
+
+
+AVERAGED = (
+    Averaged(metric="train_loss", tag="1_progress/loss", smooth=True),
+    Averaged(metric="test_loss", tag="1_progress/eval_loss"),
+    Averaged(metric="train_accuracy", tag="1_progress/accuracy", log=False),
+    Averaged(metric="test_accuracy", tag="1_progress/eval_accuracy", log=False),
+    Averaged(metric="drift_mean.pre", tag="2_drift_mean_pre/00_median_of_layers", layers=True),
+    Averaged(metric="drift_mean.act_in", tag="2_drift_mean_act_in/00_median_of_layers", layers=True),
+    Averaged(metric="drift_logvar.pre", tag="3_drift_logvar_pre/00_median_of_layers", layers=True),
+    Averaged(metric="drift_logvar.act_in", tag="3_drift_logvar_act_in/00_median_of_layers", layers=True),
+    Averaged(metric="grad_norm_total", tag="4_grad_norm/00_total", smooth=True),
+    Averaged(metric="grad_change", tag="5_landscape/grad_change"),
+    Averaged(metric="grad_change_rel", tag="5_landscape/grad_change_rel"),
+)
+AROUND = {
+    "train_loss": "5_landscape/log10_loss",
+    "loss_lo": "5_landscape/log10_loss_lo",
+    "loss_hi": "5_landscape/log10_loss_hi",
+}
+"""log10 of the loss, and the lowest and the highest within reach of one step along the gradient."""
+UNITS = {"act_p15.act_in": "p15", "act_p50.act_in": "p50", "act_p85.act_in": "p85"}
+PLACES = ("first", "middle", "last")
+"""Of hidden layers, and of steps."""
+DEPTH = {
+    "drift_mean.pre": "9_depth/log10_drift",
+    "grad_norm": "9_depth/log10_grad_norm",
+    "act_var.pre": "9_depth/log10_act_var",
+}
+"""Profiles over depth: the layer, counted from 1, takes the place of the step."""
+
+READS = tuple(dict.fromkeys([*(line.metric for line in AVERAGED), *AROUND, *UNITS, *DEPTH]))
+"""Measurements."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """Over seeds, at the steps [T] at which every seed is finite: the mean, and the ends of its interval."""
+
+    steps: Steps
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def series_of(runs: Sequence[Run], moments: Sequence[int]) -> dict[str, Points]:
+    """Tag -> points, averaged over the runs of one grid point, one a seed. `moments`: the steps of depth profiles,
+    first to last; a profile is drawn where every seed has it."""
+    series: dict[str, Points] = {}
+    for line in AVERAGED:
+        if (seeds := aligned([line.of(run.series(line.metric)) for run in runs])) is not None:
+            series |= _band(line, over_seeds(seeds, log=line.log))
+    series |= _landscape([aligned([run.series(name) for run in runs]) for name in AROUND])
+    for metric, suffix in UNITS.items():
+        if (seeds := aligned([run.series(metric) for run in runs])) is not None:
+            for place, layer in zip(PLACES, hidden_sites(seeds.values.shape[-1]), strict=True):
+                mean = over_seeds(Series(seeds.steps, seeds.values[:, :, layer]), log=False)
+                series[f"6_act_percentiles_act_in/{place}_{suffix}"] = _points(mean.steps, mean.mean)
+    for metric, tag in DEPTH.items():
+        if (seeds := aligned([run.series(metric) for run in runs])) is not None:
+            layers = np.arange(1, seeds.values.shape[-1] + 1)
+            for place, moment in zip(PLACES, moments, strict=True):
+                for at in np.flatnonzero(seeds.steps == moment):
+                    mean = over_seeds(Series(layers, seeds.values[:, at]), log=True)
+                    series[f"{tag}_{place}"] = _points(mean.steps, np.log10(mean.mean))
+    return {tag: points for tag, points in series.items() if points}
+
+
+def moments_of(collection: Collection) -> tuple[int, int, int]:
+    """Three steps at which every layer was measured: the second at the usual distance, since drift has no first, the
+    last one, and the one nearest to the middle. Of the longest run: all have the same schedule."""
+    found = [run.series("drift_mean.pre").steps for run in collection.runs]
+    longest = max((steps[even(steps.astype(np.float64))] for steps in found), key=len, default=np.empty(0))
+    if not len(longest):
+        return 0, 0, 0
+    middle = longest[np.abs(longest - (longest[0] + longest[-1]) / 2).argmin()]
+    return int(longest[0]), int(middle), int(longest[-1])
+
+
+def aligned(seeds: Sequence[Series]) -> Series | None:
+    """The seeds' values, [N, T] or of layers [N, T, L], at the steps that all have; None where there are none."""
+    if not seeds or any(len(one) == 0 for one in seeds):
+        return None
+    at = seeds[0].steps
+    for one in seeds[1:]:
+        at = np.intersect1d(at, one.steps)
+    values = np.stack([one.values[np.searchsorted(one.steps, at)] for one in seeds])
+    return Series(at, values) if len(at) else None
+
+
+def over_seeds(seeds: Series, *, log: bool) -> Mean:
+    """The geometric mean over seeds if `log`, else the arithmetic one, and its 95 % t-interval, of the logarithms if
+    `log`. The interval of two seeds would span decades: `low` and `high` are then the two seeds. Of one seed all three
+    are the same.
+
+    >>> both = Series(np.array([0]), np.array([[1.0], [100.0]]))
+    >>> round(float(over_seeds(both, log=True).mean[0]), 9)
+    10.0
+    """
+    values = seeds.values
+    if log:
+        with np.errstate(invalid="ignore"):
+            values = np.log(np.maximum(values, SMALLEST))
+    finite = np.flatnonzero(np.isfinite(values).all(axis=0))
+    kept = finite[evenly(len(finite), MOST_POINTS)]
+    values = values[:, kept]
+    mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    if len(values) > 2:
+        from scipy.special import stdtrit
+
+        quantile = float(stdtrit(len(values) - 1, 0.975))
+        half = quantile * values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        low, high = mean - half, mean + half
+    if log:
+        mean, low, high = np.exp(mean), np.exp(low), np.exp(np.minimum(high, 700.0))
+    return Mean(steps=seeds.steps[kept], mean=mean, low=low, high=high)
+
+
+def _band(line: Averaged, mean: Mean) -> dict[str, Points]:
+    """The mean, and the mean or its logarithm with the ends of the interval."""
+    ends = {"": mean.mean, ".lo": mean.low, ".hi": mean.high}
+    if not line.log:
+        return {f"{line.tag}{end}": _points(mean.steps, np.clip(values, 0.0, 1.0)) for end, values in ends.items()}
+    logs = {f"{log10_of(line.tag)}{end}": _points(mean.steps, np.log10(values)) for end, values in ends.items()}
+    return {line.tag: _points(mean.steps, mean.mean)} | logs
+
+
+def log10_of(tag: str) -> str:
+    """
+    >>> log10_of("1_progress/loss"), log10_of("4_grad_norm/00_total")
+    ('1_progress/log10_loss', '4_grad_norm/00_log10_total')
+    """
+    return re.sub(r"/(00_)?", r"/\1log10_", tag)
+
+
+def _landscape(measured: Sequence[Series | None]) -> dict[str, Points]:
+    """Geometric means of all three, at the steps at which the landscape was measured."""
+    if any(seeds is None for seeds in measured):
+        return {}
+    joined = aligned([Series(seeds.steps, np.moveaxis(seeds.values, 0, -1)) for seeds in measured if seeds is not None])
+    if joined is None:
+        return {}
+    whole = np.isfinite(joined.values).all(axis=(0, 2))  # [3, T, N]
+    found = {}
+    for tag, values in zip(AROUND.values(), joined.values[:, whole], strict=True):
+        mean = over_seeds(Series(joined.steps[whole], values.T), log=True)
+        found[tag] = _points(mean.steps, np.log10(mean.mean))
+    return found
+
+
+def _points(steps: Steps, values: Floats) -> Points:
+    return [(int(step), float(value)) for step, value in zip(steps, values, strict=True)]
