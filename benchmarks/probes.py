@@ -39,7 +39,7 @@ from bnlab import config
 from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
 from bnlab.data.base import Batches
-from bnlab.net.build import site_shapes
+from bnlab.net.wrap import site_shapes
 from bnlab.run import host
 from bnlab.run.observe import UNWATCHED, Watch
 from bnlab.run.setup import Setup, assemble

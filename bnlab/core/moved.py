@@ -24,7 +24,7 @@ MOVED = {
     "bnlab.moments": "bnlab.core.moments",
     "bnlab.theory": "bnlab.core.theory",
     "bnlab.models.base": "bnlab.net.build",
-    "bnlab.tap": "bnlab.net.tap",
+    "bnlab.tap": "bnlab.net.wrap",
     "bnlab.evaluate": "bnlab.net.evaluate",
     "bnlab.sources": "bnlab.files.sources",
 }

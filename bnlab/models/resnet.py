@@ -53,7 +53,7 @@ def resnet(
                 conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=builder.needs_bias())
                 builder.hidden(f"{name}_conv1", conv, after, dims=2)
                 conv = nn.Conv2d(after, after, 3, padding=1, bias=builder.needs_bias())
-                builder.hidden(f"{name}_conv2", conv, after, dims=2, joins=True)
+                builder.hidden(f"{name}_conv2", conv, after, dims=2, residual_sum=True)
                 if stride > 1:
                     with builder.shortcut():
                         _narrower(builder, name, before, after, shortcut)

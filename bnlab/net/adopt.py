@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.build import Net, Site, normed_layers, with_params
-from bnlab.net.init import initialize
+from bnlab.net.build import Net, Site, initialize, normed_layers, with_params
+from bnlab.net.wrap import BATCH_NORMS, version_of
 
 AFFINE = (nn.Linear, nn.Conv2d)
-NORM = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORM = (*BATCH_NORMS, nn.SyncBatchNorm, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
 EXAMPLE = 'sites = {"stem": ("conv1", "bn1", "relu1"), ...}, with "" where there is no norm or no nonlinearity'
 
 
@@ -89,7 +89,7 @@ def _calls(module: nn.Module, input_shape: tuple[int, ...], key: str) -> tuple[d
     def note(part: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         if paths[part] in calls and (_acts(part) or next(part.parameters(), None) is not None):
             twice.append(paths[part])
-        calls[paths[part]] = _Call(paths[part], part, args[0], out, out._version)
+        calls[paths[part]] = _Call(paths[part], part, args[0], out, version_of(out))
 
     for part in paths:
         if getattr(part, "inplace", False):
@@ -107,7 +107,7 @@ def _calls(module: nn.Module, input_shape: tuple[int, ...], key: str) -> tuple[d
     if twice:
         raise UsageError(key, f"{twice[0]} is used more than once in a forward", remedy="Give each place its own part.")
     for call in calls.values():
-        if call.out._version != call.version:
+        if version_of(call.out) != call.version:
             remedy = "Write x = x + y for x += y, and relu for relu_."
             raise UsageError(
                 key, f"what {call.path} gives is changed in place, and could not be measured", remedy=remedy
@@ -192,7 +192,7 @@ def _site(name: str, affine: _Call, norm: _Call | None, acting: _Call | None, *,
         activation=nn.Identity() if acting is None else acting.part,
         norm_first=norm_first,
         params=(),
-        joins=acting is not None and acting.given is not before.out,
+        residual_sum=acting is not None and acting.given is not before.out,
     )
 
 

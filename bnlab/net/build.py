@@ -12,7 +12,6 @@ residual block the shortcut is added: pre is what the norm sees, act_in the sum 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,21 +19,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
+from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.init import initialize
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear": nn.Identity}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first` says
-    whether the norm stands before the activation, `joins` whether the activation sees the sum of this site and a
-    shortcut."""
+    """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first`: the
+    norm comes before the activation. `residual_sum`: the activation sees the sum of this site and a shortcut."""
 
     name: str
     affine: nn.Module
@@ -42,7 +40,7 @@ class Site:
     activation: nn.Module
     norm_first: bool
     params: tuple[str, ...]
-    joins: bool = False
+    residual_sum: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class Net:
 
     @cached_property
     def params(self) -> dict[str, nn.Parameter]:
-        """The module's parameters by name, listed once: walking through a module's parts takes its time."""
+        """The module's parameters by name, listed once, since walking through a module's parts is slow."""
         return dict(self.module.named_parameters())
 
 
@@ -65,8 +63,8 @@ class Residual(nn.Module):
         super().__init__()
         self.branch, self.shortcut = branch, shortcut
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.branch(x) + self.shortcut(x)
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.branch(x) + self.shortcut(x)
         return out
 
 
@@ -75,15 +73,15 @@ Parts = OrderedDict[str, nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What a residual block has beside its branch: its shortcut, and what comes after the sum."""
+    """The parts of a residual block other than its branch: its shortcut, and what comes after the sum."""
 
     shortcut: Parts = field(default_factory=OrderedDict)
     after: Parts = field(default_factory=OrderedDict)
 
 
 class Builder:
-    """Puts a net together layer by layer as one `nn.Sequential`, flat but for residual blocks, with the norm where the
-    spec wants it.
+    """Builds a net layer by layer as one `nn.Sequential`, flat but for residual blocks, with the norm where the
+    spec puts it.
 
     The initialization of a weight depends on the seed and its layer's name alone, so two nets that differ only in their
     norm start from the same affine weights.
@@ -99,28 +97,28 @@ class Builder:
         self._sites: list[Site] = []  # their `params` are known at the end
 
     def plain(self, name: str, part: nn.Module) -> None:
-        """A part without parameters that is no site, such as pooling."""
+        """Add a part without parameters that is not a site, such as pooling."""
         self._parts[name] = part
 
     def hidden(
-        self, kind: str, affine: nn.Module, channels: int, dims: int, *, acts: bool = True, joins: bool = False
+        self, kind: str, affine: nn.Module, channels: int, dims: int, *, acts: bool = True, residual_sum: bool = False
     ) -> None:
-        """A hidden site: the affine map with its norm, if this layer has one, and the nonlinearity, unless it `acts`
-        not. One that `joins` ends the branch of a residual block: its nonlinearity comes after the sum."""
+        """Add a hidden site: the affine map with its norm, if this layer has one, and the nonlinearity if it `acts`.
+        With `residual_sum` it ends the branch of a residual block: its nonlinearity comes after the sum."""
         layer = None
         if len(self._sites) in self._normed:
             options = self.norm.options
             layer = NORMS.build(self.norm.name, options, channels, dims)
         activation = ACTIVATIONS[self.model.activation]() if acts else nn.Identity()
-        self._site(kind, affine, layer, activation, joins=joins)
+        self._site(kind, affine, layer, activation, residual_sum=residual_sum)
 
     def head(self, affine: nn.Module) -> None:
-        """The last affine map, never normalized."""
-        self._site("out", affine, None, nn.Identity())
+        """Add the last affine map, which is never normalized."""
+        self._site("out", affine, None, nn.Identity(), residual_sum=False)
 
     @contextmanager
     def residual(self, name: str) -> Iterator[None]:
-        """What is added inside the `with` is the branch of a residual block, its last site one that joins."""
+        """What is added inside the `with` is the branch of a residual block, its last site one with `residual_sum`."""
         outer, self._parts, self._block = self._parts, OrderedDict(), _Block()
         yield
         outer[name] = Residual(nn.Sequential(self._parts), nn.Sequential(self._block.shortcut))
@@ -144,8 +142,8 @@ class Builder:
         return not (cancelled and "cancels_bias" in NORMS.entry(self.norm.name).traits)
 
     def build(self, seed: int) -> Net:
-        """The net, initialized from the `init` stream of `seed`. A norm that draws numbers has a method `bind(seed,
-        name)`, and is told the seed and its site's name."""
+        """The net, initialized from the `init` stream of `seed`. A norm with a method `bind(seed, name)`, such
+        as one that draws random numbers, gets the seed and its site's name."""
         module = nn.Sequential(self._parts)
         names = {param: name for name, param in module.named_parameters()}
         initialize({f"{site.name}_affine": site.affine for site in self._sites}, self.model, seed)
@@ -155,20 +153,26 @@ class Builder:
         return Net(module=module, sites=tuple(with_params(site, names) for site in self._sites))
 
     def _site(
-        self, kind: str, affine: nn.Module, layer: nn.Module | None, activation: nn.Module, *, joins: bool = False
+        self,
+        kind: str,
+        affine: nn.Module,
+        layer: nn.Module | None,
+        activation: nn.Module,
+        *,
+        residual_sum: bool = False,
     ) -> None:
         name = f"L{len(self._sites):0{self._digits}d}_{kind}"
         norm_first = self.norm.position == "before"
         middle: list[tuple[str, nn.Module | None]] = [("norm", layer), ("act", activation)]
         own: Parts = OrderedDict({f"{name}_affine": affine})
         for role, part in middle if norm_first else reversed(middle):
-            if joins and role == "act":
-                assert self._block is not None, "there is no shortcut to join"
+            if residual_sum and role == "act":
+                assert self._block is not None, "a residual sum belongs to a residual block"
                 self._parts.update(own)
                 own = self._block.after
             if part is not None:
                 own[f"{name}_{role}"] = part
-        if not joins:
+        if not residual_sum:
             self._parts.update(own)
         self._sites.append(
             Site(
@@ -178,7 +182,7 @@ class Builder:
                 activation=activation,
                 norm_first=norm_first,
                 params=(),
-                joins=joins,
+                residual_sum=residual_sum,
             )
         )
 
@@ -213,54 +217,34 @@ def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
     return frozenset(range(norm.every - 1, normalizable, norm.every))
 
 
-def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was. Norms keep
-    shapes and are passed by, since some refuse what a single example has."""
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
+@torch.no_grad()
+def initialize(affine: Mapping[str, nn.Module], model: ModelSpec, seed: int) -> None:
+    """Draw the weight of every named affine module from the `init` stream at its name; biases are 0.
 
-    def note(module: nn.Module, args: object, output: torch.Tensor) -> None:
-        shapes[module] = tuple(output.shape[1:])
+    - `he`: N(0, 2 / fan_in) (He et al. 2015, eq. 10)
+    - `glorot`: U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16)
+    - `orthogonal`: orthonormal rows or columns (Saxe et al. 2014)
+    - `gaussian`: N(0, init_std^2)
 
-    norms = [site.norm for site in net.sites if site.norm is not None]
-    own = [vars(norm).get("forward") for norm in norms]
-    for norm in norms:
-        vars(norm)["forward"] = _same
-    handles = [site.affine.register_forward_hook(note) for site in net.sites]
-    was_training = net.module.training
-    try:
-        net.module.eval()
-        with torch.no_grad():
-            param = next(net.module.parameters())
-            net.module(torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device))
-    finally:
-        net.module.train(was_training)
-        for handle in handles:
-            handle.remove()
-        for norm, forward in zip(norms, own, strict=True):
-            del vars(norm)["forward"]
-            if forward is not None:  # somebody else's wrapper
-                vars(norm)["forward"] = forward
-    return [shapes[site.affine] for site in net.sites]
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:
-    """Statistics of one value are that value and a variance of 0: refuse them, over the batch and over space.
-
-    Raises:
-        UsageError: naming `key`, the setting that gives the batch size; or the norm, where no batch would be enough.
+    All times `init_scale`.
     """
-    traits = NORMS.entry(norm.name).traits
-    if not traits & {"batch_statistics", "space_statistics"}:
-        return
-    for site, shape in zip(net.sites, site_shapes(net, input_shape), strict=True):
-        positions = math.prod(shape[1:])
-        if site.norm is not None and "batch_statistics" in traits and batch_size * positions < 2:
-            remedy = "Batch statistics need at least two: use a larger batch, or a norm without them."
-            raise UsageError(key, f"gives norm={norm.name} one value per channel at {site.name}", batch_size, remedy)
-        if site.norm is not None and "space_statistics" in traits and positions < 2:
-            remedy = "Leave that layer out of norm.layers, or use norm=layer."
-            raise UsageError("norm", f"one value per channel and example at {site.name}", norm.name, remedy)
+    for name, module in affine.items():
+        weight = module.get_parameter("weight")
+        draw(weight, model, stream(seed, "init", f"{name}.weight"))
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.zero_()
+
+
+def draw(weight: Tensor, model: ModelSpec, generator: torch.Generator) -> None:
+    """Fill one weight [out, in] or [out, in, kH, kW] in place."""
+    match model.init:
+        case "he":
+            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+        case "glorot":
+            nn.init.xavier_uniform_(weight, generator=generator)
+        case "orthogonal":
+            nn.init.orthogonal_(weight, generator=generator)
+        case "gaussian":
+            nn.init.normal_(weight, std=model.init_std, generator=generator)
+    weight.mul_(model.init_scale)

@@ -28,7 +28,7 @@ from bnlab.core.spec import EvalBN
 from bnlab.core.state import Unmoved, in_mode
 from bnlab.data.base import Dataset, Split
 from bnlab.net.build import Net
-from bnlab.net.tap import NormTap
+from bnlab.net.wrap import NormTap
 from bnlab.norms.base import Noise, population_of
 
 CHUNK = 4096

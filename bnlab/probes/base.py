@@ -21,7 +21,7 @@ from torch import Tensor
 from bnlab.core.state import Objective, State
 from bnlab.data.base import Split
 from bnlab.net.build import Net
-from bnlab.net.tap import Sites, TrainingSites
+from bnlab.net.wrap import Sites, TrainingSites
 
 Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data", "test_data"]
 """What can be asked for:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.registry import PROBES
-from bnlab.net.tap import SavedMoments
+from bnlab.net.wrap import SavedMoments
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 

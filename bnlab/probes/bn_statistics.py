@@ -40,7 +40,7 @@ from torch import Tensor
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import Unmoved, outputs_now
-from bnlab.net.tap import NormTap
+from bnlab.net.wrap import NormTap
 from bnlab.norms.base import statistics_in_use
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 

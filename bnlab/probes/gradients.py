@@ -20,7 +20,7 @@ from torch import Tensor
 from bnlab.core.registry import PROBES
 from bnlab.core.state import State, gradient_at, loss_at
 from bnlab.data.base import Split
-from bnlab.net.tap import AffineTap
+from bnlab.net.wrap import AffineTap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 ROUNDING = 64

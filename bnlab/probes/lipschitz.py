@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
 from bnlab.core.state import State, loss_at
-from bnlab.net.tap import Tap
+from bnlab.net.wrap import Tap
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 

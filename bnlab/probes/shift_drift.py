@@ -28,7 +28,7 @@ from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import Mode, Unmoved, outputs_now
 from bnlab.data.base import Split
-from bnlab.net.tap import Tap
+from bnlab.net.wrap import Tap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 

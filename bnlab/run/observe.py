@@ -19,7 +19,7 @@ from torch import Tensor
 from bnlab.core.state import Objective, State, Unmoved, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.build import Net
-from bnlab.net.tap import Sites, Tap, TrainingSites, TrainingTap
+from bnlab.net.wrap import Sites, Tap, TrainingSites, TrainingTap
 from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
 
 

@@ -12,15 +12,15 @@ from annotated_types import Ge
 
 from bnlab.core.errors import UsageError
 from bnlab.core.losses import objective
-from bnlab.core.registry import DATA, OPTIMIZERS, PROBES, load_plugins
-from bnlab.core.spec import RunSpec
+from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
+from bnlab.core.spec import NormSpec, RunSpec
 from bnlab.core.state import Objective
 from bnlab.core.typed import check_options
 from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
 from bnlab.net.adopt import build_net
-from bnlab.net.build import Net, refuse_single_values
+from bnlab.net.build import Net
 from bnlab.net.evaluate import Inference
-from bnlab.net.precision import of_training
+from bnlab.net.wrap import of_training, site_shapes
 from bnlab.probes.base import Probe
 from bnlab.run import host
 from bnlab.run.observe import Observer, Schedule
@@ -128,6 +128,25 @@ def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: i
             raise UsageError("data.batch_size", f"cannot be split for probes.{name}", size, "Use a larger one.")
         key = f"data.batch_size (split for probes.{name})"
         refuse_single_values(net, dataset.input_shape, spec.norm, size // splits, key)
+
+
+def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:
+    """Statistics of one value are that value and a variance of 0: refuse them, over the batch and over space.
+
+    Raises:
+        UsageError: naming `key`, the setting that gives the batch size; or the norm, where no batch would be enough.
+    """
+    traits = NORMS.entry(norm.name).traits
+    if not traits & {"batch_statistics", "space_statistics"}:
+        return
+    for site, shape in zip(net.sites, site_shapes(net, input_shape), strict=True):
+        positions = math.prod(shape[1:])
+        if site.norm is not None and "batch_statistics" in traits and batch_size * positions < 2:
+            remedy = "Batch statistics need at least two: use a larger batch, or a norm without them."
+            raise UsageError(key, f"gives norm={norm.name} one value per channel at {site.name}", batch_size, remedy)
+        if site.norm is not None and "space_statistics" in traits and positions < 2:
+            remedy = "Leave that layer out of norm.layers, or use norm=layer."
+            raise UsageError("norm", f"one value per channel and example at {site.name}", norm.name, remedy)
 
 
 def available(device: str) -> str:

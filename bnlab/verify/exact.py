@@ -11,7 +11,7 @@ from bnlab.core.losses import objective
 from bnlab.core.registry import NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.state import State, gradient_at, line, loss_at, staircase
-from bnlab.net.tap import Tap
+from bnlab.net.wrap import Tap
 from bnlab.probes.lipschitz import terms
 from bnlab.verify.base import Identity, relative, scalars, small_cnn, small_mlp
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnlab.core.seeds import stream
 from bnlab.core.theory import gradient_growth
-from bnlab.net.tap import TrainingTap
+from bnlab.net.wrap import TrainingTap
 from bnlab.verify.base import Identity, random_net, scalars
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from bnlab import config
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.build import Net, normed_layers, refuse_single_values, site_shapes
+from bnlab.net.build import Net, normed_layers
+from bnlab.net.wrap import site_shapes
+from bnlab.run.setup import refuse_single_values
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
 MODEL = ModelSpec(name="mlp", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})

@@ -15,7 +15,7 @@ from bnlab.core.registry import MODELS
 from bnlab.core.spec import ModelSpec, NormSpec, RunSpec
 from bnlab.net.adopt import adopted, build_net
 from bnlab.net.build import Net
-from bnlab.net.tap import Tap
+from bnlab.net.wrap import Tap
 from bnlab.run.setup import assemble
 from bnlab.verify.run_contract import CHECKS
 
@@ -132,7 +132,7 @@ def test_blocks_are_found_and_named_by_their_paths() -> None:
         ("NoneType", "Identity", True),
     ]
     assert net.sites[0].params == ("features.0.weight", "features.1.weight", "features.1.bias")
-    assert [site.joins for site in net.sites] == [False] * 4
+    assert [site.residual_sum for site in net.sites] == [False] * 4
 
 
 @pytest.mark.parametrize("norm", [BATCH, GROUP, NONE, replace(BATCH, layers=(1,)), replace(BATCH, every=3)])
@@ -163,7 +163,7 @@ def test_a_tap_sees_what_the_module_computes() -> None:
 @pytest.mark.parametrize("norm", [BATCH, NONE])
 def test_a_named_block_shows_the_sum_that_its_nonlinearity_sees(norm: NormSpec) -> None:
     net = _net(Named, norm)
-    assert [(site.name, site.joins) for site in net.sites] == [
+    assert [(site.name, site.residual_sum) for site in net.sites] == [
         ("L00_stem", False),
         ("L01_block", True),
         ("L02_out", False),

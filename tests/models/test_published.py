@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bnlab.core.registry import MODELS
 from bnlab.core.spec import ModelSpec, NormSpec, RunSpec
-from bnlab.net.build import Net, Residual, site_shapes
-from bnlab.net.tap import AffineTap, NormTap, Tap, TrainingTap
+from bnlab.net.build import Net, Residual
+from bnlab.net.wrap import AffineTap, NormTap, Tap, TrainingTap, site_shapes
 from bnlab.run.setup import assemble
 
 MODEL = ModelSpec(name="resnet", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})
@@ -223,7 +223,7 @@ def test_a_resnet_computes_and_shows_what_a_hand_written_one_does(norm: NormSpec
         kind = site.name.partition("_")[2]
         torch.testing.assert_close(pre, seen[f"{kind} pre"], rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(act_in, seen[f"{kind} act_in"], rtol=1e-11, atol=1e-11)
-        assert site.joins == kind.endswith("conv2")
+        assert site.residual_sum == kind.endswith("conv2")
     assert site_shapes(net, (3, 8, 8)) == [tuple(pre.shape[1:]) for pre in tap.sites.pre]
     by_index = [site.norm is not None for site in net.sites]
     hidden = len(net.sites) - 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnlab.core.spec import RunSpec
 from bnlab.data.base import Split
 from bnlab.net.build import Net, Site
-from bnlab.net.tap import Sites
+from bnlab.net.wrap import Sites
 from bnlab.probes.activations import Activations, percentiles, unit_percentiles
 from bnlab.probes.base import Carry, Snapshot, figures
 from bnlab.record.folder import RunFolder

@@ -228,7 +228,7 @@ def test_batch_moments_read_off_torch_s_batch_norm_equal_computed_ones(
     model: str, dtype: str, spec_of: SpecOf, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path through torch's saved statistics and the one without: both taken, both the same figures."""
-    from bnlab.net import tap
+    from bnlab.net import wrap
     from bnlab.probes import batch_moments
 
     computed: list[int] = []
@@ -244,7 +244,7 @@ def test_batch_moments_read_off_torch_s_batch_norm_equal_computed_ones(
     steps, sites = 12, len(saved.setup.net.sites)
     assert len(computed) == steps, "only the head, which has no norm, is to be computed"
     computed.clear()
-    monkeypatch.setattr(tap, "saved_moments", lambda *args: None)
+    monkeypatch.setattr(wrap, "saved_moments", lambda *args: None)
     fallback = run(spec, "fallback")
     assert len(computed) == steps * sites
     tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == "float64" else {"rtol": 2e-5, "atol": 1e-6}

@@ -28,7 +28,7 @@ from bnlab.verify.norm_contract import Layer
 from bnlab.verify.probe_contract import measured_by
 
 SpecOf = Callable[..., RunSpec]
-DOCS = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"`(my_\w+)\.py`:\n\n```python\n(.*?)```", DOCS, re.S)
 
 

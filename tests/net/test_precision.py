@@ -15,8 +15,7 @@ from bnlab import config
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.net.evaluate import evaluate
-from bnlab.net.precision import of_training
-from bnlab.net.tap import AffineTap, NormTap
+from bnlab.net.wrap import AffineTap, NormTap, of_training
 from bnlab.run.setup import Setup, assemble
 from bnlab.verify.run_contract import refuse_differences, trace
 

@@ -1,0 +1,286 @@
+"""Modules whose `forward` is wrapped for a while: taps that see what passes, affine maps in bfloat16, norms passed by.
+
+Legend: B batch, C channels, H W space, L sites.
+
+A tap wraps one module of each site during a forward pass inside the `with`: its norm if that stands between pre and
+act_in, else its activation; or its affine map. Where the nonlinearity sees the sum of a residual block, it wraps two:
+one for pre, and the activation for act_in. A wrapper costs a tenth of a module hook, and nothing outside the `with`.
+This module is also the one place that reads private attributes of torch's tensors (`saved_moments`, `version_of`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.core.errors import UsageError
+from bnlab.net.build import Net
+
+Forward = Callable[[Tensor], Tensor]
+Passed = tuple[Tensor, Tensor]
+"""The input and the output of a module."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+AWrap = TypeVar("AWrap", bound="Wrapped")
+
+
+class Wrapped(AbstractContextManager["Wrapped"]):
+    """Inside the `with`, modules run `wrap(place, forward)` in place of their `forward`; after it, each has the
+    `forward` that it had, of its class or of its own. Wrappers nest, and a context may be entered again."""
+
+    def __init__(self, modules: Iterable[nn.Module], wrap: Callable[[int, Forward], Forward]) -> None:
+        self._modules, self._wrap = list(modules), wrap
+
+    def __enter__(self: AWrap) -> AWrap:
+        self._own = [vars(module).get("forward") for module in self._modules]
+        for place, module in enumerate(self._modules):
+            module.__dict__["forward"] = self._wrap(place, module.forward)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for module, own in zip(self._modules, self._own, strict=True):
+            module.__dict__.pop("forward", None)
+            if own is not None:  # another wrapper's, or the module's own
+                module.__dict__["forward"] = own
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """What one forward pass computed at each of the L sites: tensors [B, C] or [B, C, H, W].
+
+    Where a site has no norm before its nonlinearity, `act_in` is the tensor `pre` itself; at the end of a residual
+    block it is the sum that the nonlinearity sees.
+    """
+
+    pre: list[Tensor] = field(default_factory=list)
+    act_in: list[Tensor] = field(default_factory=list)
+
+
+class SavedMoments(NamedTuple):
+    """Of a batch norm's input: the mean and 1 / sqrt(variance + eps) per channel, each [C]."""
+
+    mean: Tensor
+    inverse_sd: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSites:
+    """What the training forward and backward passes computed at each of the L sites. It keeps no tensor alive that the
+    backward pass would free: that would cost a small convolutional net a twentieth of its step."""
+
+    pre: list[SavedMoments | Tensor] = field(default_factory=list)
+    """What the site's batch norm saved of its input; pre itself where there is no batch norm."""
+    delta_norms: dict[int, Tensor] = field(default_factory=dict)
+    """By site, after the backward pass: the norm of the loss's gradient at pre, a scalar; empty unless requested."""
+
+
+class _Tap(Wrapped):
+    """Notes the input and the output of some modules during one forward pass, in which each runs once."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._passed: dict[int, Passed] = {}  # by place, since modules may run in another order
+        super().__init__(modules, self._noting)
+
+    def _noting(self, place: int, forward: Forward) -> Forward:
+        return partial(_noted, forward, self._passed, place)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self._see([self._passed[place] for place in range(len(self._modules))])
+        self._passed.clear()
+
+    @abstractmethod
+    def _see(self, passed: Sequence[Passed]) -> None:
+        """Take the input and the output of every module, in the order of the modules."""
+
+
+def _noted(forward: Forward, passed: dict[int, Passed], place: int, x: Tensor) -> Tensor:
+    out = forward(x)
+    passed[place] = x, out
+    return out
+
+
+class _PreTap(_Tap):
+    """A tap that sees pre of every site."""
+
+    def __init__(self, net: Net) -> None:
+        self._norms = [site.norm if site.norm_first else None for site in net.sites]
+        self._summed = [site.residual_sum for site in net.sites]
+        # Where a user's module has no nonlinearity, it need not have a part for it: pre is the affine map's output.
+        self._of_affine = [site.residual_sum or isinstance(site.activation, nn.Identity) for site in net.sites]
+        super().__init__(
+            norm or (site.affine if of_affine else site.activation)
+            for norm, of_affine, site in zip(self._norms, self._of_affine, net.sites, strict=True)
+        )
+
+    def _pre(self, index: int, passed: Sequence[Passed]) -> Tensor:
+        given, out = passed[index]
+        return out if self._of_affine[index] and self._norms[index] is None else given
+
+
+class Tap(_PreTap):
+    """Records pre and act_in of every site during one forward pass; `sites` is complete after the `with`."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(net)
+        self.sites = Sites()
+        self._sums = {index: len(net.sites) + i for i, index in enumerate(i for i, at in enumerate(self._summed) if at)}
+        self._modules += [net.sites[index].activation for index in self._sums]
+
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, norm in enumerate(self._norms):
+            pre = self._pre(index, passed)
+            self.sites.pre.append(pre)
+            if (at := self._sums.get(index)) is not None:
+                self.sites.act_in.append(passed[at][0])
+            else:
+                self.sites.act_in.append(pre if norm is None else passed[index][1])
+
+
+class AffineTap(_Tap):
+    """Records what every site's affine map is given and what it returns, `inputs` and `outputs`, during one forward
+    pass."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__(site.affine for site in net.sites)
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for given, out in passed:
+            self.inputs.append(given)
+            self.outputs.append(out)
+
+
+class NormTap(_Tap):
+    """Records what the norm of every site sees during one forward pass; None at a site without one."""
+
+    def __init__(self, net: Net) -> None:
+        norms = {index: site.norm for index, site in enumerate(net.sites) if site.norm is not None}
+        super().__init__(norms.values())
+        self.seen: list[Tensor | None] = [None] * len(net.sites)
+        self._indices = list(norms)
+
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, (given, _) in zip(self._indices, passed, strict=True):
+            self.seen[index] = given
+
+
+class TrainingTap(_PreTap):
+    """Records `training` during a forward pass that a backward pass will follow."""
+
+    def __init__(self, net: Net, *, deltas: bool) -> None:
+        """`deltas`: also the norm of the gradient at pre."""
+        super().__init__(net)
+        self.training = TrainingSites()
+        self._deltas = deltas
+
+    def _see(self, passed: Sequence[Passed]) -> None:
+        for index, norm in enumerate(self._norms):
+            pre = self._pre(index, passed)
+            saved = None if norm is None else saved_moments(norm, passed[index][1])
+            self.training.pre.append(pre.detach() if saved is None else saved)
+            if self._deltas:
+                pre.register_hook(partial(_note_norm, self.training.delta_norms, index))  # type: ignore[no-untyped-call]
+
+
+def _note_norm(norms: dict[int, Tensor], index: int, gradient: Tensor) -> None:
+    norms[index] = torch.linalg.vector_norm(gradient)
+
+
+def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was. Norms keep shapes
+    and are passed by, since some refuse a single example."""
+    norms = [site.norm for site in net.sites if site.norm is not None]
+    was_training = net.module.training
+    param = next(net.module.parameters())
+    x = torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device)
+    try:
+        with torch.no_grad(), Wrapped(norms, lambda place, forward: _same), AffineTap(net) as tap:
+            net.module.eval()(x)
+    finally:
+        net.module.train(was_training)
+    return [tuple(out.shape[1:]) for out in tap.outputs]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
+    """What torch's batch norm saves of its input for its backward pass; to be read before that pass, which frees it.
+
+    Private attributes of autograd: their presence and shape are checked, and the result is None where anything differs
+    from what is expected. Then the moments are computed from the input instead.
+    """
+    if type(norm) not in BATCH_NORMS or not norm.training:
+        return None
+    mean, inverse_sd = getattr(out.grad_fn, "_saved_result1", None), getattr(out.grad_fn, "_saved_result2", None)
+    if mean is None or inverse_sd is None or not mean.shape == inverse_sd.shape == out.shape[1:2]:
+        return None
+    eps = norm.eps
+    assert isinstance(eps, float)
+    return SavedMoments(mean, inverse_sd, eps)
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor was changed in place; a private attribute of autograd."""
+    return int(x._version)
+
+
+def of_training(precision: str, net: Net, device: str, dtype: str) -> AbstractContextManager[object]:
+    """The context of a training step's forward and backward pass, entered again at every step, for `precision=`:
+
+    - `float32`: every product in full (TF32 is off on a GPU: run/host.py)
+    - `tf32`: a GPU may round the factors of matrix products and convolutions to 10 bits, forward and backward
+    - `bfloat16`: every site's affine map is computed in bfloat16, forward and backward, from weights kept in float32,
+      and returns float32: norms and their statistics, activations, sums, loss and update are in float32
+
+    It holds in training steps only. What probes compute themselves and every evaluation are in full precision;
+    measurements of the training pass itself (batch moments, gradient norms) are of what was trained.
+
+    Raises:
+        UsageError: a precision that this device or this dtype does not have.
+    """
+    if precision == "float32":
+        return nullcontext()
+    if dtype != "float32":
+        raise UsageError("precision", f"cannot go with dtype={dtype}", precision, "Leave it out, or use dtype=float32.")
+    if precision == "tf32":
+        if device != "cuda":
+            raise UsageError("precision", f"not known to device={device}", precision, "Use device=cuda, or bfloat16.")
+        return _TensorFloat32()
+    # Wrapped below a tap, which is entered inside this context: so a tap sees float32.
+    return Wrapped((site.affine for site in net.sites), lambda place, forward: partial(_in_bfloat16, forward, device))
+
+
+class _TensorFloat32(AbstractContextManager["_TensorFloat32"]):
+    """TF32 on inside the `with`, off outside."""
+
+    def __enter__(self) -> _TensorFloat32:
+        _allow_tf32(True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _allow_tf32(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _in_bfloat16(forward: Forward, device: str, x: Tensor) -> Tensor:
+    with torch.autocast(device, torch.bfloat16):
+        out = forward(x)
+    return out.to(x.dtype)
