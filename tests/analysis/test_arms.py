@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bnlab.analysis.arms import arms_of, axes_of, title
+from bnlab.analysis.arms import OLD_TITLES, arms_of, axes_of, title
 from bnlab.analysis.load import Collection
+from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.study import Claim
 from bnlab.record.runs import Run
 
@@ -76,3 +77,9 @@ def test_a_title_is_that_of_the_provenance(
     assert names(collect([run, other])) == ["no norm", found]
     old = run_of(**choice, seed=1)  # of the same norm, without titles
     assert names(collect([run, old, other])) == ["no norm", found]
+
+
+def test_old_and_new_runs_have_the_same_titles() -> None:
+    now = {("norm", norm.name): norm.title for norm in NORMS.entries()}
+    now |= {("optim", optimizer.name): optimizer.title for optimizer in OPTIMIZERS.entries()}
+    assert {key: now[key] for key in OLD_TITLES} == OLD_TITLES
