@@ -31,6 +31,15 @@ REST_OF_LINE, ALL_BELOW = "\x1b[K", "\x1b[J"
 Line = list[Segment]
 
 
+def ends(count: int, room: int) -> tuple[int, int]:
+    """How many of the first and of the last of `count` lines fit into `room`, with one line for the rest.
+
+    >>> ends(5, 5), ends(9, 4)
+    ((5, 0), (2, 1))
+    """
+    return (count, 0) if count <= room else (room // 2, max(0, (room - 1) // 2))
+
+
 class Frames:
     """Draws what `lines(width, height)` yields. A terminal that is closed ends the drawing, and nothing else. What is
     printed meanwhile appears above the frame."""

@@ -14,7 +14,7 @@ from rich.style import Style
 from bnlab.core.study import label
 from bnlab.core.text import age, number
 from bnlab.sweep.run import Standing
-from bnlab.terminal.frames import Frames, Line
+from bnlab.terminal.frames import Frames, Line, ends
 from bnlab.terminal.progress import Tally
 from bnlab.terminal.signs import Signs, shortened, signs_for
 
@@ -155,41 +155,40 @@ def table(head: str, points: Mapping[tuple[str, float], Point], signs: Signs, wi
     rates = {rate: f"{rate:g}" for rate in sorted({rate for _, rate in points})}
     by_arm = {(arm, rates[rate]): point for (arm, rate), point in points.items()}
     by_rate = {(rate, arm): point for (arm, rate), point in by_arm.items()}
-    lrs, longest = list(rates.values()), max(map(len, arms))
+    lrs, lengths = list(rates.values()), [0]
     for full, tight in LAYOUTS:
         ways = (_Layout(head, arms, lrs, by_arm, full, tight), _Layout("lr", lrs, arms, by_rate, full, tight))
-        names = [way.longest_name(arms, longest, width) for way in ways]
-        chosen = ways[names.index(max(names))]
-        if max(names):
-            yield from chosen.lines(
-                dict(zip(arms, _shortened(arms, max(names), signs), strict=True)), signs, width, room
-            )
-            return
-    short = dict(zip(arms, _shortened(arms, NAME, signs), strict=True))
-    yield from min(ways, key=lambda way: way.width(short)).lines(short, signs, width, room)
+        lengths = [way.longest_name(arms, width) for way in ways]
+        chosen = ways[lengths.index(max(lengths))]
+        if max(lengths):
+            break
+    else:
+        chosen = min(ways, key=lambda way: way.width({arm: arm[:NAME] for arm in arms}))
+    short = {arm: shortened(arm, max(lengths) or NAME, signs) for arm in arms}
+    yield from chosen.lines(short, signs, width, room)
 
 
-def _shortened(names: Sequence[str], length: int, signs: Signs) -> list[str]:
-    return [shortened(name, length, signs) for name in names]
-
-
-@dataclass(frozen=True, slots=True)
 class _Layout:
     """A grid with its rows and columns; `full` has a sign for each seed, `tight` no room for losses to come."""
 
-    head: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    points: Mapping[tuple[str, str], Point]
-    full: bool
-    tight: bool
+    def __init__(
+        self,
+        head: str,
+        rows: Sequence[str],
+        columns: Sequence[str],
+        points: Mapping[tuple[str, str], Point],
+        full: bool,
+        tight: bool,
+    ) -> None:
+        self.head, self.rows, self.columns, self.full = head, rows, columns, full
+        self.points = {(row, column): points.get((row, column), Point()) for row in rows for column in columns}
+        self.rooms = [max(self.points[row, column].room(full, tight) for row in rows) for column in columns]
 
-    def longest_name(self, arms: Sequence[str], longest: int, width: int) -> int:
+    def longest_name(self, arms: Sequence[str], width: int) -> int:
         """Characters of the arms' names with which it fits; 0 where it does not."""
-        for length in range(longest, min(NAME, longest) - 1, -1):
-            if self.width({arm: arm[:length] for arm in arms}) <= width:
-                return length
-        return 0
+        longest = max(map(len, arms))
+        lengths = range(longest, min(NAME, longest) - 1, -1)
+        return next((n for n in lengths if self.width({arm: arm[:n] for arm in arms}) <= width), 0)
 
     def width(self, short: Mapping[str, str]) -> int:
         """With the star of the best point, for which the last column has no gap."""
@@ -197,14 +196,9 @@ class _Layout:
         return sum(widths) + 2 * (len(widths) - 1) + 1
 
     def _widths(self, short: Mapping[str, str]) -> list[int]:
-        rooms = [
-            max(self._point(row, column).room(self.full, self.tight) for row in self.rows) for column in self.columns
-        ]
         first = max(len(self.head), *(len(short.get(row, row)) for row in self.rows))
-        return [first, *(max(len(short.get(head, head)), room) for head, room in zip(self.columns, rooms, strict=True))]
-
-    def _point(self, row: str, column: str) -> Point:
-        return self.points.get((row, column), Point())
+        heads = [len(short.get(column, column)) for column in self.columns]
+        return [first, *map(max, heads, self.rooms)]
 
     def lines(self, short: Mapping[str, str], signs: Signs, width: int, room: int) -> Iterator[Line]:
         first, *widths = self._widths(short)
@@ -216,23 +210,15 @@ class _Layout:
         heads = "".join(f"  {short.get(column, column):<{size}}" for column, size in columns)
         yield [Segment(f"{self.head:<{first}}{heads}" + (f" {signs.cut}" if cut else ""), DIM)]
         yield [Segment(signs.line * (used + 2 * cut), DIM)]
-        for row in self._fitting(room):
-            if row is None:
-                yield [Segment(f"{signs.cut} {len(self.rows) - room + 1} more", DIM)]
+        above, below = ends(len(self.rows), room)
+        hidden = range(above, len(self.rows) - below)
+        for index, row in enumerate(self.rows):
+            if index == above and hidden and room > 0:
+                yield [Segment(f"{signs.cut} {len(hidden)} more", DIM)]
+            if index in hidden:
                 continue
             line = [Segment(f"{short.get(row, row):<{first}}  ", PLAIN)]
             for column, size in columns:
-                point = self._point(row, column).line(signs, self.full)
+                point = self.points[row, column].line(signs, self.full)
                 line += [*point, Segment(" " * (size + 2 - Segment.get_line_length(point)), PLAIN)]
             yield line
-
-    def _fitting(self, room: int) -> Iterator[str | None]:
-        """The first and the last rows, with None for those between that do not fit."""
-        if len(self.rows) <= room:
-            yield from self.rows
-            return
-        first, last = room // 2, max(0, (room - 1) // 2)
-        yield from self.rows[:first]
-        if room > 0:
-            yield None
-        yield from self.rows[len(self.rows) - last :]

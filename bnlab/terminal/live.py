@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from bnlab.core.text import number
-from bnlab.terminal.frames import Frames, Line
+from bnlab.terminal.frames import Frames, Line, ends
 from bnlab.terminal.progress import Progress, Record
 from bnlab.terminal.signs import Signs, shortened, signs_for, sparkline, thinned
 
@@ -136,16 +136,15 @@ class LiveTable(Progress):
         yield [Segment(self.signs.line * table.used, DIM)]
         count = len(self.sites)
         bad = [index for index in range(count) if table.is_bad(index) or self.sites[index] == self.bad_site]
-        if count <= room:
-            yield from (table.line(index, index in bad) for index in range(count))
-            return
-        first, last = room // 2, (room - 1) // 2
-        yield from (table.line(index, index in bad) for index in range(first))
+        first, last = ends(count, room)
         hidden = range(first, count - last)
         wrong = sum(index in hidden for index in bad)
         text = f"{self.signs.cut} {len(hidden)} more" + (f", {wrong} of them not finite" if wrong else "")
-        yield [Segment(text, BAD if wrong else DIM)]
-        yield from (table.line(index, index in bad) for index in range(count - last, count))
+        for index in range(count):
+            if index not in hidden:
+                yield table.line(index, index in bad)
+            elif index == first:
+                yield [Segment(text, BAD if wrong else DIM)]
 
 
 class Table:
