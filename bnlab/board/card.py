@@ -36,17 +36,8 @@ RESULTS = {
 CAP = 10.0
 """In place of a first loss that is not finite itself."""
 
-COLUMNS = {
-    "norm": "norm",
-    "optim.lr": "lr",
-    "seed": "seed",
-    "model": "model",
-    "model.depth": "depth",
-    "data": "data",
-    "data.batch_size": "batch_size",
-    "optim": "optim",
-}
-"""Keys of a spec that are columns for every run, and their names there; other keys keep theirs."""
+USUAL = ("norm", "optim.lr", "seed", "model", "model.depth", "data", "data.batch_size", "optim")
+"""Keys of a spec that are columns for every run, under their last part; other keys keep their whole name."""
 
 
 def head(tree: Mapping[str, Any], folder: Path, begun_s: float) -> bytes:
@@ -59,7 +50,7 @@ def head(tree: Mapping[str, Any], folder: Path, begun_s: float) -> bytes:
     axes = (tree.get("provenance") or {}).get("axes") or ("norm", "optim.lr", "seed")
     values = columns(tree, axes)
     # The table first shows five columns: those that differ, then the others by name.
-    differing = {"log10_lr" if key == "optim.lr" else COLUMNS.get(key, key) for key in axes}
+    differing = {"log10_lr" if key == "optim.lr" else column(key) for key in axes}
     experiment = api_pb2.Experiment(
         name="bnlab",
         hparam_infos=[
@@ -84,12 +75,20 @@ def columns(tree: Mapping[str, Any], axes: Iterable[str]) -> dict[str, str | flo
     """A run's row: the usual columns, the axes of its sweep, and the logarithm of the learning rate."""
     spec = flat(tree)
     found: dict[str, str | float] = {}
-    for key in (*COLUMNS, *axes):
+    for key in (*USUAL, *axes):
         value = spec.get(key)
         if value is not None and not (key == "data.batch_size" and isinstance(value, str)):  # "full" is not a number
-            found[COLUMNS.get(key, key)] = value if isinstance(value, str | float | int) else str(value)
+            found[column(key)] = value if isinstance(value, str | float | int) else str(value)
     found["log10_lr"] = math.log10(spec["optim.lr"])
     return found
+
+
+def column(key: str) -> str:
+    """
+    >>> [column(key) for key in ("norm", "optim.lr", "norm.layers", "optim.momentum")]
+    ['norm', 'lr', 'norm.layers', 'optim.momentum']
+    """
+    return key.rpartition(".")[2] if key in USUAL else key
 
 
 def card(tree: Mapping[str, Any], run: str) -> str:

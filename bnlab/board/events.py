@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -26,7 +26,6 @@ from bnlab.record.folder import RunFolder
 Profile = Literal["full", "light"]
 """How much of a run its event file shows (run.py). It is the end of the file's name."""
 
-PROFILES: tuple[Profile, ...] = ("full", "light")
 PATTERN = "events.out.tfevents.*"
 PART = ".board.part"
 """The name of an incomplete file: TensorBoard reads only files with `tfevents` in their names."""
@@ -95,7 +94,7 @@ def profile_of(folder: RunFolder) -> Profile | None:
     files = list(folder.path.glob(PATTERN))
     if len(files) != 1 or sealed_bytes(files[0]) != folder.journal_bytes:
         return None
-    return next((profile for profile in PROFILES if files[0].name.endswith(f".{profile}")), None)
+    return next((profile for profile in get_args(Profile) if files[0].name.endswith(f".{profile}")), None)
 
 
 def scalar(tag: str, value: float) -> bytes:

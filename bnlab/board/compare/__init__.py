@@ -8,6 +8,7 @@ from collections.abc import Collection as AnyOf
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
@@ -21,7 +22,6 @@ from bnlab.board.compare.lines import (
     Comparison,
     GridPoint,
     comparison_of,
-    log10_of,
     moments_of,
     series_of,
 )
@@ -36,23 +36,18 @@ from bnlab.report.views import prepare
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
 BOTH = "both seeds"
-BANDS: dict[str, dict[str, str]] = {
-    "Loss and accuracy": {
-        "log10 training loss": log10_of("1_progress/loss"),
-        "log10 test loss": log10_of("1_progress/eval_loss"),
-        "test accuracy": "1_progress/eval_accuracy",
-    },
-    "Landscape along the gradient": {
-        "log10 change of the gradient": log10_of("5_landscape/grad_change"),
-        "log10 of it over the gradient's norm": log10_of("5_landscape/grad_change_rel"),
-    },
-    "Drift and gradients": {
-        "log10 drift of means, before the norm": log10_of("2_drift_mean_pre/00_median_of_layers"),
-        "log10 drift, what activations see": log10_of("2_drift_mean_act_in/00_median_of_layers"),
-        "log10 norm of the gradient": log10_of("4_grad_norm/00_total"),
-    },
-}
-"""Row -> titles and tags of means over seeds, each with its interval. The page has no logarithmic axis in its address,
+LANDSCAPE = "Landscape along the gradient"
+BANDS = (
+    ("Loss and accuracy", "log10 training loss", "1_progress/log10_loss"),
+    ("Loss and accuracy", "log10 test loss", "1_progress/log10_eval_loss"),
+    ("Loss and accuracy", "test accuracy", "1_progress/eval_accuracy"),
+    (LANDSCAPE, "log10 change of the gradient", "5_landscape/log10_grad_change"),
+    (LANDSCAPE, "log10 of it over the gradient's norm", "5_landscape/log10_grad_change_rel"),
+    ("Drift and gradients", "log10 drift of means, before the norm", "2_drift_mean_pre/00_log10_median_of_layers"),
+    ("Drift and gradients", "log10 drift, what activations see", "2_drift_mean_act_in/00_log10_median_of_layers"),
+    ("Drift and gradients", "log10 norm of the gradient", "4_grad_norm/00_log10_total"),
+)
+"""Rows, titles and tags of means over seeds, each with its interval. The page has no logarithmic axis in its address,
 so what spans decades is shown as its logarithm."""
 DEPTH_TITLES = {
     "drift_mean.pre": "log10 drift of means",
@@ -123,12 +118,12 @@ def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequenc
     """The rows of charts on the Custom Scalars page for which there are `tags`. `band` says what the intervals are;
     `layers` names the first, the middle and the last hidden layer; `moments` are the steps of depth profiles."""
     rows: dict[str, list[Lines] | list[Band]] = {}
-    for title, charts in BANDS.items():
-        bands = [Band(title=name, value=tag, low=f"{tag}.lo", high=f"{tag}.hi") for name, tag in charts.items()]
-        if title.startswith("Landscape"):
+    for row, title, tag in BANDS:
+        charts: list[Any] = rows.setdefault(f"{row}; band: {band}", [])
+        if row == LANDSCAPE and not charts:
             value, low, high = AROUND.values()
-            bands.insert(0, Band(title="log10 loss; band: within reach of a step", value=value, low=low, high=high))
-        rows[f"{title}; band: {band}"] = bands
+            charts.append(Band(title="log10 loss; band: within reach of a step", value=value, low=low, high=high))
+        charts.append(Band(title=title, value=tag, low=f"{tag}.lo", high=f"{tag}.hi"))
     rows["Percentiles 15, 50, 85 of the input of one activation (Ioffe & Szegedy 2015, figure 1)"] = [
         Lines(title=layer, tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()))
         for place, layer in zip(PLACES, layers, strict=True)
