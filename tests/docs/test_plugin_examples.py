@@ -59,7 +59,7 @@ def test_a_metric_is_held_to_its_declaration(tmp_path: Path) -> None:
     [verify] = _commands("my_metric")
     done = _bnlab(tmp_path, *verify)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"metric=my_metric\s+declaration\s+ok", done.stdout)
+    assert re.search(r"metric=my_metric\s+declared\s+ok", done.stdout)
     (tmp_path / "my_metric.py").write_text(EXAMPLES["my_metric"].replace('source="our own", ', ""))
     done = _bnlab(tmp_path, *verify)
     assert done.returncode == 2
@@ -92,3 +92,18 @@ def test_a_metric_that_no_plugin_brings_is_refused_before_anything_runs(tmp_path
     assert error.startswith(("claims.quieter", "metric"))
     assert "my_metric" in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_figure_is_in_the_report_with_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "my_figure.py").write_text(EXAMPLES["my_figure"])
+    verify, sweep = _commands("my_figure")
+    done = _bnlab(tmp_path, *verify)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = _bnlab(tmp_path, *sweep, "steps=40", "optim.lr=0.1", "seed=0,1", "--json")
+    assert done.returncode == 0, done.stderr
+    swept = json.loads(done.stdout)
+    [table] = (tmp_path / "runs" / "quickstart").rglob("my_figure.csv")
+    head, *rows = [line.split(",") for line in table.read_text().splitlines() if not line.startswith("#")]
+    assert head == ["arm", "lr", "seed", "test_accuracy"]
+    given = sorted(run["metrics"]["test_accuracy"] for run in swept["runs"])
+    assert sorted(float(row[3]) for row in rows) == pytest.approx(given, rel=1e-6)
