@@ -41,7 +41,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    message = rf"process {holder.pid} on {socket.gethostname()} is at work on this run\. Wait for it, or stop it\.$"
+    message = rf"process {holder.pid} on {socket.gethostname()} is training this run\. Wait for it, or stop it\.$"
     with pytest.raises(UsageError, match=message), RunFolder(tmp_path).owned():
         pass
     assert json.loads((tmp_path / "owner.json").read_text())["pid"] == holder.pid
@@ -56,7 +56,7 @@ def test_a_killed_owner_s_run_is_taken_over_at_once(tmp_path: Path, holder: subp
 
 def test_a_second_owner_in_the_same_process_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path).owned():
-        with pytest.raises(UsageError, match="is at work on this run"), RunFolder(tmp_path).owned():
+        with pytest.raises(UsageError, match="is training this run"), RunFolder(tmp_path).owned():
             pass
         assert (tmp_path / "owner.json").exists()
 
@@ -85,7 +85,7 @@ def test_an_owner_counts_as_dead_after_a_minute_which_is_many_heartbeats() -> No
 def test_an_owner_on_another_host_with_a_fresh_heartbeat_keeps_its_run(tmp_path: Path) -> None:
     _elsewhere(tmp_path, age_s=DEAD_AFTER_S / 2)
     for _ in range(2):  # a refusal leaves it as it was
-        message = r"process 1 on another-host is at work on this run"
+        message = r"process 1 on another-host is training this run"
         with pytest.raises(UsageError, match=message), RunFolder(tmp_path).owned():
             pass
     assert json.loads((tmp_path / "owner.json").read_text())["host"] == "another-host"

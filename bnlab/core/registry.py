@@ -187,7 +187,7 @@ def load_plugin(file: str) -> Registered:
         del sys.modules[module_name]
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Mend it.") from error
+        raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Fix it.") from error
 
 
 def _brought_by(plugin: str, run: Callable[[], object]) -> Registered:

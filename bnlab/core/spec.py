@@ -175,7 +175,7 @@ class RunSpec:
 
     @property
     def folder(self) -> str:
-        """Where the run lies below the runs folder: the arm first, so that TensorBoard can colour by it."""
+        """Its path in the runs folder: the arm first, so that TensorBoard can colour by it."""
         return f"{self.name}/{self.norm.name}/lr={self.optim.lr:.12g}/seed={self.seed}-{self.id}"
 
 

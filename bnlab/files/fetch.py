@@ -36,7 +36,7 @@ SLACK = 2**20
 
 Content = TypeVar("Content")
 Report = Callable[[str, int, "int | None"], None]
-"""Told what is at work, how many bytes are done and of how many, if that is known."""
+"""Is called with what is being done, how many bytes are done, and of how many if that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ ENDED = ("finished", "diverged")
 
 
 class BusyError(UsageError):
-    """Somebody else is at work on a run."""
+    """Another process is training the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class RunFolder:
         when its heartbeat is over a minute old.
 
         Raises:
-            BusyError: somebody else is at work on it.
+            BusyError: another process is training the run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock", timeout=0)
@@ -156,7 +156,7 @@ class RunFolder:
     def _busy(self) -> BusyError:
         owner = self._owner()
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-        return BusyError(str(self.path), f"{who} is at work on this run", remedy="Wait for it, or stop it.")
+        return BusyError(str(self.path), f"{who} is training this run", remedy="Wait for it, or stop it.")
 
 
 def _is_locked(lock: Path) -> bool:

@@ -62,13 +62,13 @@ def train(
 ) -> Status:
     """Train one run to its end, or from where it stopped; the final status, as in status.json.
 
-    `provenance` is written beside where the run came from, and stays as it was when the run was begun, whoever goes on
-    with it. `listen` hears every record. `stopped` is asked before every step; when it names a reason, a checkpoint is
-    saved and the status is `interrupted`. `profile` is that of its event file. A run that has ended already is not
-    touched, unless `fresh`.
+    `provenance` is written beside where the run came from, and stays as it was when the run began, whoever resumes it.
+    `listen` gets every record. `stopped` is called before every step; when it names a reason, a checkpoint is saved and
+    the status is `interrupted`. `profile` is that of its event file. A run that has ended already is not touched,
+    unless `fresh`.
 
     Raises:
-        BusyError: another process is at work on this run.
+        BusyError: another process is training this run.
         RunFailedError: an error inside the run.
     """
     with folder.owned():
@@ -91,7 +91,7 @@ def train(
 
 
 class Run:
-    """One run at work: its parts, its open journal and board, how far it is."""
+    """One run while it trains: its parts, its open journal and board, how far it is."""
 
     def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None], profile: Profile) -> None:
         self.setup, self.folder, self.listen = setup, folder, listen

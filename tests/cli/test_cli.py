@@ -405,7 +405,7 @@ def test_a_run_whose_process_was_killed_is_shown_as_interrupted(
     assert (running["status"], killed["status"]) == ("running", "interrupted")
     assert (busy.code, busy.out) == (2, "")
     assert re.fullmatch(
-        rf"runs/\S+: process {process.pid} on \S+ is at work on this run\. Wait for it, or stop it\.\n", busy.err
+        rf"runs/\S+: process {process.pid} on \S+ is training this run\. Wait for it, or stop it\.\n", busy.err
     )
     assert (running["norm"], running["lr"], running["seed"], running["steps"]) == ("batch", 0.3, 0, 200000)
     assert killed["step"] >= running["step"] >= 0

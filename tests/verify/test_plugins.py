@@ -517,7 +517,7 @@ def test_what_cannot_be_built_says_why(
 ) -> None:
     (there / "mine.py").write_text(NORM.format(option=option, result=result))
     if not check:
-        with pytest.raises(UsageError, match=r"^plugins: SyntaxError in mine\.py: .* got 'mine\.py'\. Mend it\.$"):
+        with pytest.raises(UsageError, match=r"^plugins: SyntaxError in mine\.py: .* got 'mine\.py'\. Fix it\.$"):
             check_plugin("mine.py", None, as_json=True)
         return
     assert _shown("mine.py", capsys) == (3, [{"entry": "norm=mine", "check": check, "ok": False, "why": line}])
@@ -529,8 +529,8 @@ def test_what_cannot_be_built_says_why(
         (None, r"^plugins: no such file, got 'mine\.py'\. Give a path to a Python file\.$"),
         ("x = 1\n", r"^--plugin: registers nothing, got 'mine\.py'\. Put @NORMS\.register\('my_norm'\) above its"),
         ("import bnlab.norms.rms\n", r"^--plugin: registers nothing, got 'mine\.py'\."),
-        ("1 / 0\n", r"^plugins: ZeroDivisionError in mine\.py: division by zero, got 'mine\.py'\. Mend it\.$"),
-        ("raise SystemExit(0)\n", r"^plugins: SystemExit in mine\.py: 0, got 'mine\.py'\. Mend it\.$"),
+        ("1 / 0\n", r"^plugins: ZeroDivisionError in mine\.py: division by zero, got 'mine\.py'\. Fix it\.$"),
+        ("raise SystemExit(0)\n", r"^plugins: SystemExit in mine\.py: 0, got 'mine\.py'\. Fix it\.$"),
     ],
 )
 def test_a_file_that_is_no_plugin_is_refused(text: str | None, message: str, there: Path) -> None:
