@@ -1,0 +1,3 @@
+"""The plugins are data of the tests: pytest must not import them, which would register them."""
+
+collect_ignore_glob = ["plugins/*"]
