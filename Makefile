@@ -1,7 +1,8 @@
-# `make check` is what CI runs, step for step. PYTHON may point into any environment with the [test] extra.
+# `make check` goes with every change; `make check-all`, which CI runs, has the slow and browser tests and studies too.
+# PYTHON may point into any environment with the [test] extra.
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup check lint types test docs bench
+.PHONY: setup check check-all lint types test test-all docs bench
 
 setup: .venv/.done
 
@@ -12,6 +13,8 @@ setup: .venv/.done
 
 check: lint types test
 
+check-all: lint types test-all
+
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -20,7 +23,10 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -m "not study and not cluster" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m "not study and not slow and not browser and not cluster" $(PYTEST_ARGS)
+
+test-all:
+	$(PYTHON) -m pytest -m "not cluster" $(PYTEST_ARGS)
 
 docs:
 	$(PYTHON) docs/reference.py

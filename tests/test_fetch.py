@@ -407,7 +407,7 @@ def test_of_several_processes_one_downloads_and_the_others_wait_for_it(site: Sit
     with pytest.raises(subprocess.TimeoutExpired, match="timed out after 1"):
         others[0].wait(1.5)  # as long as the first one is at work
     site.patience.set()
-    said = [process.communicate(timeout=60) for process in (first, *others)]
+    said = [process.communicate(timeout=200) for process in (first, *others)]
     assert said[0] == ("downloaded False\n", "")
     assert all(err == "" for _, err in said)
     assert [out.split()[0] for out, _ in said[1:]] == ["present", "present"]
@@ -423,7 +423,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_goes_on_with_its_part
     half = _whole(len(site.files[FIRST]) // 2)
     _wait_for(lambda: [part for part in folder.glob(".*.part") if part.stat().st_size == half])
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert [name for name in _left(folder) if not name.endswith(".part")] == []
     (folder / f".{MNIST_FILES[0]}.whole").write_bytes(b"what one leaves that is killed while it writes")
     site.patience.set()

@@ -57,7 +57,7 @@ def viewed(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         assert len(list(aside.glob("bnlab-compare-*"))) == 1
         yield said[-1], said
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert (process.returncode, out, err) == (0, "", "")
         assert not list(aside.glob("bnlab-*"))
     finally:

@@ -100,7 +100,7 @@ def ended(process: subprocess.Popen[str]) -> Said:
     return Said(process.returncode, out, err)
 
 
-def wait_for(found: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_for(found: Callable[[], object], what: str, seconds: float = 200) -> None:
     limit = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < limit, f"no {what} in {seconds} s"

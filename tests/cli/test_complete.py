@@ -181,7 +181,7 @@ def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
 
     def typed(keys: str, until: str) -> None:
         os.write(terminal, keys.encode())
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         while until not in (text := "".join(screen.display)):
             assert time.monotonic() < limit, text
             if select.select([terminal], [], [], 0.1)[0]:

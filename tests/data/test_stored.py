@@ -127,7 +127,7 @@ def test_several_processes_that_decode_at_once_agree_and_leave_one_copy(home: Pa
     processes = [context.Process(target=_load_in_a_process, args=(queue,)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=60) for _ in processes]
+    found = [queue.get(timeout=200) for _ in processes]
     for process in processes:
         process.join()
         assert process.exitcode == 0

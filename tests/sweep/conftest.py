@@ -122,7 +122,7 @@ def _bits(value: Any) -> Any:
 def wait_for() -> Callable[..., Any]:
     """`wait_for(found, what)` asks until it is so, and returns the answer."""
 
-    def wait(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    def wait(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
         limit = time.monotonic() + seconds
         while not (answer := found()):
             assert time.monotonic() < limit, f"no {what} in {seconds} s"

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bnlab.cli import main
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -43,6 +45,7 @@ def statuses(root: Path) -> list[str]:
     return [json.loads(file.read_text())["status"] for file in sorted(root.rglob("status.json"))]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_again_and_again_equals_an_undisturbed_one(
     sweep: Sweep, start: Start, traces_of: Traces, wait_for: WaitFor, tmp_path: Path
 ) -> None:
@@ -68,7 +71,7 @@ def test_a_sweep_killed_again_and_again_equals_an_undisturbed_one(
         process.communicate()
     assert hit >= 2, "the sweep was too quick to be killed"
     process = start(*LONGER, "--runs", str(killed))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=250)
     assert (process.returncode, err) == (0, ""), out
     assert sweep(*LONGER, "--runs", str(tmp_path / "whole")).code == 0
     found, whole = traces_of(killed), traces_of(tmp_path / "whole")
@@ -93,7 +96,7 @@ def test_ctrl_c_leaves_every_run_resumable(
     wait_for(lambda: list(stopped.rglob("journal.jsonl")), "run")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process on it
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=250)
     assert (process.returncode, err) == (130, "")
     line = out.splitlines()[-1]
     assert line.startswith(
@@ -107,12 +110,13 @@ def test_ctrl_c_leaves_every_run_resumable(
     assert traces_of(stopped) == traces_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(
     start: Start, sweep: Sweep, traces_of: Traces, begun: Callable[[Path], int], tmp_path: Path
 ) -> None:
     both = tmp_path / "both"
     processes = [start("steps=300", "--json", "--runs", str(both)) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=250) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     for out, _ in said:
         assert [run["state"] for run in json.loads(out)["runs"]] == ["finished"] * 8

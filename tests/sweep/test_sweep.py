@@ -286,7 +286,7 @@ def test_a_run_at_work_elsewhere_is_left_alone_and_taken_over_when_its_process_i
     def other() -> None:
         with folder.owned():
             held.set()
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + 200
             while len(list(tmp_path.rglob("status.json"))) < 7 and time.monotonic() < limit:
                 time.sleep(0.01)
             time.sleep(0.3)
