@@ -56,7 +56,7 @@ def in_mode(parts: Iterable[nn.Module], mode: Mode) -> Iterator[None]:
             part.training = not wanted
 
 
-class Unmoved(AbstractContextManager["Unmoved"]):
+class PreservedBuffers(AbstractContextManager["PreservedBuffers"]):
     """A module's buffers: after the `with` they are what they were before it, whatever a forward did to them. Made once
     and used often; the module's buffers must not be replaced by others meanwhile."""
 
@@ -71,7 +71,7 @@ class Unmoved(AbstractContextManager["Unmoved"]):
         self._kept = list(by_dtype.values())
         self._buffers: list[list[Tensor]] = []
 
-    def __enter__(self) -> Unmoved:
+    def __enter__(self) -> PreservedBuffers:
         self._buffers = [[buffers[name] for buffers, name, _ in kept] for kept in self._kept]  # type: ignore[misc]
         for now, kept in zip(self._buffers, self._kept, strict=True):
             torch._foreach_copy_([copy for *_, copy in kept], now)
@@ -84,11 +84,11 @@ class Unmoved(AbstractContextManager["Unmoved"]):
             torch._foreach_copy_(now, [copy for *_, copy in kept])
 
 
-def outputs_now(module: nn.Module, x: Tensor, mode: Mode, unmoved: Unmoved | None = None) -> Tensor:
+def outputs_now(module: nn.Module, x: Tensor, mode: Mode, preserved: PreservedBuffers | None = None) -> Tensor:
     """Outputs [B, ...] at the module's present weights, without a graph; its buffers stay as they are. Who asks often
-    passes the module's `Unmoved`."""
-    unmoved = unmoved or Unmoved(module)
-    with torch.no_grad(), in_mode(unmoved.parts, mode), unmoved:
+    passes the module's `PreservedBuffers`."""
+    preserved = preserved or PreservedBuffers(module)
+    with torch.no_grad(), in_mode(preserved.parts, mode), preserved:
         out = module(x)
     assert isinstance(out, Tensor)
     return out

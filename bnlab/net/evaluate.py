@@ -25,7 +25,7 @@ from torch import Tensor
 from bnlab.core.losses import correct, objective
 from bnlab.core.seeds import stream
 from bnlab.core.spec import EvalBN
-from bnlab.core.state import Unmoved, in_mode
+from bnlab.core.state import PreservedBuffers, in_mode
 from bnlab.data.base import Dataset, Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import NormTap
@@ -58,7 +58,7 @@ class Inference:
         self._parts = list(net.module.modules())
         norms = [site.norm for site in net.sites if site.norm is not None]
         self._norms = [part for norm in norms for part in norm.modules() if not isinstance(part, Noise)]
-        self._whole, self._forward = Unmoved(net.module), Unmoved(net.module)
+        self._whole, self._forward = PreservedBuffers(net.module), PreservedBuffers(net.module)
 
     def size(self, count: int) -> int:
         """B, of `count` examples."""

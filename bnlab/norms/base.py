@@ -67,8 +67,8 @@ class ChannelNorm(nn.Module):
         self.num_batches_tracked += 1
         for name, value in found.items():
             average = self.get_buffer(f"running_{name}")
-            share = 1.0 / self.num_batches_tracked.to(value.dtype) if self.momentum is None else self.momentum
-            average += share * (value - average)
+            momentum = 1.0 / self.num_batches_tracked.to(value.dtype) if self.momentum is None else self.momentum
+            average += momentum * (value - average)
 
     def affine(self, x_hat: Tensor) -> Tensor:
         """gamma * x_hat + beta."""
@@ -90,12 +90,12 @@ class BatchMomentsNorm(ChannelNorm):
 
     def batch_norm(self, x: Tensor) -> Tensor:
         """torch's batch norm: in training by the statistics of x, which it tracks; in use by the running ones."""
-        share = 0.0
+        momentum = 0.0
         if self.training:
             self.num_batches_tracked += 1
-            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, share, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
         )
 
 
@@ -174,9 +174,9 @@ class _PopulationOfNorms:
 
     def add(self, x: Tensor) -> None:
         self.values += len(x)
-        share = len(x) / self.values
-        self.mean = self.mean + share * (x.mean(dim=self.norm.over) - self.mean)
-        self.size = self.size + share * (self.norm.norm(x) - self.size)
+        weight = len(x) / self.values
+        self.mean = self.mean + weight * (x.mean(dim=self.norm.over) - self.mean)
+        self.size = self.size + weight * (self.norm.norm(x) - self.size)
 
     def put(self) -> None:
         self.norm.running_mean.copy_(self.mean)

@@ -67,7 +67,7 @@ class BatchRenorm(ChannelNorm):
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max at this step, scalars that stay on the device."""
-        share = (self.num_batches_tracked.to(x.dtype) / max(1, self.ramp_steps)).clamp(max=1)
+        ramped = (self.num_batches_tracked.to(x.dtype) / max(1, self.ramp_steps)).clamp(max=1)
         if self.ramp_steps == 0:
-            share = torch.ones_like(share)
-        return 1 + share * (self.r_max - 1), share * self.d_max
+            ramped = torch.ones_like(ramped)
+        return 1 + ramped * (self.r_max - 1), ramped * self.d_max

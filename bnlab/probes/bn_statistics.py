@@ -39,7 +39,7 @@ from torch import Tensor
 
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
-from bnlab.core.state import Unmoved, outputs_now
+from bnlab.core.state import PreservedBuffers, outputs_now
 from bnlab.net.wrap import NormTap
 from bnlab.norms.base import statistics_in_use
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
@@ -108,13 +108,13 @@ class BNStatistics:
         net, data, size = snapshot.net, snapshot.data, len(snapshot.batch)
         batches = max(1, min(self.examples, len(data)) // size)
         order = torch.randperm(len(data), generator=stream(snapshot.seed, "probe", "bn_statistics"))
-        unmoved = Unmoved(net.module)
+        preserved = PreservedBuffers(net.module)
         found: dict[int, list[Tensor]] = {index: [] for index in in_use}
         values: dict[int, int] = {}
         for chosen in order[: batches * size].to(data.x.device).view(batches, size):
             tap = NormTap(net)
             with tap:
-                outputs_now(net.module, data.x.index_select(0, chosen), "batch", unmoved)
+                outputs_now(net.module, data.x.index_select(0, chosen), "batch", preserved)
             for index in in_use:
                 x = tap.seen[index]
                 assert x is not None

@@ -26,7 +26,7 @@ from torch import Tensor
 from bnlab.core.moments import Moments
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
-from bnlab.core.state import Mode, Unmoved, outputs_now
+from bnlab.core.state import Mode, PreservedBuffers, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.wrap import Tap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
@@ -80,10 +80,10 @@ class ShiftDrift:
 def _seen(snapshot: Snapshot, batches: list[Tensor], mode: Mode) -> list[Moments]:
     """The moments at pre of each site, over all of these batches."""
     net = snapshot.net
-    unmoved, found = Unmoved(net.module), [Moments() for _ in net.sites]
+    preserved, found = PreservedBuffers(net.module), [Moments() for _ in net.sites]
     for x in batches:
         with Tap(net) as tap:
-            outputs_now(net.module, x, mode, unmoved)
+            outputs_now(net.module, x, mode, preserved)
         for moments, pre in zip(found, tap.sites.pre, strict=True):
             moments.add(pre)
     return found

@@ -95,7 +95,17 @@ def assemble(spec: RunSpec) -> Setup:
         precision=of_training(spec.precision, net, spec.device, spec.dtype),
         objective=loss,
         optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
-        observer=Observer(net, loss, probes, seen, dataset.train, dataset.test, schedule, every, spec.seed),
+        observer=Observer(
+            net=net,
+            objective=loss,
+            probes=probes,
+            probe_batch=seen,
+            data=dataset.train,
+            test=dataset.test,
+            schedule=schedule,
+            every=every,
+            seed=spec.seed,
+        ),
         schedule=schedule,
     )
 

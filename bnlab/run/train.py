@@ -27,8 +27,7 @@ from bnlab.probes.base import to_host
 from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.record.journal import Record
 from bnlab.run import checkpoint, host
-from bnlab.run.observe import Watch, first_non_finite_site, untouched_random_state
-from bnlab.run.recorder import Recorder
+from bnlab.run.observe import Recorder, Watch, first_non_finite_site, untouched_random_state
 from bnlab.run.setup import Setup
 
 DIVERGED_ABOVE = 1e3

@@ -15,7 +15,7 @@ import torch
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.run.setup import assemble
-from bnlab.verify import norm_contract, probe_contract, run_contract
+from bnlab.verify import norm_contract, run_contract
 from bnlab.verify.findings import BrokenError, Finding, bits, findings, one_line, unlike
 from bnlab.verify.norm_contract import KINDS, Layer
 
@@ -30,9 +30,9 @@ def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Ite
             layers = [Layer(name=name, options=dense.norm.options, dims=dims) for dims in KINDS]
             yield from _of_norm(entry, layers, specs)
         case "probes":
-            measured = probe_contract.measured_by(name, dense.probes.options[name], [dense, convolution])
+            measured = run_contract.measured_by(name, dense.probes.options[name], [dense, convolution])
             yield from findings(entry, {"built": lambda case: case.build()}, measured)
-            yield from findings(entry, probe_contract.CHECKS, measured)
+            yield from findings(entry, run_contract.PROBE_CHECKS, measured)
         case _:
             yield from _of_others(entry, [dense, convolution])
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
+from torch.overrides import TorchFunctionMode
 
 from bnlab.core.registry import NORMS
 from bnlab.core.state import Mode, State, outputs_at, outputs_now
@@ -136,27 +136,36 @@ def _differs_from_the_derivative(call: Callable[..., Tensor], given: list[Tensor
 
 
 def _with_what_is_detached_held(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`call` in which every `.detach()` gives, at any input, what it gave at the first one."""
+    """`call` in which every `.detach()` returns, at any input, what it returned at the first one."""
     first: list[Tensor] = []
-    detach = Tensor.detach
     called = False
 
     def held(*given: Tensor) -> Tensor:
         nonlocal called
-        made = iter(first)
-
-        def again(value: Tensor) -> Tensor:
-            if called:
-                return next(made)
-            first.append(detach(value).clone())
-            return first[-1]
-
-        with mock.patch.object(Tensor, "detach", again):
+        with _DetachHeld(first, again=called):
             out = call(*given)
         called = True
         return out
 
     return held
+
+
+class _DetachHeld(TorchFunctionMode):
+    """Notes what each `.detach()` inside the `with` returns, or returns `again` what was noted."""
+
+    def __init__(self, first: list[Tensor], *, again: bool) -> None:
+        super().__init__()
+        self._first, self._made = first, iter(first) if again else None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (Tensor.detach, torch.detach):
+            return func(*args, **(kwargs or {}))
+        if self._made is not None:
+            return next(self._made)
+        self._first.append(func(*args, **(kwargs or {})).clone())
+        return self._first[-1]
 
 
 def parameters_get_gradients(case: Layer) -> None:
@@ -185,7 +194,7 @@ def a_resumed_run_goes_on_alike(case: Layer) -> None:
     layer, fresh = case.trained(), case.build()
     for name, buffer in layer.named_buffers():
         if buffer.requires_grad:
-            raise BrokenError(f"its buffer {name} drags the graphs of all steps along: update it under torch.no_grad()")
+            raise BrokenError(f"its buffer {name} keeps the graphs of all steps: update it under torch.no_grad()")
     fresh.load_state_dict(layer.state_dict())
     way_out = "keep all that training moves in buffers (register_buffer)"
     for training in (True, True, False):
@@ -250,7 +259,7 @@ def its_traits_are_true(case: Layer) -> None:
     """By value, since a gradient may have been stopped. Whether examples influence each other is seen at the first
     batch, where even frozen statistics are made; whether a constant per channel has an effect, at a later one."""
     if unknown := sorted(case.traits - TRAITS):
-        raise BrokenError(f"declares {unknown[0]}, which is no trait; there are {', '.join(sorted(TRAITS))}")
+        raise BrokenError(f"declares {unknown[0]}, which is not a trait; the traits are {', '.join(sorted(TRAITS))}")
     x = case.batch()
     others = torch.cat([x[:1], case.batch(5)[1:]])
     one, other = (_drawing_alike(case.build(), given) for given in (x, others))

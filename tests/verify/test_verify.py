@@ -15,7 +15,7 @@ from torch import Tensor
 from bnlab import verify
 from bnlab.core.state import State
 from bnlab.norms.batch_reference import BatchReference
-from bnlab.verify import Identity, base, exact, statistical
+from bnlab.verify import Identity, equations
 
 Patch = pytest.MonkeyPatch
 
@@ -51,28 +51,27 @@ def _unbiased_variance(patch: Patch) -> None:
 
 
 def _no_correlation_term(patch: Patch) -> None:
-    terms = exact.terms
+    terms = equations.terms
 
     def without(*given: Any) -> Any:
         of = terms(*given)
         return of._replace(corr=torch.zeros_like(of.corr))
 
-    patch.setattr(exact, "terms", without)
+    patch.setattr(equations, "terms", without)
 
 
 def _eps_forgotten(patch: Patch) -> None:
-    terms = exact.terms
-    patch.setattr(exact, "terms", lambda y, below, above, gamma, eps: terms(y, below, above, gamma, 0.0))
+    terms = equations.terms
+    patch.setattr(equations, "terms", lambda y, below, above, gamma, eps: terms(y, below, above, gamma, 0.0))
 
 
 def _norm_is_always(patch: Patch, norm: str) -> None:
-    net = base.random_net
+    net = equations.random_net
 
     def other(model: str, activation: str, _: str, *more: Any, **options: Any) -> Any:
         return net(model, activation, norm, *more, **options)
 
-    patch.setattr(base, "random_net", other)
-    patch.setattr(statistical, "random_net", other)
+    patch.setattr(equations, "random_net", other)
 
 
 def _without_norm(patch: Patch) -> None:
@@ -84,8 +83,8 @@ def _always_norm(patch: Patch) -> None:
 
 
 def _line_begins_beside(patch: Patch) -> None:
-    line = exact.line
-    patch.setattr(exact, "line", lambda state, direction, a: line(state, direction, a + 1e-6))
+    line = equations.line
+    patch.setattr(equations, "line", lambda state, direction, a: line(state, direction, a + 1e-6))
 
 
 def _staircase_moves_the_site_itself(patch: Patch) -> None:
@@ -95,46 +94,46 @@ def _staircase_moves_the_site_itself(patch: Patch) -> None:
             params |= {name: after.params[name] for name in names}
             yield State(dict(params), before.buffers)
 
-    patch.setattr(exact, "staircase", stairs)
+    patch.setattr(equations, "staircase", stairs)
 
 
 def _staircase_moves_nothing(patch: Patch) -> None:
-    patch.setattr(exact, "staircase", lambda before, after, groups: [before for _ in groups])
+    patch.setattr(equations, "staircase", lambda before, after, groups: [before for _ in groups])
 
 
 def _other_theory(patch: Patch) -> None:
-    growth = statistical.gradient_growth
-    patch.setattr(statistical, "gradient_growth", lambda *words: 1.05 * growth(*words))
+    growth = equations.gradient_growth
+    patch.setattr(equations, "gradient_growth", lambda *words: 1.05 * growth(*words))
 
 
 def _values_that_hang_together(patch: Patch) -> None:
-    batches = statistical.draw_batches
+    batches = equations.draw_batches
 
     def doubled(values: int) -> Any:
         x, sigma, rho = batches(values)
         half = x[:, : values // 2]
         return torch.cat([half, half], dim=1), sigma, rho
 
-    patch.setattr(statistical, "draw_batches", doubled)
+    patch.setattr(equations, "draw_batches", doubled)
 
 
 @pytest.mark.parametrize(
     ("check", "breaks"),
     [
-        (lambda: exact.reference_is_torch(1, 2), _biased_running_variance),
-        (lambda: exact.reference_is_torch(2, 1), _unbiased_variance),
-        (lambda: exact.gradients_shrink("mlp"), _no_correlation_term),
-        (lambda: exact.gradients_shrink("cnn"), _no_correlation_term),
-        (lambda: exact.gradients_shrink("mlp"), _eps_forgotten),
-        (exact.weights_grow_by_pythagoras, _without_norm),
-        (exact.a_line_begins_at_the_loss, _line_begins_beside),
-        (exact.nothing_precedes_the_first_site, _staircase_moves_the_site_itself),
-        (exact.nothing_precedes_the_first_site, _staircase_moves_nothing),
-        (lambda: statistical.gradients_grow("relu", 64), _without_norm),
-        (lambda: statistical.gradients_grow("linear", 32), _other_theory),
-        (statistical.gradients_do_not_grow_without_norm, _always_norm),
-        (lambda: statistical.means_scatter(32), _values_that_hang_together),
-        (lambda: statistical.deviations_scatter(32), _values_that_hang_together),
+        (lambda: equations.reference_is_torch(1, 2), _biased_running_variance),
+        (lambda: equations.reference_is_torch(2, 1), _unbiased_variance),
+        (lambda: equations.gradients_shrink("mlp"), _no_correlation_term),
+        (lambda: equations.gradients_shrink("cnn"), _no_correlation_term),
+        (lambda: equations.gradients_shrink("mlp"), _eps_forgotten),
+        (equations.weights_grow_by_pythagoras, _without_norm),
+        (equations.a_line_begins_at_the_loss, _line_begins_beside),
+        (equations.nothing_precedes_the_first_site, _staircase_moves_the_site_itself),
+        (equations.nothing_precedes_the_first_site, _staircase_moves_nothing),
+        (lambda: equations.gradients_grow("relu", 64), _without_norm),
+        (lambda: equations.gradients_grow("linear", 32), _other_theory),
+        (equations.gradients_do_not_grow_without_norm, _always_norm),
+        (lambda: equations.means_scatter(32), _values_that_hang_together),
+        (lambda: equations.deviations_scatter(32), _values_that_hang_together),
     ],
 )
 def test_a_check_sees_its_formula_broken(
@@ -159,16 +158,16 @@ def test_a_gradient_that_leaves_out_the_statistics_is_seen(monkeypatch: Patch) -
             return None, grads[0]
 
     monkeypatch.setattr(BatchReference, "forward", lambda self, x: Straight.apply(forward(self, x.detach()), x))
-    assert not exact.derivative_is_the_limit(1).ok
-    assert not exact.derivative_is_the_limit(2).ok
+    assert not equations.derivative_is_the_limit(1).ok
+    assert not equations.derivative_is_the_limit(2).ok
 
 
 def test_weights_that_keep_their_scale_are_seen(monkeypatch: Patch) -> None:
     """With an eps as large as the variance a batch norm does not cancel the scale of the weights before it."""
-    mlp, cnn = exact.small_mlp, exact.small_cnn
-    monkeypatch.setattr(exact, "small_mlp", lambda eps: mlp(1.0))
-    monkeypatch.setattr(exact, "small_cnn", lambda eps: cnn(1.0))
-    assert not exact.weights_are_orthogonal_to_their_gradient().ok
+    mlp, cnn = equations.small_mlp, equations.small_cnn
+    monkeypatch.setattr(equations, "small_mlp", lambda eps: mlp(1.0))
+    monkeypatch.setattr(equations, "small_cnn", lambda eps: cnn(1.0))
+    assert not equations.weights_are_orthogonal_to_their_gradient().ok
 
 
 def test_the_command_prints_one_json_object_and_exits_0() -> None:

@@ -1,27 +1,114 @@
-"""Equations that hold to rounding, in float64. Legend: B batch, C channels, H W space, m values per channel."""
+"""The identities of `bnlab verify`: both sides of an equation by different means, and how far they differ.
+
+First those that hold to rounding, in float64; then laws that hold on average, of wide random nets and of batches drawn
+from a population. Legend: B batch, C channels, H W space, m values per channel.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab.core.losses import objective
-from bnlab.core.registry import NORMS
+from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.seeds import stream
+from bnlab.core.spec import ModelSpec, NormSpec
 from bnlab.core.state import State, gradient_at, line, loss_at, staircase
-from bnlab.net.wrap import Tap
+from bnlab.core.theory import gradient_growth
+from bnlab.net.build import Net
+from bnlab.net.wrap import Tap, TrainingTap
 from bnlab.probes.lipschitz import terms
-from bnlab.verify.base import Identity, relative, scalars, small_cnn, small_mlp
 
 LOSS = objective("cross_entropy", "mean")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One line of the proof: two sides that must agree, and by how much they do not."""
+
+    name: str
+    left: str
+    right: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # and not when it is NaN
+
+
+def identities() -> Iterator[Identity]:
+    """Every identity, checked as it is taken."""
+    for dims in (1, 2):
+        for steps in (1, 2, 10):
+            yield reference_is_torch(dims, steps)
+        yield derivative_is_the_limit(dims)
+    yield gradients_shrink("mlp")
+    yield gradients_shrink("cnn")
+    yield weights_are_orthogonal_to_their_gradient()
+    yield weights_grow_by_pythagoras()
+    yield a_line_begins_at_the_loss()
+    yield nothing_precedes_the_first_site()
+    for batch in (8, 16, 32, 64, 128):
+        yield gradients_grow("relu", batch)
+    yield gradients_grow("linear", 32)
+    yield gradients_do_not_grow_without_norm()
+    for values in (32, 128):
+        yield means_scatter(values)
+        yield deviations_scatter(values)
+
+
+def scalars(name: str, left: Tensor, right: Tensor, tolerance: float) -> Identity:
+    a, b = left.item(), right.item()
+    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=abs(a / b - 1), tolerance=tolerance)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / (1 + b.abs().max())).item()
+
+
+def small_mlp(eps: float) -> tuple[Net, Tensor, Tensor]:
+    net = random_net("mlp", "relu", "batch", (8,), 0, depth=3, width=12, eps=eps)
+    return with_batch(net, (16, 8))
+
+
+def small_cnn(eps: float) -> tuple[Net, Tensor, Tensor]:
+    net = random_net(
+        "cnn", "relu", "batch", (2, 6, 6), 0, channels=[4, 5], strides=1, kernel=3, head="average", eps=eps
+    )
+    return with_batch(net, (10, 2, 6, 6))
+
+
+def with_batch(net: Net, shape: tuple[int, ...]) -> tuple[Net, Tensor, Tensor]:
+    generator = stream(0, "data", "verify", *shape)
+    net.module.double()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return net, x, torch.randint(10, shape[:1], generator=generator)
+
+
+def random_net(
+    model: str, activation: Any, norm: str, shape: tuple[int, ...], seed: int, *, eps: float, **options: Any
+) -> Net:
+    settings = {"eps": eps, "momentum": 0.1, "affine": True} if norm != "none" else {}
+    of_model = ModelSpec(
+        name=model, activation=activation, init="he", init_scale=1.0, init_std=0.01, bias="auto", options=options
+    )
+    of_norm = NormSpec(name=norm, layers="all", every=1, position="before", options=settings)
+    net = MODELS.build(model, options, shape, 10, of_model, of_norm, seed)
+    assert isinstance(net, Net)
+    return net
+
+
 def reference_is_torch(dims: int, steps: int) -> Identity:
     """Our batch norm, written from the formula, against torch's: outputs, gradients at the input and at gamma and beta,
-    running statistics, over `steps` training steps and then in use. The largest difference, relative to torch's
-    scale."""
+    running statistics, over `steps` training steps and then in evaluation mode. The largest difference, relative to
+    torch's scale."""
     generator = stream(0, "data", "reference", dims)
     options = {"eps": 1e-5, "momentum": 0.1, "affine": True}
     ours: nn.Module = NORMS.build("batch_reference", options, 6, 2 * (dims - 1)).double()
@@ -29,7 +116,7 @@ def reference_is_torch(dims: int, steps: int) -> Identity:
     shape = (8, 6) if dims == 1 else (8, 6, 5, 4)
     worst = 0.0
     for step in range(steps + 1):
-        if step == steps:  # in use
+        if step == steps:  # evaluation mode
             ours.eval()
             torchs.eval()
         x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 1
@@ -166,3 +253,67 @@ def nothing_precedes_the_first_site() -> Identity:
         error=shifts[0] if shifts[1] > 1e-6 else math.inf,
         tolerance=0.0,
     )
+
+
+def gradients_grow(activation: str, batch: int) -> Identity:
+    """The squared norm of the gradient at the pre-activations of a wide random net, growth per layer, against Yang
+    et al. 2019, theorem 8. Geometric mean over 4 nets of width 512, in float32."""
+    measured = measured_growth(activation, batch, norm="batch")
+    return scalars(
+        f"gradient growth with batch norm, {activation}, batch {batch}",
+        torch.tensor(measured),
+        torch.tensor(gradient_growth(batch, activation)),
+        0.03,
+    )
+
+
+def gradients_do_not_grow_without_norm() -> Identity:
+    """Without a norm, He's initialization keeps the gradient's norm (He et al. 2015, section 2.2)."""
+    measured = measured_growth("relu", 64, norm="none")
+    return scalars("gradient growth without a norm, relu, He", torch.tensor(measured), torch.tensor(1.0), 0.05)
+
+
+def means_scatter(values: int) -> Identity:
+    """The means of batches of m scatter by sigma / sqrt(m) (Luo et al. 2019): 4,000 batches from a skewed
+    population."""
+    batches, sigma, _ = draw_batches(values)
+    return scalars(
+        f"scatter of batch means, {values} values", batches.mean(dim=1).std(), torch.tensor(sigma / values**0.5), 0.05
+    )
+
+
+def deviations_scatter(values: int) -> Identity:
+    """Their standard deviations scatter by sigma sqrt((rho + 2) / 4m), rho the excess kurtosis (Luo et al. 2019)."""
+    batches, sigma, rho = draw_batches(values)
+    expected = sigma * ((rho + 2) / (4 * values)) ** 0.5
+    measured = batches.std(dim=1, correction=0).std()
+    return scalars(f"scatter of batch standard deviations, {values} values", measured, torch.tensor(expected), 0.1)
+
+
+def draw_batches(values: int) -> tuple[Tensor, float, float]:
+    """4,000 batches [4000, m] of a rectified-and-shifted normal variable, its standard deviation and excess
+    kurtosis."""
+    x = torch.randn(4000, values, generator=stream(0, "noise", "scatter", values), dtype=torch.float64)
+    population = F.relu(torch.randn(10**6, generator=stream(0, "noise", "population"), dtype=torch.float64) + 1)
+    centred = population - population.mean()
+    variance = centred.square().mean().item()
+    return F.relu(x + 1), variance**0.5, centred.pow(4).mean().item() / variance**2 - 3
+
+
+def measured_growth(
+    activation: str, batch: int, norm: str, *, nets: int = 4, width: int = 512, depth: int = 30
+) -> float:
+    """Geometric mean over nets and layers of |delta_l|^2 / |delta_(l+1)|^2, less 5 layers at the input and 8 at the
+    top, where the growth is not yet what it becomes."""
+    logs = []
+    for seed in range(nets):
+        net = random_net("mlp", activation, norm, (width,), seed, depth=depth, width=width, eps=1e-8)
+        x = torch.randn(batch, width, generator=stream(seed, "data", "growth", batch))
+        weights = torch.randn(batch, 10, generator=stream(seed, "data", "growth weights", batch))
+        tap = TrainingTap(net, deltas=True)
+        with tap:
+            out = net.module(x)
+        (out * weights).sum().backward()
+        squares = torch.stack([tap.training.delta_norms[index] for index in range(5, depth - 8)]).square()
+        logs.append(squares.log().diff().neg().mean().item())
+    return math.exp(sum(logs) / len(logs))
