@@ -22,7 +22,7 @@ from bnlab.sweep.ledger import DONE, look
 from bnlab.sweep.task import BUSY, REFUSED, Task, train_apart, train_task
 
 POLL_S = 0.25
-"""How often runs that are at work elsewhere are looked at, once nothing else is left to do."""
+"""How often runs that another process trains are looked at, once nothing else is left to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Sweep:
 
     @property
     def left(self) -> list[Standing]:
-        """Cells that are still to run, or at work."""
+        """Cells that are still to run, or running."""
         return [self.standings[key] for key in self._left]
 
     def run(
@@ -100,8 +100,8 @@ class Sweep:
         elsewhere: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Run what is left, until nothing is, or `stopped` names a reason, or, with `fail_fast`, a run has failed.
-        `tick` is called several times a second; `elsewhere` hears how many runs are waited for that another process is
-        at work on."""
+        `tick` is called several times a second; `elsewhere` is called with the number of runs that another process
+        trains."""
 
         def stop() -> bool:
             tick()
@@ -120,7 +120,7 @@ class Sweep:
                 return
 
     def _tasks(self) -> Iterator[Task]:
-        """What is left and not at work elsewhere, looked at anew just before it is begun."""
+        """What is left and not running elsewhere; its state is read again just before it is begun."""
         for key in list(self._left):
             standing = self.standings[key]
             state, status = self._now(key, standing.folder)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from bnlab.board.events import Profile
 
 BUSY, REFUSED = "busy", "refused"
-"""How else a task may end, beside a run's status: somebody is at work on it; its spec cannot be set up, and nothing was
+"""How else a task may end, beside a run's status: another process trains it; its spec cannot be set up, and nothing was
 written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A run to train, or to go on with. `provenance` goes into its spec.yaml; `profile` is of its
+    """A run to train or to resume. `provenance` goes into its spec.yaml; `profile` is of its
     event file (board/run.py)."""
 
     spec: RunSpec
@@ -63,7 +63,7 @@ def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
 
 def train_apart(task: Task) -> dict[str, Any]:
     """The same in a process that has nothing else to do: what it prints goes to the run's log, and it stops when the
-    sweep asks, or is no more."""
+    sweep signals it, or has ended."""
     log = task.folder.path / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -214,7 +214,7 @@ def it_declares_itself(case: Measured) -> None:
     if not isinstance(needs, frozenset):
         raise BrokenError(f"its needs must be a frozenset, and are {needs!r}")
     if unknown := sorted(set(needs) - set(get_args(Need))):
-        raise BrokenError(f"needs {unknown[0]!r}, which there is not; there are {', '.join(get_args(Need))}")
+        raise BrokenError(f"needs {unknown[0]!r}, which does not exist; there are {', '.join(get_args(Need))}")
     metrics = getattr(constructor, "metrics", None)
     if not isinstance(metrics, Mapping) or not metrics:
         raise BrokenError("its class must have metrics, what each journal name means by name")

@@ -406,7 +406,7 @@ BROKEN_PROBES: list[tuple[Any, str, str]] = [
     (
         NeedsWhatIsNot,
         "declaration",
-        "needs 'the_weather', which there is not; there are training_sites, delta_norms, weights_before, before, "
+        "needs 'the_weather', which does not exist; there are training_sites, delta_norms, weights_before, before, "
         "probe_sites, training_data, test_data",
     ),
     (TakenName, "declaration", "its metric grad_norm is one of the probe gradients already"),
