@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bnlab.analysis.base import Decision, Verdict
+from bnlab.analysis.base import SIGNS, Decision, Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.study import Study
@@ -44,34 +44,6 @@ class Table:
     corner: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Square, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A figure, as the page takes it in."""
-
-    name: str
-    title: str
-    alt: str
-    about: str
-    light: str
-    dark: str
-    data: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A run in the list of runs."""
-
-    id: str
-    arm: str
-    lr: str
-    seed: str
-    status: str
-    bad: bool
-    loss: str
-    accuracy: str
-    command: str
 
 
 def render(
@@ -186,38 +158,38 @@ def _square(runs: Sequence[Run], best: bool) -> Square:
     )
 
 
-def _picture(figure: Written) -> Picture:
+def _picture(figure: Written) -> dict[str, Any]:
     drawn = figure.drawn
     small = len(figure.csv) <= EMBEDDED
-    return Picture(
-        name=drawn.name,
-        title=drawn.title,
-        alt=f"{drawn.title}. {drawn.about}",
-        about=drawn.about,
-        light=_data("image/svg+xml", figure.svg),
-        dark=_data("image/svg+xml", figure.dark_svg),
-        data=_data("text/csv", figure.csv) if small else f"figures/{drawn.name}.csv",
-    )
+    return {
+        "name": drawn.name,
+        "title": drawn.title,
+        "alt": f"{drawn.title}. {drawn.about}",
+        "about": drawn.about,
+        "light": _data("image/svg+xml", figure.svg),
+        "dark": _data("image/svg+xml", figure.dark_svg),
+        "data": _data("text/csv", figure.csv) if small else f"figures/{drawn.name}.csv",
+    }
 
 
 def _data(kind: str, text: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _row(run: Run, prepared: Prepared, command: str) -> Row:
+def _row(run: Run, prepared: Prepared, command: str) -> dict[str, Any]:
     status = "diverged" if run.diverged else "finished" if run.trains else "at chance"
     accuracy = run.final("test_accuracy")
-    return Row(
-        id=run.id,
-        arm=prepared.arms[run.id],
-        lr=number(run.lr),
-        seed=str(run.spec["seed"]),
-        status=f"{status} at {run.status.get('step', '?')}" if run.diverged else status,
-        bad=not run.trains,
-        loss=shown(run.final("train_loss")),
-        accuracy="–" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %",
-        command=command,
-    )
+    return {
+        "id": run.id,
+        "arm": prepared.arms[run.id],
+        "lr": number(run.lr),
+        "seed": str(run.spec["seed"]),
+        "status": f"{status} at {run.status.get('step', '?')}" if run.diverged else status,
+        "bad": not run.trains,
+        "loss": shown(run.final("train_loss")),
+        "accuracy": "–" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %",
+        "command": command,
+    }
 
 
 def _unfinished(run: Run, root: Path) -> dict[str, str]:
@@ -288,40 +260,19 @@ def _filled(name: str, **content: Any) -> str:
     return page
 
 
-SIGNS: Mapping[Decision, tuple[str, str]] = {
-    "supported": ("✓", "good"),
-    "refuted": ("✕", "bad"),
-    "inconclusive": ("?", "open"),
-    "direction only": ("→", "open"),
-    "not tested": ("–", "none"),
+KINDS: Mapping[Decision, str] = {
+    "supported": "good",
+    "refuted": "bad",
+    "inconclusive": "open",
+    "direction only": "open",
+    "not tested": "none",
 }
-"""Of a decision: its sign, and its class in the style sheet."""
+"""The class of each decision in the style sheet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """A verdict, in words."""
-
-    sign: str
-    kind: str
-    decision: str
-    name: str
-    text: str
-    source: str
-    effect: str
-    interval: str
-    facts: str
-    why: str
-    cautions: tuple[str, ...]
-    arms: tuple[tuple[str, str], ...]
-    """Name of the arm and where it was compared, with its figures."""
-    commands: tuple[str, ...]
-
-
-def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) -> Card:
+def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) -> dict[str, Any]:
     """`lines`: the command of every run by its id."""
     claim = verdict.claim
-    sign, kind = SIGNS[verdict.decision]
     unit = "×" if claim.compare == "ratio" else ""
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
@@ -330,27 +281,27 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     study = collection.study
     typed = collection.study_provenance.get("line")
     again = [str(typed or f"bnlab sweep --config {study.name}")] if study else []
-    return Card(
-        sign=sign,
-        kind=kind,
-        decision=verdict.decision,
-        name=claim.name,
-        text=claim.text,
-        source=claim.source,
-        effect=f"{shown(verdict.effect)}{unit}" if verdict.effect is not None else "",
-        interval=f"{shown(verdict.interval[0])} to {shown(verdict.interval[1])}{unit}" if verdict.interval else "",
-        facts=" · ".join(fact for fact in (*facts, asked) if fact),
-        why=verdict.why,
-        cautions=verdict.cautions,
-        arms=tuple((f"{arm.label} ({arm.point})", ", ".join(shown(x) for x in arm.values)) for arm in both),
-        commands=tuple(again + [by_place[place] for arm in both for place in arm.runs if by_place.get(place)]),
-    )
+    return {
+        "sign": SIGNS[verdict.decision],
+        "kind": KINDS[verdict.decision],
+        "decision": verdict.decision,
+        "name": claim.name,
+        "text": claim.text,
+        "source": claim.source,
+        "effect": f"{shown(verdict.effect)}{unit}" if verdict.effect is not None else "",
+        "interval": f"{shown(verdict.interval[0])} to {shown(verdict.interval[1])}{unit}" if verdict.interval else "",
+        "facts": " · ".join(fact for fact in (*facts, asked) if fact),
+        "why": verdict.why,
+        "cautions": verdict.cautions,
+        "arms": tuple((f"{arm.label} ({arm.point})", ", ".join(shown(x) for x in arm.values)) for arm in both),
+        "commands": tuple(again + [by_place[place] for arm in both for place in arm.runs if by_place.get(place)]),
+    }
 
 
 def counted(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     """Sign, class and `3 supported` of every decision there is."""
     return [
-        (*SIGNS[decision], f"{there} {decision}")
+        (SIGNS[decision], KINDS[decision], f"{there} {decision}")
         for decision in SIGNS
         if (there := sum(verdict.decision == decision for verdict in verdicts))
     ]

@@ -17,6 +17,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
+from bnlab.analysis.arms import title as title_of
+from bnlab.core.text import count as counted
 from bnlab.core.text import number
 from bnlab.report.style import INK, MUTED, PAPER, Look
 from bnlab.report.views import Drawn, Floats, Group, Number, View
@@ -25,6 +27,7 @@ WIDTH, LEFT = 5.6, 0.74
 """Of a sheet, and where its leftmost axes begin; in inches."""
 TITLE_PT, NOTE_PT, LABEL_PT = 10.5, 7.0, 9.0
 HALO = [withStroke(linewidth=2.6, foreground=PAPER)]
+LABEL: dict[str, Any] = {"fontsize": LABEL_PT, "fontweight": "bold"}
 
 
 @cache
@@ -227,47 +230,27 @@ def lanes(
         places = [float(ax.transData.transform((x, 1.0))[0]) for x, _, _ in wanted]
         rooms = [*(b - a - 12 for a, b in pairwise(places)), 99.0]
         for (x, count, of), room in zip(wanted, rooms, strict=True):
-            ax.plot(
-                x,
-                y,
-                transform=ax.get_xaxis_transform(),
-                marker=sign,
-                markersize=5.5,
-                markerfacecolor=group.look.color if sign == "X" else PAPER,
-                markeredgecolor=group.look.color,
-                markeredgewidth=0.3 if sign == "X" else 1.1,
-                clip_on=False,
-                linestyle="none",
-                zorder=5,
-            )
-            ax.annotate(
-                _tally(count, of, room),
-                (x, y),
-                xycoords=ax.get_xaxis_transform(),
-                xytext=(4.5, 0),
-                textcoords="offset points",
-                fontsize=6.5,
-                color=group.look.ink,
-                va="center",
-                ha="left",
-                annotation_clip=False,
-            )
+            filled = sign == "X"
+            look: dict[str, Any] = {
+                "markerfacecolor": group.look.color if filled else PAPER,
+                "markeredgecolor": group.look.color,
+            }
+            look |= {"markeredgewidth": 0.3 if filled else 1.1, "linestyle": "none", "marker": sign}
+            ax.plot(x, y, transform=ax.get_xaxis_transform(), markersize=5.5, clip_on=False, zorder=5, **look)
+            beside: dict[str, Any] = {
+                "xycoords": ax.get_xaxis_transform(),
+                "xytext": (4.5, 0),
+                "color": group.look.ink,
+                "ha": "left",
+            }
+            ax.annotate(_tally(count, of, room), (x, y), fontsize=6.5, **beside, **BESIDE)
         row += 1
     if row:
-        ax.annotate(
-            word,
-            (0, 1 + (9 + 6 * (row - 1)) / height),
-            xycoords="axes fraction",
-            xytext=(-5, 0),
-            textcoords="offset points",
-            fontsize=7,
-            color=MUTED,
-            va="center",
-            ha="right",
-            annotation_clip=False,
-        )
+        left: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (-5, 0), "color": MUTED, "ha": "right"}
+        ax.annotate(word, (0, 1 + (9 + 6 * (row - 1)) / height), fontsize=7, **left, **BESIDE)
 
 
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 NUDGES = sorted((6.0 * step for step in range(-26, 27)), key=abs)
 """How far a label may be moved up or down, in points; as little as will do."""
 
@@ -310,20 +293,13 @@ def place_labels(
             left, width = ends[index][0] + 8, text_width(labels[index].text, LABEL_PT, bold=True)
             y = heights[row] if len(column) > 2 else _free(points, taken, left, width, ends[index][1], (low, high))
             taken.append((left - 2, left + width + 2, y - 5.5, y + 5.5))
-            across, up = (float(c) for c in ax.transAxes.inverted().transform((left, y)))
-            ax.text(
-                across,
-                up,
-                labels[index].text,
-                transform=ax.transAxes,
-                color=labels[index].look.ink,
-                fontsize=LABEL_PT,
-                fontweight="bold",
-                va="center",
-                ha="left",
-                path_effects=HALO,
-                zorder=6,
-            )
+            _write(ax, left, y, labels[index].text, va="center", color=labels[index].look.ink, **LABEL)
+
+
+def _write(ax: Axes, left: float, y: float, text: str, **looks: Any) -> None:
+    """Text with a halo, at a place in points of the sheet."""
+    x, up = (float(c) for c in ax.transAxes.inverted().transform((left, y)))
+    ax.text(x, up, text, transform=ax.transAxes, ha="left", path_effects=HALO, zorder=6, **looks)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -377,19 +353,7 @@ def line_note(ax: Axes, y: float, text: str, drawn: Sequence[tuple[Floats, Float
         (ax.bbox.x1 - width, ax.bbox.x1, height - 11, height - 1),
     ]
     box = min(boxes, key=lambda box: _inside(points, box, 4))
-    x, top = ax.transAxes.inverted().transform((box[0], box[3]))
-    ax.text(
-        x,
-        top,
-        text,
-        transform=ax.transAxes,
-        fontsize=7.5,
-        color=MUTED,
-        ha="left",
-        va="top",
-        path_effects=HALO,
-        zorder=6,
-    )
+    _write(ax, box[0], box[3], text, va="top", color=MUTED, fontsize=7.5)
     return box
 
 
@@ -416,3 +380,18 @@ def _dense(points: Floats) -> Floats:
     share = np.linspace(0, 1, 8, endpoint=False)[:, None, None]
     between: Floats = (points[None, :-1] * (1 - share) + points[None, 1:] * share).reshape(-1, 2)
     return np.concatenate([between, points[-1:]])
+
+
+def seeds_of(view: View) -> str:
+    """`6 seeds`."""
+    return counted(len(view.seeds), "seed")
+
+
+def optimizer(view: View) -> str:
+    """`SGD`; several, one after the other."""
+    return ", ".join(sorted({title_of(run, "optim") for group in view.groups for run in group.runs}))
+
+
+def footnote(*parts: str) -> str:
+    """The parts that are not empty, as one paragraph."""
+    return " ".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What figures are drawn from: views of the runs, arm by arm, and averages over their seeds. Nothing here draws."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.analysis.arms import Arms, Key, arms_of, frozen, title
+from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.rates import largest_of
 from bnlab.core.study import evenly
-from bnlab.core.text import count, short_key
+from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 from bnlab.report.style import Look, looks_for
 
@@ -398,18 +398,3 @@ def by_seed(runs: Sequence[Run], figure: Callable[[Run], float]) -> dict[int, fl
     """A figure of each run, where it is positive and finite."""
     found = {run.seed: figure(run) for run in runs}
     return {seed: value for seed, value in found.items() if np.isfinite(value) and value > 0}
-
-
-def seeds_of(view: View) -> str:
-    """`6 seeds`."""
-    return count(len(view.seeds), "seed")
-
-
-def optimizer(view: View) -> str:
-    """`SGD`; several, one after the other."""
-    return ", ".join(sorted({title(run, "optim") for group in view.groups for run in group.runs}))
-
-
-def footnote(*parts: str) -> str:
-    """The parts that are not empty, as one paragraph."""
-    return " ".join(part for part in parts if part)

@@ -144,9 +144,13 @@ def verdict_list(found: Sequence[Verdict], collection: Collection) -> str:
     lines = []
     for verdict in found:
         card = card_of(verdict, collection, no_lines)
-        effect = f"**{card.effect}** (95 % interval {card.interval})" if card.interval else card.effect or verdict.why
-        cautions = "".join(f"; *{caution}*" for caution in card.cautions)
-        lines.append(f"- **{card.sign} {card.decision}**: {card.text}: {effect}; {card.facts}{cautions}")
+        effect = (
+            f"**{card['effect']}** (95 % interval {card['interval']})"
+            if card["interval"]
+            else card["effect"] or verdict.why
+        )
+        cautions = "".join(f"; *{caution}*" for caution in card["cautions"])
+        lines.append(f"- **{card['sign']} {card['decision']}**: {card['text']}: {effect}; {card['facts']}{cautions}")
     return "\n".join(lines)
 
 

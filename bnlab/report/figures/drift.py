@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 
 from bnlab.core.text import listed, number
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import LEFT, WIDTH, Sheet, log_ticks, panel_name
+from bnlab.report.sheet import LEFT, WIDTH, Sheet, footnote, log_ticks, panel_name, seeds_of
 from bnlab.report.style import EDGE, GRID, Look
 from bnlab.report.views import (
     Drawn,
@@ -23,10 +23,8 @@ from bnlab.report.views import (
     by_seed,
     even,
     finite,
-    footnote,
     median,
     ratio,
-    seeds_of,
     together,
 )
 

@@ -11,9 +11,20 @@ from bnlab.core.text import count, listed
 from bnlab.core.theory import gradient_growth
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import HALO, LEFT, EndLabel, Sheet, around, log_ticks, open_marker, place_labels, room_for
+from bnlab.report.sheet import (
+    HALO,
+    LEFT,
+    EndLabel,
+    Sheet,
+    around,
+    footnote,
+    log_ticks,
+    open_marker,
+    place_labels,
+    room_for,
+)
 from bnlab.report.style import INK, Look
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, finite, footnote, geometric
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, finite, geometric
 
 METRIC = "delta_norm"
 

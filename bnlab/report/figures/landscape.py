@@ -9,23 +9,20 @@ import numpy as np
 
 from bnlab.core.text import listed, number
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, log_ticks, place_labels, room_for, step_axis
-from bnlab.report.style import Look
-from bnlab.report.views import (
-    Drawn,
-    Floats,
-    Group,
-    Missing,
-    Number,
-    View,
-    by_seed,
-    finite,
+from bnlab.report.sheet import (
+    LEFT,
+    EndLabel,
+    Sheet,
+    around,
     footnote,
-    geometric,
-    ratio,
+    log_ticks,
+    place_labels,
+    room_for,
     seeds_of,
-    together,
+    step_axis,
 )
+from bnlab.report.style import Look
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, by_seed, finite, geometric, ratio, together
 
 HATCHES = {"o": "", "s": "////", "^": "\\\\\\\\", "D": "....", "v": "----"}
 """By marker: the second sign of a band."""

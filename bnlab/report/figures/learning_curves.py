@@ -10,9 +10,9 @@ import numpy as np
 from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.core.text import capital, number
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, log_ticks, place_labels, room_for, step_axis
+from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, footnote, log_ticks, place_labels, room_for, step_axis
 from bnlab.report.style import Look
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, footnote, geometric, ratio, together
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, geometric, ratio, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,28 +15,19 @@ from bnlab.report.sheet import (
     EndLabel,
     Sheet,
     around,
+    footnote,
     lanes,
     line_note,
     log_ticks,
     open_marker,
+    optimizer,
     place_labels,
     rate_axis,
     room_for,
+    seeds_of,
     shifts,
 )
-from bnlab.report.views import (
-    Drawn,
-    Group,
-    Missing,
-    Number,
-    View,
-    footnote,
-    geometric_mean,
-    log_interval,
-    optimizer,
-    ratio,
-    seeds_of,
-)
+from bnlab.report.views import Drawn, Group, Missing, Number, View, geometric_mean, log_interval, ratio
 
 MOST_BANDS = 4
 """Arms; with more, only the two of the title have bands."""

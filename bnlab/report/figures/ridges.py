@@ -13,9 +13,9 @@ from bnlab.core.study import evenly
 from bnlab.core.text import listed, number
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import LEFT, WIDTH, Sheet, panel_name
+from bnlab.report.sheet import LEFT, WIDTH, Sheet, footnote, panel_name
 from bnlab.report.style import EDGE, MUTED, PAPER, Look
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, by_seed, footnote, ratio
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, by_seed, ratio
 
 PREFIX = "histogram.pre."
 LIMIT = 1000.0

@@ -15,16 +15,19 @@ from bnlab.report.sheet import (
     EndLabel,
     Sheet,
     around,
+    footnote,
     lanes,
     line_note,
     log_ticks,
     open_marker,
+    optimizer,
     place_labels,
     rate_axis,
     room_for,
+    seeds_of,
     shifts,
 )
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, footnote, optimizer, ratio, seeds_of
+from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
