@@ -10,7 +10,7 @@ of it in the caches, the same small operations would take several times as long.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -99,6 +99,31 @@ class Probe(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a probe may declare beside the `Probe` protocol, as attributes of the same names."""
+
+    batch: int | None = None
+    """How many examples of the fixed probe batch it measures."""
+    splits: int = 1
+    """Into how many parts it cuts the training batch."""
+    layout: Callable[[Net], Any] | None = None
+    """A function of the net that describes how the parts of `Raw` belong to sites, computed once at set-up and passed
+    to `summarize` as a third argument."""
+
+
+def declared(probe: object) -> Declared:
+    """What the probe declares, with the defaults for all else."""
+    names = ("batch", "splits", "layout")
+    return Declared(**{name: getattr(probe, name) for name in names if hasattr(probe, name)})
+
+
+def layout_of(probe: object, net: Net) -> tuple[Any, ...]:
+    """The further arguments of the probe's `summarize`: its layout of this net, if it declares one."""
+    layout = declared(probe).layout
+    return () if layout is None else (layout(net),)
+
+
 def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
     """All of them as numpy arrays of their shapes; from a device in one transfer."""
     if all(x.device.type == "cpu" for x in tensors.values()):
@@ -111,4 +136,4 @@ def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
 
 def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
     """Both halves at once."""
-    return probe.summarize(to_host(probe.measure(snapshot)), carry)
+    return probe.summarize(to_host(probe.measure(snapshot)), carry, *layout_of(probe, snapshot.net))

@@ -20,6 +20,7 @@ from torch import Tensor
 from bnlab.core.registry import PROBES
 from bnlab.core.state import State, gradient_at, loss_at
 from bnlab.data.base import Split
+from bnlab.net.build import Net
 from bnlab.net.wrap import AffineTap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
@@ -69,11 +70,9 @@ class Gradients:
         }
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
-        self._sites = 0
 
     def measure(self, snapshot: Snapshot) -> Raw:
         net, before = snapshot.net, snapshot.before.params
-        self._sites = len(net.sites)
         weights = {site.params[0]: net.params[site.params[0]] for site in net.sites}
         grads = {name: param.grad for name, param in net.params.items() if param.grad is not None}
         with torch.no_grad():
@@ -91,11 +90,15 @@ class Gradients:
             raw["cancellation"] = self._cancellation(snapshot)
         return raw
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+    def layout(self, net: Net) -> int:
+        """L."""
+        return len(net.sites)
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, sites: int) -> tuple[Metrics, Carry]:
         # A row of one norm a site for each figure, in the order of `measure`, then the norms of all other gradients.
         rows = 1 + 2 * self.updates + self.deltas
-        by_site = list(raw["norms"][: rows * self._sites].reshape(rows, self._sites))
-        others = raw["norms"][rows * self._sites :]
+        by_site = list(raw["norms"][: rows * sites].reshape(rows, sites))
+        others = raw["norms"][rows * sites :]
         delta_norm = by_site.pop(0) if self.deltas else None
         grad_norm = by_site.pop(0)
         metrics: Metrics = {"grad_norm": grad_norm}

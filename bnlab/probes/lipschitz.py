@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
 from bnlab.core.state import State, loss_at
+from bnlab.net.build import Net
 from bnlab.net.wrap import Tap
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
@@ -59,17 +60,13 @@ class Lipschitz:
         "thm41_corr": "5_lipschitz_corr",
     }
 
-    def __init__(self) -> None:
-        self._measured = np.zeros(0, dtype=bool)
+    def layout(self, net: Net) -> HostArray:
+        """Which sites are measured, [L]."""
+        return np.isin(np.arange(len(net.sites)), list(_norms(net)))
 
     def measure(self, snapshot: Snapshot) -> Raw:
         net, batch = snapshot.net, snapshot.batch
-        norms = {
-            index: site.norm
-            for index, site in enumerate(net.sites)
-            if site.norm_first and type(site.norm) in BATCH_NORMS  # a class made from one of these may be anything
-        }
-        self._measured = np.isin(np.arange(len(net.sites)), list(norms))
+        norms = _norms(net)
         if not norms:
             return {}
         params = {name: value.detach().requires_grad_() for name, value in snapshot.before.params.items()}
@@ -86,13 +83,24 @@ class Lipschitz:
             rows.append(summary(terms(pre.detach(), below, above, gamma, norm.eps), pre.dtype))
         return {"rows": torch.stack(rows)}
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, measured: HostArray) -> tuple[Metrics, Carry]:
         if "rows" not in raw:
             return {}, carry
-        found = np.full((len(self.metrics), len(self._measured)), np.nan, dtype=raw["rows"].dtype)
-        found[:, self._measured] = raw["rows"].T
+        found = np.full((len(self.metrics), len(measured)), np.nan, dtype=raw["rows"].dtype)
+        found[:, measured] = raw["rows"].T
         found[0, found[0] < 0] = np.nan  # no channel at all had a gradient
         return dict(zip(self.metrics, found, strict=True)), carry
+
+
+def _norms(net: Net) -> dict[int, nn.Module]:
+    """By site, the batch norms between an affine map and a nonlinearity."""
+    return {
+        index: site.norm
+        for index, site in enumerate(net.sites)
+        if site.norm_first
+        and type(site.norm) in BATCH_NORMS  # a subclass of one of these may compute anything
+        and site.norm is not None
+    }
 
 
 class Terms(NamedTuple):

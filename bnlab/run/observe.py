@@ -23,7 +23,7 @@ from bnlab.core.state import Objective, PreservedBuffers, State, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import Sites, Tap, TrainingSites, TrainingTap
-from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, to_host
+from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, layout_of, to_host
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal, Record, read
 
@@ -87,6 +87,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.carries = {name: {} for name in self.probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in self.net.params.items()}
+        self._layouts = {name: layout_of(probe, self.net) for name, probe in self.probes.items()}
         self.preserved = PreservedBuffers(self.net.module)
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class Observer:
         for name, part in raw.items():
             own = {key: host[name, key] for key in part}
             with np.errstate(all="ignore"):  # values that are not finite are null in the journal
-                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name])
+                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name], *self._layouts[name])
             found |= metrics
         return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
 

@@ -257,8 +257,8 @@ class Recorded:
         self.raws.append((raw, bits(raw)))
         return raw
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        given = self.probe.summarize(raw, carry)
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, *layout: Any) -> tuple[Metrics, Carry]:
+        given = self.probe.summarize(raw, carry, *layout)
         if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(part, dict) for part in given):
             raise BrokenError("summarize must give two dicts, the metrics and the carry")
         metrics, carry = given
