@@ -69,6 +69,7 @@ SHORTER: dict[str, Callable[[list[str]], list[str]]] = {
 """What makes a command short enough for a test."""
 
 
+@pytest.mark.slow
 def test_every_command_of_the_guide_works_in_its_order(there: Path) -> None:
     lines = "".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.S)).splitlines()
     commands = [shlex.split(line) for line in lines]
@@ -80,6 +81,7 @@ def test_every_command_of_the_guide_works_in_its_order(there: Path) -> None:
         assert expected.get(words[0], "") in out
 
 
+@pytest.mark.slow
 def test_the_python_of_the_guide_reads_the_runs(there: Path) -> None:
     [text] = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
     (there / "read.py").write_text(text)

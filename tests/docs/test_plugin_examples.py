@@ -42,6 +42,7 @@ def _commands(name: str) -> list[list[str]]:
     return [line.partition("  #")[0].split()[1:] for line in lines if f"{name}.py" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["my_data", "my_optimizer"])
 def test_a_data_set_and_an_optimizer_keep_the_contract_and_train(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text(EXAMPLES[name])
@@ -74,6 +75,7 @@ def _swept(folder: Path, metric: str = "my_metric", last: str = "10") -> Any:
     return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
 
+@pytest.mark.slow
 def test_a_metric_is_what_a_claim_compares(tmp_path: Path) -> None:
     swept = _swept(tmp_path)
     [claim] = swept["claims"]
@@ -94,6 +96,7 @@ def test_a_metric_that_no_plugin_brings_is_refused_before_anything_runs(tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_figure_is_in_the_report_with_its_numbers(tmp_path: Path) -> None:
     (tmp_path / "my_figure.py").write_text(EXAMPLES["my_figure"])
     verify, sweep = _commands("my_figure")
