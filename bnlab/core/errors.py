@@ -21,7 +21,7 @@ class UsageError(ValueError):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """As it is told on a terminal."""
+        """As a terminal shows it."""
         return (str(self),)
 
 

@@ -40,7 +40,7 @@ class Executor(Protocol):
         begun: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """`items` are taken one by one, as there is room for them; `begun` hears of each. `stopped` is asked several
-        times a second: once it is true nothing more is begun, and what is at work is asked to stop (stopping.py) and
-        has its outcome as ever. Closing the iterator early does the same, without outcomes."""
+        """`items` are taken one by one, when a worker is free; `begun` is called with each. `stopped` is called several
+        times a second: once it is true no item is begun, and running ones are signalled to stop and have their
+        outcomes as usual. Closing the iterator early does the same, without outcomes."""
         ...
