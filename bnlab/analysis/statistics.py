@@ -11,7 +11,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from bnlab.analysis.base import Decision
 from bnlab.record.journal import Floats
@@ -79,6 +79,17 @@ def interval(differences: Floats, resamples: int = RESAMPLES) -> tuple[Floats, F
         ).confidence_interval
         low[varied], high[varied] = found.low, found.high
     return low.reshape(np.shape(mean)), high.reshape(np.shape(mean))
+
+
+def t_half_width(values: Floats) -> Floats:
+    """Half the width of the 95 % t-interval of the mean over the first axis, of two values or more. [N, ...] -> [...]
+
+    >>> round(float(t_half_width(np.array([1.0, 2.0, 3.0]))), 3)
+    2.484
+    """
+    n = len(values)
+    quantile = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    return np.asarray(quantile * values.std(axis=0, ddof=1) / math.sqrt(n))
 
 
 def holm(ps: Floats) -> Floats:

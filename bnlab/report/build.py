@@ -7,13 +7,11 @@ from pathlib import Path
 from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import UsageError
-from bnlab.record.folder import RunFolder, find_runs, write_atomically
+from bnlab.record.folder import RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import in_order
 from bnlab.report.views import Built, LeftOut, Missing, Prepared, View, prepare
 from bnlab.report.write import Written, styled, written
-
-TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
 
 
 def build(root: Path) -> Built:
@@ -23,11 +21,8 @@ def build(root: Path) -> Built:
     Raises:
         UsageError: no such directory, no runs in it, or none that has ended.
     """
-    if not root.is_dir():
-        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+    runs_below(root)
     folders = studies_in(root)
-    if not folders:
-        raise UsageError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
     if folders == [root]:
         return _one(root)
     parts = tuple(_one(folder) for folder in folders if _has_ended(folder))
@@ -45,8 +40,8 @@ def build(root: Path) -> Built:
 
 
 def studies_in(root: Path) -> list[Path]:
-    """The folders that a report is about: `root`, or the studies below it. A run lies in NAME/norm/lr=.../seed=...; a
-    folder with a study.yaml, a run, and what is laid out otherwise are one whole."""
+    """The folders that a report is about: `root`, or the studies below it. Runs are in NAME/norm/lr=.../seed=...; a
+    folder with a study.yaml, a single run, and folders of another layout are one report."""
     runs = find_runs(root)
     if not runs:
         return []

@@ -23,7 +23,7 @@ from bnlab.report.views import Built, LeftOut, Prepared, geometric_mean, log_int
 from bnlab.report.write import Written
 
 EMBEDDED = 400_000
-"""Bytes of a CSV that still goes into the page; larger ones lie beside it."""
+"""Bytes of a CSV that still goes into the page; larger ones stay beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def render(
     figures: Sequence[Written],
     missing: Sequence[LeftOut],
 ) -> str:
-    """The page."""
+    """report.html."""
     runs = collection.runs
     rates, arms = sorted({run.spec["optim.lr"] for run in runs}), prepared.order
     lines = {run.id: line(run, collection.study) or "" for run in runs}
@@ -114,14 +114,14 @@ def title_of(collection: Collection) -> str:
 
 
 def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequence[Square]]) -> Table:
-    """A row a rate; with many arms, a row an arm."""
+    """One row per learning rate; with many arms, one row per arm."""
     if len(arms) > max(5, len(rates)):
         return Table(corner="arm", heads=tuple(rates), rows=tuple(zip(arms, zip(*fields, strict=True), strict=True)))
     return Table(corner="learning rate", heads=tuple(arms), rows=tuple(zip(rates, map(tuple, fields), strict=True)))
 
 
 def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
-    """Of every rate, a field an arm: geometric mean of the final training loss over the seeds that did not diverge;
+    """For every learning rate, a field per arm: geometric mean of the final training loss over the seeds that did not diverge;
     best only where all train."""
     by_place: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
@@ -208,7 +208,7 @@ def _known(runs: Sequence[Run], key: str) -> list[str]:
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:
-    """For the line under the title."""
+    """Versions and training time, for the line under the title."""
     shas = [sha[:7] for sha in _known(runs, "git_sha")]
     found = [f"bnlab {', '.join(_known(runs, 'bnlab'))}"] if _known(runs, "bnlab") else []
     found += [f"git {', '.join(shas)}"] if 0 < len(shas) <= 3 else [f"{len(shas)} git commits"] if shas else []
@@ -227,7 +227,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:
-    """What makes runs differ that is not in their specs."""
+    """Differences between the runs that are not in their specs."""
     found = []
     for key, what in (("torch", "versions of torch"), ("device", "kinds of machine"), ("git_sha", "git commits")):
         if len(known := _known(runs, key)) > 1:
@@ -251,7 +251,7 @@ def _css() -> str:
 
 
 def _filled(name: str, **content: Any) -> str:
-    """A template with its content, which is escaped; but for `css`, our own."""
+    """A template with its content, escaped except for `css`."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -277,7 +277,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
     facts = [count(verdict.n, "seed") if verdict.n else "", f"p = {verdict.p:.2g}" if verdict.p is not None else ""]
-    asked = f"asked: {'above' if claim.smallest_effect else 'more than'} {shown(claim.smallest_effect)}{unit}"
+    asked = f"required: {'above' if claim.smallest_effect else 'more than'} {shown(claim.smallest_effect)}{unit}"
     study = collection.study
     typed = collection.study_provenance.get("line")
     again = [str(typed or f"bnlab sweep --config {study.name}")] if study else []
@@ -299,7 +299,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
 
 
 def counted(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
-    """Sign, class and `3 supported` of every decision there is."""
+    """Sign, class and `3 supported`, for every decision that occurs."""
     return [
         (SIGNS[decision], KINDS[decision], f"{there} {decision}")
         for decision in SIGNS

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The sheet a figure is drawn on: title above, footnote below, axes placed in inches, labels at the ends of lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bnlab.report.style import INK, MUTED, PAPER, Look
 from bnlab.report.views import Drawn, Floats, Group, Number, View
 
 WIDTH, LEFT = 5.6, 0.74
-"""Of a sheet, and where its leftmost axes begin; in inches."""
+"""Width of a sheet, and the left edge of its leftmost axes, in inches."""
 TITLE_PT, NOTE_PT, LABEL_PT = 10.5, 7.0, 9.0
 HALO = [withStroke(linewidth=2.6, foreground=PAPER)]
 LABEL: dict[str, Any] = {"fontsize": LABEL_PT, "fontweight": "bold"}
@@ -38,7 +38,7 @@ def _word_width(word: str, size: float, bold: bool) -> float:
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """In points; word by word, so that what was measured once is not measured again."""
+    """In points; word by word, so that the width of each word is computed once."""
     words = text.split(" ")
     spaces = (len(words) - 1) * _word_width(" ", size, bold)
     return spaces + sum(_word_width(word, size, bold) for word in words if word)
@@ -131,7 +131,7 @@ def rate_axis(ax: Axes, rates: Sequence[float], optimizer: str) -> None:
 
 
 def shifts(view: View) -> list[float]:
-    """By what factor the markers of each arm stand beside their rate, so that arms do not hide each other."""
+    """The factor by which the markers of each arm are moved beside their rate, so that arms do not hide each other."""
     rates = view.rates
     gap = math.log(min(b / a for a, b in pairwise(rates)))
     widest = min(0.06 * gap, 0.03 * math.log(rates[-1] / rates[0]))
@@ -183,7 +183,7 @@ def around(values: Sequence[float], *, room: float = 0.06) -> tuple[float, float
 
 
 def _tally(count: int, of: int, room: float) -> str:
-    """How many of how many in so many points; where there is too little room, only what is not all of them.
+    """`count` of `of` in `room` points; where there is too little room, the count alone, or nothing if it is all.
 
     >>> [_tally(2, 3, room) for room in (40.0, 14.0, 5.0)], _tally(3, 3, 5.0)
     (['2 of 3', '2/3', '2'], '')
@@ -206,7 +206,7 @@ def step_axis(ax: Axes, last: float) -> None:
 
 
 def open_marker(look: Look, size: float = 4.2) -> dict[str, Any]:
-    """Keywords of a marker that shows what is under it."""
+    """Keyword arguments of an open marker, which does not hide what is below it."""
     return {
         "marker": look.marker,
         "markersize": size,
@@ -220,7 +220,7 @@ def open_marker(look: Look, size: float = 4.2) -> dict[str, Any]:
 def lanes(
     ax: Axes, groups: Sequence[Group], marks: Sequence[Sequence[tuple[float, int, int]]], sign: str, word: str
 ) -> None:
-    """Above the axes, a row for each arm that has marks: `sign` at x, with how many of how many."""
+    """Above the axes, a row for each arm that has marks: `sign` at x, with the count of its runs."""
     height = ax.bbox.height
     row = 0
     for group, wanted in zip(groups, marks, strict=True):
@@ -252,12 +252,12 @@ def lanes(
 
 BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 NUDGES = sorted((6.0 * step for step in range(-26, 27)), key=abs)
-"""How far a label may be moved up or down, in points; as little as will do."""
+"""Distances by which a label may be moved up or down, in points, the smallest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndLabel:
-    """The name of a line, wanted at its end."""
+    """The name of a line, to be placed at its end."""
 
     text: str
     look: Look
@@ -304,13 +304,13 @@ def _write(ax: Axes, left: float, y: float, text: str, **looks: Any) -> None:
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Heights, from the top down, at least `gap` apart where there is room for that between `low` and `high`, and as
-    near as can be to the wanted ones, which come from the top down.
+    near as possible to the wanted ones, which are given from the top down.
 
     >>> spread([10.0, 9.0, 1.0], 4.0, 0.0, 20.0)
     [11.5, 7.5, 1.0]
     """
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    # As isotonic regression: what touches moves together, to the mean of what its members want.
+    # As in isotonic regression, labels that touch move together, to the mean of their wanted heights.
     blocks: list[list[float]] = []  # of each: the sum of what is wanted of its first, its size
     for y in wanted:
         blocks.append([y, 1])
@@ -330,7 +330,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def _free(
     points: Floats, taken: Sequence[Box], left: float, width: float, wanted: float, limits: tuple[float, float]
 ) -> float:
-    """The height near the wanted one where a label hides least."""
+    """The height near the wanted one at which a label hides least."""
 
     def cost(y: float) -> float:
         box = (left - 2, left + width + 2, y - 5.5, y + 5.5)
@@ -343,7 +343,7 @@ def _free(
 
 
 def line_note(ax: Axes, y: float, text: str, drawn: Sequence[tuple[Floats, Floats]]) -> Box:
-    """A dotted line across, and small grey words under it at the end where less is drawn; the box of the words."""
+    """A dotted line across, with a small grey note below it, at the end where less is drawn; the box of the note."""
     ax.axhline(y, color="#555555", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
     points = _points(ax, drawn)
     height = float(ax.transData.transform((ax.get_xlim()[0], y))[1])
@@ -374,7 +374,7 @@ def _points(ax: Axes, drawn: Sequence[tuple[Floats, Floats]]) -> Floats:
 
 
 def _dense(points: Floats) -> Floats:
-    """The points of a line and some between them."""
+    """The points of a line, and points between them."""
     if len(points) < 2:
         return points
     share = np.linspace(0, 1, 8, endpoint=False)[:, None, None]

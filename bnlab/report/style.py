@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 PAPER, TEXT, INK, MUTED, EDGE, GRID = "#fefefe", "#333333", "#111111", "#6b6b6b", "#8a8a8a", "#e6e6e6"
-"""No pure black or white: SVG writers leave black out as the default, and then it could not be turned round."""
+"""No pure black or white: SVG writers leave black out as the default, so that it could not be inverted for a dark page."""
 
 Dash = str | tuple[float, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What tells one arm from another."""
+    """How an arm is drawn: colour, dash and marker."""
 
     color: str
     dash: Dash
@@ -38,7 +38,7 @@ LOOKS: Mapping[str, Look] = {
     "frozen_batch": Look(color="#56b4e9", dash=(0, (1.5, 1.5)), marker="v"),
     "noisy_batch": Look(color="#e69f00", dash=(0, (5, 1.5, 1.5, 1.5, 1.5, 1.5)), marker="P"),
 }
-"""Of the norms that are compared most; other arms take what is free of these and of SPARE."""
+"""Of the norms that are compared most; other arms take free ones of these and of SPARE."""
 
 SPARE: Sequence[Look] = (
     Look(color="#6b6b6b", dash=(0, (9, 2)), marker="h"),

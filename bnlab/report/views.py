@@ -16,6 +16,7 @@ from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.base import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.rates import largest_of
+from bnlab.analysis.statistics import t_half_width
 from bnlab.core.study import evenly
 from bnlab.core.text import short_key
 from bnlab.record.runs import Run
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 MOST_PANELS = 4
 Number = str | int | float | None
-"""A number, or a word, of a table."""
+"""A cell of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Group:
         return sorted((run for run in self.runs if run.lr == lr), key=lambda run: run.seed)
 
     def trains_at(self, lr: float) -> bool:
-        """Whether there are runs at `lr`, all of which train."""
+        """Whether there are runs at `lr` and all of them train."""
         there = self.at(lr)
         return bool(there) and all(run.trains for run in there)
 
@@ -100,7 +101,7 @@ class View:
         return sorted({run.seed for group in self.groups for run in group.runs})
 
     def titled(self, finding: str) -> str:
-        """The finding, after the setting that it is about."""
+        """The finding, preceded by its setting."""
         return f"{self.setting[:1].upper()}{self.setting[1:]}: {finding}" if self.setting else finding
 
     @property
@@ -145,7 +146,7 @@ class Drawn:
 
 
 class Missing(Exception):  # noqa: N818  (an answer, not an error)
-    """A figure cannot be drawn from these runs; the message says what is lacking, `remedy` how to get it."""
+    """A figure cannot be drawn from these runs; the message says what is missing, `remedy` how to measure it."""
 
     def __init__(self, why: str, remedy: str = "") -> None:
         super().__init__(why)
@@ -193,11 +194,9 @@ def log_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """
     if len(values) < 2 or not math.isfinite(geometric_mean(values)):
         return None
-    from scipy.special import stdtrit
-
     logs = np.log(np.asarray(values, np.float64))
-    half = float(stdtrit(len(logs) - 1, 0.975)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return math.exp(float(logs.mean()) - half), math.exp(min(700.0, float(logs.mean()) + half))
+    half, mean = float(t_half_width(logs)), float(logs.mean())
+    return math.exp(mean - half), math.exp(min(700.0, mean + half))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +218,7 @@ class Ratio:
 
     @property
     def proviso(self) -> str:
-        """What must be said beside the title when there are few seeds."""
+        """The proviso of the title when there are few seeds."""
         return {1: " (one seed)", 2: " (two seeds)"}.get(self.n, "")
 
 
@@ -315,7 +314,7 @@ def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple
 
 
 def _target(collection: Collection) -> Target | None:
-    """That of the first claim about steps to a training loss."""
+    """The target of the first claim about steps to a training loss."""
     for claim in collection.study.claims if collection.study else ():
         options = claim.options
         if claim.metric == "steps_to" and options.get("of") == "train_loss":
@@ -324,20 +323,13 @@ def _target(collection: Collection) -> Target | None:
 
 
 def _seen(collection: Collection, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """One run a rate and seed: of several that differ in their probes alone, the one with the most in its journal."""
+    """One run per rate and seed: of several that differ in their probes alone, the one with the longest journal."""
     best: dict[tuple[float, int], Run] = {}
     for run in runs:
         at = run.lr, run.seed
-        if at not in best or _size(run) > _size(best[at]):
+        if at not in best or run.folder.journal_bytes > best[at].folder.journal_bytes:
             best[at] = run
     return tuple(run for _, run in sorted(best.items()))
-
-
-def _size(run: Run) -> int:
-    try:
-        return run.folder.journal_file.stat().st_size
-    except OSError:
-        return 0
 
 
 def _chance(run: Run) -> float | None:
@@ -395,6 +387,6 @@ def finite(values: Iterable[float]) -> list[float]:
 
 
 def by_seed(runs: Sequence[Run], figure: Callable[[Run], float]) -> dict[int, float]:
-    """A figure of each run, where it is positive and finite."""
+    """A value of each run by its seed, where it is positive and finite."""
     found = {run.seed: figure(run) for run in runs}
     return {seed: value for seed, value in found.items() if np.isfinite(value) and value > 0}

@@ -35,7 +35,7 @@ class Written:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Inside, figures are drawn in bnlab's style, whatever a user's own matplotlibrc says."""
+    """A context in which figures have bnlab's style, independent of the user's matplotlibrc."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -47,7 +47,7 @@ def written(drawn: Drawn) -> Written:
 
 
 def svg(drawn: Drawn) -> str:
-    """With two decimals of a point where it does not matter, which halves it."""
+    """SVG with coordinates rounded to two decimals of a point, which halves its size."""
     out = io.StringIO()
     drawn.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     short = re.sub(r"(?<![\d.])([1-9]\d*\.\d\d)\d+", r"\1", out.getvalue())

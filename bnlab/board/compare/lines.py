@@ -7,7 +7,6 @@ interval, `1_progress/log10_loss.lo` and `.hi`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 
 from bnlab.analysis.load import Collection, read_runs
 from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
+from bnlab.analysis.statistics import t_half_width
 from bnlab.board.content import Points
 from bnlab.board.tags import hidden_sites
 from bnlab.core.errors import UsageError
@@ -276,10 +276,7 @@ def over_seeds(seeds: Series, *, log: bool) -> Mean:
     values = values[:, kept]
     mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
     if len(values) > 2:
-        from scipy.special import stdtrit
-
-        quantile = float(stdtrit(len(values) - 1, 0.975))
-        half = quantile * values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        half = t_half_width(values)
         low, high = mean - half, mean + half
     if log:
         mean, low, high = np.exp(mean), np.exp(low), np.exp(np.minimum(high, 700.0))

@@ -46,7 +46,7 @@ class Profile:
 
 def start(run: Run) -> Floats | None:
     """Norms [L] of the hidden layers at step 0, over that of the last of them; None where they were not measured. The
-    head stands apart: no norm and no nonlinearity follow it."""
+    head is left out: no norm and no nonlinearity follow it."""
     steps, values = run.series(METRIC)
     if not len(steps) or steps[0] != 0 or values.ndim != 2 or values.shape[1] < 3:
         return None
@@ -190,6 +190,6 @@ def draw(view: View, name: str) -> Drawn:
 
 
 def _middle(label: EndLabel, p: Profile) -> EndLabel:
-    """At the last layer all lines meet at 1: names stand by the second layer."""
+    """All lines meet at 1 at the last layer, so names are placed at the second layer."""
     at = min(1, len(p.mean) - 1)
     return EndLabel(text=label.text, look=label.look, x=float(at + 1), y=float(p.mean[at]))

@@ -1,4 +1,4 @@
-"""Within what range the loss lies along the gradient, over training, at one learning rate."""
+"""The range of the loss along the gradient, over training, at one learning rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bnlab.report.style import Look
 from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, by_seed, finite, geometric, ratio, together
 
 HATCHES = {"o": "", "s": "////", "^": "\\\\\\\\", "D": "....", "v": "----"}
-"""By marker: the second sign of a band."""
+"""The hatch of a band, by the marker of its arm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ def curve(group: Group) -> Curve | None:
 
 
 def headline(view: View, curves: list[Curve]) -> str:
-    """Who reaches the other's final loss, and how much sooner."""
+    """Which arm reaches the other's final loss, and how much sooner."""
     chosen = any(len(group.rates) > 1 for group in view.groups)
     by_label = {curve.label: curve for curve in curves}
     if view.pair is None or any(group.label not in by_label for group in view.pair):

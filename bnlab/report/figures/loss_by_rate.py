@@ -32,7 +32,7 @@ from bnlab.report.views import Drawn, Group, Missing, Number, View, geometric_me
 MOST_BANDS = 4
 """Arms; with more, only the two of the title have bands."""
 SMALLEST = 1e-9
-"""Losses are drawn no lower: a loss of exactly 0 has no place on a logarithmic axis."""
+"""The lowest loss that is drawn: a loss of exactly 0 has no place on a logarithmic axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Spot:
 
 
 def spots(group: Group, *, banded: bool = True) -> list[Spot]:
-    """What is drawn of an arm, rate by rate."""
+    """The points of an arm, one per learning rate."""
     found = []
     for lr in group.rates:
         runs = group.at(lr)
@@ -78,7 +78,7 @@ def spots(group: Group, *, banded: bool = True) -> list[Spot]:
 
 
 def headline(view: View) -> str:
-    """What the figure shows, in a sentence."""
+    """The finding, in a sentence."""
     if view.pair is None:
         return _many(view)
     treated, control = view.pair

@@ -54,7 +54,7 @@ def site_of(view: View, lr: float) -> str | None:
 
 
 def ridges(group: Group, lr: float, site: str) -> Ridges | None:
-    """Of the arm's first seed that lasts longest."""
+    """Of the arm's longest run, the first seed among equals."""
     runs = [run for run in group.at(lr) if len(run.series(PREFIX + site).steps)]
     if not runs:
         return None
@@ -142,7 +142,7 @@ def draw(view: View, name: str) -> Drawn:
 
 
 def _reach(found: Sequence[Ridges]) -> float:
-    """How far the axis goes, in asinh(x): to where all but 0.5 % of every ridge lies."""
+    """The limit of the axis, in asinh(x): it contains 99.5 % of every ridge."""
     width = float(np.diff(edges())[0])
     centre = np.abs((edges()[1:] + edges()[:-1]) / 2)
     far = 0.0

@@ -32,14 +32,14 @@ from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, rati
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
-    """One arm at one rate: the step at which each seed is first at the target, infinite if never."""
+    """One arm at one rate: the step at which each seed first reaches the target, infinite if never."""
 
     lr: float
     steps: dict[int, float]
 
     @property
     def median(self) -> float:
-        """Infinite where half of the seeds never are there."""
+        """Infinite where half of the seeds never reach the target."""
         return float(np.median(list(self.steps.values())))
 
     @property
@@ -87,7 +87,7 @@ def target_of(view: View, losses: Losses) -> float:
 
 
 def spots(group: Group, losses: Losses, target: float) -> list[Spot]:
-    """What is drawn of an arm, rate by rate."""
+    """The points of an arm, one per learning rate."""
     found = []
     for lr in group.rates:
         steps = {}
@@ -100,7 +100,7 @@ def spots(group: Group, losses: Losses, target: float) -> list[Spot]:
 
 
 def headline(view: View, found: list[list[Spot]], target: float) -> str:
-    """Who is there first, each at the rate at which it is fastest."""
+    """Which arm reaches the target first, each at its fastest rate."""
     words = f"a loss of {number(target)}"
     fastest = {
         group.label: min((spot for spot in at), key=lambda spot: (spot.median, spot.never), default=None)
