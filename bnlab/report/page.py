@@ -121,8 +121,8 @@ def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequenc
 
 
 def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
-    """For every learning rate, a field per arm: geometric mean of the final training loss over the seeds that did not diverge;
-    best only where all train."""
+    """For every learning rate, a field per arm: geometric mean of the final training loss over the seeds that did not
+    diverge; best only where all train."""
     by_place: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
         by_place.setdefault((prepared.arms[run.id], run.spec["optim.lr"]), []).append(run)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PAPER, TEXT, INK, MUTED, EDGE, GRID = "#fefefe", "#333333", "#111111", "#6b6b6b", "#8a8a8a", "#e6e6e6"
-"""No pure black or white: SVG writers leave black out as the default, so that it could not be inverted for a dark page."""
+"""No pure black or white: SVG writers leave black out as the default, so it could not be inverted for a dark page."""
 
 Dash = str | tuple[float, tuple[float, ...]]
 
