@@ -55,8 +55,7 @@ def sweep(
     from bnlab import config as configs
     from bnlab.analysis.claims import check, read_expected, unexpected
     from bnlab.sweep.executors import executor
-    from bnlab.sweep.ledger import digests, write_study
-    from bnlab.sweep.run import Sweep
+    from bnlab.sweep.run import Sweep, digests, write_study
 
     if config is None:
         raise cli.no_config(config_dir, "studies", "experiments")

@@ -1,6 +1,6 @@
 """From `--config NAME` and overrides to specs and grids of them: the only importer of hydra."""
 
-from bnlab.config.experiments import load
+from bnlab.config.compose import load
 from bnlab.config.places import available, config_dirs, description, packaged_dir
 from bnlab.config.studies import load_study
 

@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs, description
-from bnlab.config.studies import as_typed, find
+from bnlab.config.studies import find
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS, RunSpec
+from bnlab.core.text import typed
 from bnlab.core.typed import words_of
 
 Offer = tuple[str, str]
@@ -37,8 +38,8 @@ def overrides(
     values = _values(config, dirs, given)
     if equals:
         return list(_behind(key, value, _words(key, values), several)) if key in values else []
-    typed = {text.partition("=")[0] for text in given}
-    return list(_keys(begun, values, typed))
+    used = {text.partition("=")[0] for text in given}
+    return list(_keys(begun, values, used))
 
 
 def questions(begun: str, given: Sequence[str], keys: Sequence[str]) -> list[Offer]:
@@ -46,8 +47,8 @@ def questions(begun: str, given: Sequence[str], keys: Sequence[str]) -> list[Off
     key, equals, value = begun.partition("=")
     if equals:
         return list(_behind(key, value, _words(key, {}), several=True)) if key in keys else []
-    typed = {text.partition("=")[0] for text in given}
-    return [(f"{name}=", "") for name in keys if name.startswith(begun) and name not in typed]
+    used = {text.partition("=")[0] for text in given}
+    return [(f"{name}=", "") for name in keys if name.startswith(begun) and name not in used]
 
 
 def _behind(key: str, value: str, known: Iterable[Offer], several: bool) -> Iterator[Offer]:
@@ -59,17 +60,17 @@ def _behind(key: str, value: str, known: Iterable[Offer], several: bool) -> Iter
             yield f"{key}={before}{comma}{word}", meaning
 
 
-def _keys(begun: str, values: dict[str, Any], typed: Iterable[str]) -> Iterator[Offer]:
+def _keys(begun: str, values: dict[str, Any], used: Iterable[str]) -> Iterator[Offer]:
     """Keys that begin so. Groups open step by step: `optim=` and `optim.` first, what is in it behind the dot."""
     depth = begun.count(".")
     for group in GROUPS if not depth else ():
         if group.startswith(begun):
-            if group not in typed:
+            if group not in used:
                 yield f"{group}=", "a choice of the group"
             yield f"{group}.", "keys of the group"
     seen: set[str] = set()
     for key, value in values.items():
-        if not key.startswith(begun) or key in typed or (key.endswith(".name") and key.partition(".")[0] in GROUPS):
+        if not key.startswith(begun) or key in used or (key.endswith(".name") and key.partition(".")[0] in GROUPS):
             continue
         parts = key.split(".")
         if len(parts) > depth + 1:
@@ -78,7 +79,7 @@ def _keys(begun: str, values: dict[str, Any], typed: Iterable[str]) -> Iterator[
                 seen.add(opening)
                 yield opening, ""
         else:
-            yield f"{key}=", f"{as_typed(value)} if it is not set"
+            yield f"{key}=", f"{typed(value)} if it is not set"
 
 
 def _words(key: str, values: dict[str, Any]) -> list[Offer]:
@@ -88,7 +89,7 @@ def _words(key: str, values: dict[str, Any]) -> list[Offer]:
     hints = get_type_hints(kind, include_extras=True) if kind else {}
     now = values.get(key)
     words = words_of(hints[name or group]) if (name or group) in hints else words_of(type(now))
-    shown = as_typed(now)
+    shown = typed(now)
     if key in values and shown not in words:
         words = [shown, *words]
     return [(word, "if it is not set" if key in values and word == shown else "") for word in words]

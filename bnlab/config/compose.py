@@ -1,4 +1,6 @@
-"""Composing a spec with Hydra's Compose API: once for each combination of groups, then values are set in copies."""
+"""Composing a spec with Hydra's Compose API: once for each combination of groups, then values are set in copies.
+Entries of plugins that have no YAML are options too.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnlab.config.overrides import Overrides
-from bnlab.config.places import available
+from bnlab.config.overrides import Overrides, texts
+from bnlab.config.places import available, config_dirs
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.registry import Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
+from bnlab.core.text import leaves
+from bnlab.core.typed import option_defaults, option_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Composer:
             UsageError: an unknown group option.
         """
         chosen = tuple(f"{group}={self.overrides.option(group, option)}" for group, option in choices.items())
-        return dict(_leaves(self._base(chosen).plain))
+        return dict(leaves(self._base(chosen).plain))
 
     def _resolved(self, base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
         tree = copy.deepcopy(base.tree)
@@ -93,7 +98,7 @@ class Composer:
         if choices not in self._bases:
             tree = self._composed(list(choices))
             plain: Any = OmegaConf.to_container(tree)
-            self._bases[choices] = _Base(tree, plain, tuple(key for key, _ in _leaves(plain)))
+            self._bases[choices] = _Base(tree, plain, tuple(key for key, _ in leaves(plain)))
         return self._bases[choices]
 
     def _composed(self, choices: list[str]) -> DictConfig:
@@ -171,14 +176,6 @@ def _with(base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
     """`steps` or `epochs`, not both: the one that was typed wins over the one in the file.
 
@@ -212,3 +209,67 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(item) for item in value]
     return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+SHARED = {"model": "_common", "norm": "_placement", "data": "_feed", "optim": "_rate"}
+"""The YAML of each group with the keys that all its entries share."""
+
+
+def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) -> None:
+    """Add to the options of `reader`, and to what Hydra finds, the entries without a YAML of the plugins that the
+    overrides name, or else the experiment. They are loaded only where an option is asked for that is not found without
+    them, since that imports torch.
+
+    Raises:
+        UsageError: a plugin that cannot be loaded, or an entry that is asked for with an option that has no value.
+    """
+    read = [reader.read(text) for text in overrides]
+    groups = [override for override in read if override.key_or_group in GROUPS]
+    asked = {(one.key_or_group, name) for one in groups for name in texts(one, reader.options[one.key_or_group])}
+    if all(name in reader.options[group] for group, name in asked):
+        return
+    given = [one.value() for one in read if one.key_or_group == "plugins" and not one.is_sweep_override()]
+    files: Any = given[0] if given else _plugins_of(experiment, reader)
+    for registry, name in load_plugins([str(file) for file in files] if isinstance(files, list) else []):
+        if registry.group in GROUPS:
+            _offer(registry, name, reader, asked=(registry.group, name) in asked)
+
+
+def _plugins_of(experiment: str, reader: Overrides) -> Any:
+    if experiment not in available("experiments", reader.dirs):
+        return []
+    return OmegaConf.to_container(compose(f"experiments/{experiment}").plugins)
+
+
+def _offer(registry: Registry[Any], name: str, reader: Overrides, *, asked: bool) -> None:
+    group, constructor, store = registry.group, registry.entry(name).constructor, ConfigStore.instance()
+    defaults = option_defaults(constructor)
+    folder, shared = ("probes/one", {"every": 1}) if group == "probes" else (group, {"name": name})
+    if name not in available(folder, reader.dirs):
+        lacking = [option for option in option_names(constructor) if option not in defaults]
+        if lacking and asked:
+            remedy = f"Give it a default in the constructor of {name}, or a value in configs/{folder}/{name}.yaml."
+            raise UsageError(f"{group}.{lacking[0]}", "missing", remedy=remedy)
+        first = [] if group == "probes" else [SHARED[group], "_self_"]
+        try:
+            store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
+        except OmegaConfBaseException:
+            raise UsageError(f"{group}={name}", "a default in its constructor is nothing YAML has") from None
+    if group == "probes" and name not in available(group, reader.dirs):
+        store.store(group=group, name=name, node={"defaults": ["economy", f"one/{name}@{name}", "_self_"]})
+    if name not in reader.options[group]:
+        reader.options[group].append(name)
+
+
+def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> RunSpec:
+    """The spec of experiment `name` with the overrides of one run.
+
+    Raises:
+        UsageError: an unknown experiment, group option or key, a wrong type or value, an override bnlab does not take.
+    """
+    dirs = config_dirs(user_dir)
+    with hydra_over(dirs):
+        reader = Overrides(dirs)
+        composer = Composer(name, dirs, reader)
+        offer_plugins(name, overrides, reader)
+        return composer.spec(overrides)

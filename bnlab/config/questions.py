@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bnlab.config.compose import hydra_over, resolved, rounded
-from bnlab.config.grammar import texts
-from bnlab.config.overrides import Overrides
+from bnlab.config.overrides import Overrides, texts
 from bnlab.config.places import config_dirs
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import EvalBN, RunSpec

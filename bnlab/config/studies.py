@@ -10,14 +10,13 @@ from typing import Any
 
 import yaml
 
-from bnlab.config.compose import Composer, hydra_over, rounded
-from bnlab.config.grammar import texts
-from bnlab.config.offers import offer_plugins
-from bnlab.config.overrides import Overrides
+from bnlab.config.compose import Composer, hydra_over, offer_plugins, rounded
+from bnlab.config.overrides import Overrides, texts
 from bnlab.config.places import available, config_dirs
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, NOT_HASHED
 from bnlab.core.study import Cell, Study, Value
+from bnlab.core.text import leaves, typed
 
 SLOWEST = "seed"
 """The axis that varies slowest, wherever it stands: so every arm at every learning rate has a first seed, and a first
@@ -37,7 +36,7 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         reader = Overrides(dirs)
         study = _typed_over(find(name, dirs), overrides, reader)
         composer = Composer(study.base, dirs, reader)
-        fixed = [f"{key}={as_typed(value)}" for key, value in study.overrides.items()]
+        fixed = [f"{key}={typed(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
         cells: dict[str, Cell] = {}
@@ -75,7 +74,7 @@ def _read(file: Path) -> Study:
         for part in ("overrides", "axes"):
             if not isinstance(tree.get(part) or {}, Mapping):
                 raise UsageError(part, "must have keys and values", tree[part])
-            tree[part] = dict(_flat(tree.get(part) or {}))
+            tree[part] = dict(leaves(tree.get(part) or {}))
         tree["axes"] = {key: _axis_text(value) for key, value in tree["axes"].items()}
         return Study.from_tree({**tree, "claims": tree.get("claims") or []})
     except (UsageError, yaml.YAMLError) as error:
@@ -129,31 +128,10 @@ def _value(key: str, reader: Overrides, text: str) -> Value:
     return str(value) if key in GROUPS else value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _axis_text(value: Any) -> str:
     """An axis as typed: a list's items are its values.
 
     >>> _axis_text("range(0, 6)"), _axis_text([0.1, None, "batch"]), _axis_text([[1, 2], [3]])
     ('range(0, 6)', '0.1,null,batch', '[1,2],[3]')
     """
-    return ",".join(as_typed(item) for item in value) if isinstance(value, list) else as_typed(value)
-
-
-def as_typed(value: Any) -> str:
-    """A value out of YAML as it is typed; a string is taken to be typed already.
-
-    >>> as_typed(None), as_typed(True), as_typed(0.1), as_typed([0, 2]), as_typed([])
-    ('null', 'true', '0.1', '[0,2]', '[]')
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(as_typed(item) for item in value)}]"
-    return repr(rounded(value)) if isinstance(value, float) else str(value)
+    return ",".join(typed(item) for item in value) if isinstance(value, list) else typed(value)

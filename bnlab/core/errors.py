@@ -1,9 +1,11 @@
-"""The one kind of error a user can cause, told in one form: `<key>: <what is wrong>, got <value>. <what to do>`."""
+"""The one kind of error a user can cause, in one form: `<key>: <what is wrong>, got <value>. <what to do>`."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+from bnlab.core.text import typed
 
 _NOTHING = object()
 
@@ -26,7 +28,7 @@ class UsageError(ValueError):
 
 
 class DataError(UsageError):
-    """A data set that cannot be had: told in two lines, what is wrong and what to do, since both are long."""
+    """A data set that is missing or damaged: two lines, what is wrong and what to do, since both are long."""
 
     def __init__(self, key: str, problem: str, remedy: str) -> None:
         super().__init__(key, problem, remedy=remedy)
@@ -39,9 +41,7 @@ class DataError(UsageError):
 
 def _shown(value: object) -> str:
     """`true` and `null` as a user types them; strings in quotes."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    return typed(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

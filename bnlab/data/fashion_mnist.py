@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bnlab.core.registry import DATA
-from bnlab.data import _idx, _stored
+from bnlab.data import _stored
 from bnlab.data.base import Dataset
 from bnlab.files.sources import SOURCES, Source
 
 SOURCES["fashion_mnist"] = Source(
     name="fashion_mnist",
-    files=_idx.files(
+    files=_stored.idx_files(
         (47_040_016, 60_008, 7_840_016, 10_008),
         (
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -29,4 +29,4 @@ SOURCES["fashion_mnist"] = Source(
 @DATA.register("fashion_mnist")
 def fashion_mnist() -> Dataset:
     """x [N, 1, 28, 28] with grey values 0 to 1, 60,000 for training and 10,000 for the test; y the kind of clothing."""
-    return _stored.load(SOURCES["fashion_mnist"], _idx.decode, classes=10)
+    return _stored.load(SOURCES["fashion_mnist"], _stored.decode_idx, classes=10)

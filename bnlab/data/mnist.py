@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bnlab.core.registry import DATA
-from bnlab.data import _idx, _stored
+from bnlab.data import _stored
 from bnlab.data.base import Dataset
 from bnlab.files.sources import SOURCES, Source
 
 SOURCES["mnist"] = Source(
     name="mnist",
-    files=_idx.files(
+    files=_stored.idx_files(
         (47_040_016, 60_008, 7_840_016, 10_008),
         (
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -26,4 +26,4 @@ SOURCES["mnist"] = Source(
 @DATA.register("mnist")
 def mnist() -> Dataset:
     """x [N, 1, 28, 28] with grey values 0 to 1, 60,000 for training and 10,000 for the test; y the digit."""
-    return _stored.load(SOURCES["mnist"], _idx.decode, classes=10)
+    return _stored.load(SOURCES["mnist"], _stored.decode_idx, classes=10)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.record.folder import BusyError, RunFolder
-from bnlab.sweep import stopping
+from bnlab.sweep.executors import asked
 
 if TYPE_CHECKING:
     from bnlab.board.events import Profile
@@ -73,7 +73,7 @@ def train_apart(task: Task) -> dict[str, Any]:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
-    status = train_task(task, stopping.asked)
+    status = train_task(task, asked)
     if status["status"] == REFUSED:
         with contextlib.suppress(OSError):
             if log.stat().st_size == 0:

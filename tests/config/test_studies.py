@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab import config
-from bnlab.config.grammar import logspace
+from bnlab.config.overrides import logspace
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Cell, Study
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.core.registry import DATA
-from bnlab.data import _idx, cifar10
+from bnlab.data import _stored, cifar10
 
 
 def _idx_file(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
@@ -22,7 +22,7 @@ def _idx_file(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
 @given(shape=st.lists(st.integers(0, 7), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_an_idx_file_gives_back_its_array(shape: list[int], seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    found = _idx.read_idx(_idx_file(array))
+    found = _stored.read_idx(_idx_file(array))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, array)
 
@@ -32,15 +32,15 @@ def test_an_idx_file_of_another_length_is_refused(shape: list[int], data: st.Dat
     whole = _idx_file(np.zeros(shape, np.uint8))
     length = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(ValueError, match=r"^(no IDX file of unsigned bytes|an IDX file of )"):
-        _idx.read_idx(whole[:length])
+        _stored.read_idx(whole[:length])
     with pytest.raises(ValueError, match=rf"has {4 + 4 * len(shape) + math.prod(shape)} bytes, not {len(whole) + 3}$"):
-        _idx.read_idx(whole + b"abc")
+        _stored.read_idx(whole + b"abc")
 
 
 @pytest.mark.parametrize("head", [b"\0\0\x0d\x01", b"\x1f\x8b\x08\0", b"\x01\0\x08\x01"])
 def test_other_types_and_other_formats_are_refused(head: bytes) -> None:
     with pytest.raises(ValueError, match=r"^no IDX file of unsigned bytes: begins with"):
-        _idx.read_idx(head + bytes(4))
+        _stored.read_idx(head + bytes(4))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

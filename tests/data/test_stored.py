@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bnlab.core.errors import DataError
-from bnlab.data import _idx
+from bnlab.data import _stored
 from bnlab.data._images import Images
 from bnlab.data._stored import STALE_S, Arrays, load
 from bnlab.files.sources import SOURCES, decoded
@@ -35,7 +35,7 @@ def home(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _load() -> Any:
-    return load(SOURCES["mnist"], _idx.decode, classes=10)
+    return load(SOURCES["mnist"], _stored.decode_idx, classes=10)
 
 
 def _bytes_of(dataset: Any) -> list[bytes]:
@@ -56,7 +56,7 @@ def test_other_content_is_kept_elsewhere(home: Path) -> None:
     files = SOURCES["mnist"].files
     other = dataclasses.replace(SOURCES["mnist"], files=(dataclasses.replace(files[0], sha256="0" * 64), *files[1:]))
     with pytest.raises(DataError, match="its checksum is wrong"):
-        load(other, _idx.decode, classes=10)
+        load(other, _stored.decode_idx, classes=10)
 
 
 def test_images_are_mapped_and_writing_to_them_reaches_nobody(home: Path) -> None:

@@ -14,11 +14,9 @@ import pytest
 
 from bnlab import config
 from bnlab.core.errors import UsageError
-from bnlab.sweep import local
-from bnlab.sweep.base import Executor
-from bnlab.sweep.executors import cores, executor, places
-from bnlab.sweep.inline import Inline
-from bnlab.sweep.local import Local
+from bnlab.sweep import executors as local
+from bnlab.sweep.base import Executor, Inline
+from bnlab.sweep.executors import Local, cores, executor, places
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 

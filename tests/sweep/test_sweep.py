@@ -21,9 +21,9 @@ from bnlab.analysis.base import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.inline import Inline
-from bnlab.sweep.ledger import look
+from bnlab.sweep.base import Inline
 from bnlab.sweep.run import Sweep as Sweeping
+from bnlab.sweep.run import look
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
