@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab.core.losses import correct, objective
+from bnlab.core.state import correct, objective
 
 OUTPUTS = np.random.default_rng(0).normal(size=(7, 4)) * 3
 CLASSES = np.array([0, 3, 1, 1, 2, 0, 3])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.core.moments import Moments
+from bnlab.core.state import Moments
 
 
 @given(

@@ -13,7 +13,7 @@ import yaml
 
 from bnlab import config
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Registry, load_plugins
+from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Entry, Registry, load_plugins
 from bnlab.core.typed import check_options, option_names
 
 PACKAGED = config.packaged_dir()
@@ -100,7 +100,7 @@ def test_options_are_checked_against_the_constructor_s_annotations() -> None:
     def build(given: int, *, width: int, rate: float, tags: list[str] | None) -> Any:
         return given, width, rate, tags
 
-    registry = Registry("thing", "bnlab.norms")
+    registry = Registry("thing", "bnlab.norms", Entry)
     registry.register("thing", traits={"big"})(build)
     assert registry.build("thing", {"width": 3, "rate": 2, "tags": ["a"]}, 7) == (7, 3, 2.0, ["a"])
     assert registry.entry("thing").traits == {"big"}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.core.losses import objective
 from bnlab.core.state import (
     Mode,
     State,
@@ -19,6 +18,7 @@ from bnlab.core.state import (
     in_mode,
     line,
     loss_at,
+    objective,
     outputs_at,
     outputs_now,
     staircase,

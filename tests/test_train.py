@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.core.losses import objective
 from bnlab.core.spec import RunSpec
+from bnlab.core.state import objective
 from bnlab.optim.base import learning_rate
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read

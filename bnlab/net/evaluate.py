@@ -22,10 +22,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bnlab.core.losses import correct, objective
 from bnlab.core.seeds import stream
 from bnlab.core.spec import EvalBN
-from bnlab.core.state import PreservedBuffers, in_mode
+from bnlab.core.state import PreservedBuffers, correct, in_mode, objective
 from bnlab.data.base import Dataset, Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import NormTap

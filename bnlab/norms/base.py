@@ -16,8 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.core.moments import Moments
 from bnlab.core.seeds import stream
+from bnlab.core.state import Moments
 
 Eps = Annotated[float, Gt(0), Lt(math.inf)]
 Momentum = Annotated[float, Ge(0), Le(1)] | None

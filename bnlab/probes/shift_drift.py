@@ -23,10 +23,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bnlab.core.moments import Moments
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
-from bnlab.core.state import Mode, PreservedBuffers, outputs_now
+from bnlab.core.state import Mode, Moments, PreservedBuffers, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.wrap import Tap
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot

@@ -11,10 +11,9 @@ import torch
 from annotated_types import Ge
 
 from bnlab.core.errors import UsageError
-from bnlab.core.losses import objective
 from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.spec import NormSpec, RunSpec
-from bnlab.core.state import Objective
+from bnlab.core.state import Objective, objective
 from bnlab.core.typed import check_options
 from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
 from bnlab.net.adopt import build_net

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bnlab.board.events import Profile
-from bnlab.core.losses import correct
 from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.seeds import stream
+from bnlab.core.state import correct
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host

@@ -26,7 +26,7 @@ from bnlab.core.spec import RunSpec
 from bnlab.sweep.base import Executor, Inline, Item, Outcome
 
 TICK_S = 0.1
-"""How often it is asked whether to stop."""
+"""Seconds between two checks whether to stop."""
 
 GRACE_S = 30.0
 """How long a process may take to stop before it is killed; its last checkpoint remains."""
@@ -34,7 +34,7 @@ GRACE_S = 30.0
 
 @dataclass(slots=True, kw_only=True)
 class _Worker(Generic[Item]):
-    """A process at work on an item, with the environment it holds as its place."""
+    """A process that works on an item, with the environment of its place."""
 
     item: Item
     place: Mapping[str, str]
@@ -42,7 +42,7 @@ class _Worker(Generic[Item]):
     asked_at: float | None = None
 
     def stop(self) -> None:
-        """Ask it once, later insist."""
+        """Signal it once; kill it after the grace period."""
         now = time.monotonic()
         if self.asked_at is None:
             self.asked_at = now
@@ -167,8 +167,8 @@ def _context() -> Any:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes started inside are born deaf to signals, until they listen; so is the server, for good, which a Ctrl-C
-    while it imports would break."""
+    """Processes started inside have signals blocked until they unblock them. The server keeps them blocked, since a
+    Ctrl-C while it imports would break it."""
     if sys.platform != "linux":
         yield
         return

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.core.losses import objective
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.core.state import State, gradient_at, line, loss_at, staircase
+from bnlab.core.state import State, gradient_at, line, loss_at, objective, staircase
 from bnlab.core.theory import gradient_growth
 from bnlab.net.build import Net
 from bnlab.net.wrap import Tap, TrainingTap
