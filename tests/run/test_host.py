@@ -35,12 +35,12 @@ def _git(folder: Path, *words: str) -> str:
 
 def test_the_commit_is_that_of_the_checkout_and_a_changed_file_is_noticed(tmp_path: Path) -> None:
     _git(tmp_path, "init", "-q")
-    (tmp_path / "spec.py").write_text("a = 1\n")
-    _git(tmp_path, "add", "spec.py")
+    (tmp_path / "host.py").write_text("a = 1\n")
+    _git(tmp_path, "add", "host.py")
     _git(tmp_path, "commit", "-q", "-m", "first")
     sha = _git(tmp_path, "rev-parse", "HEAD")
     assert host._git(tmp_path) == {"git_sha": sha, "git_dirty": False}
-    (tmp_path / "spec.py").write_text("a = 2\n")
+    (tmp_path / "host.py").write_text("a = 2\n")
     host._git.cache_clear()
     assert host._git(tmp_path) == {"git_sha": sha, "git_dirty": True}
 
@@ -53,7 +53,7 @@ def test_an_installed_bnlab_does_not_claim_the_commit_of_a_repository_around_it(
     _git(tmp_path, "commit", "-q", "-m", "first")
     inside = tmp_path / "venv" / "bnlab"
     inside.mkdir(parents=True)
-    (inside / "spec.py").write_text("a = 1\n")
+    (inside / "host.py").write_text("a = 1\n")
     assert host._git(inside) == {"git_sha": None, "git_dirty": None}
 
 
@@ -64,7 +64,7 @@ def test_without_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_process_is_given_its_number_of_threads(threads: int) -> None:
-    script = f"import torch; from bnlab import host; host.prepare({threads}); print(torch.get_num_threads())"
+    script = f"import torch; from bnlab.run import host; host.prepare({threads}); print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(threads)
 

@@ -273,8 +273,7 @@ def test_the_training_split_is_handed_to_probes_that_ask_for_it(
     setup = assemble(spec_of("probes=none", "steps=2"))
     probe = _Sees()
     probe.needs = frozenset({"training_data"} if asks else ())
-    observer = setup.observer
-    observer.probes, observer.every, observer.carries = {"sees": probe}, {"sees": 1}, {"sees": {}}
+    setup = replace(setup, observer=replace(setup.observer, probes={"sees": probe}, every={"sees": 1}))
     train(setup, RunFolder(tmp_path))
     expected = setup.dataset.train if asks else NO_DATA
     assert len(NO_DATA) == 0

@@ -257,7 +257,7 @@ def test_noise_that_no_checkpoint_keeps_is_not_resumed() -> None:
             Centred,
             ["batch_statistic"],
             {
-                "traits": "declares batch_statistic, which is no trait; there are batch_statistics, cancels_bias, "
+                "traits": "declares batch_statistic, which is not a trait; the traits are batch_statistics, cancels_bias, "
                 "space_statistics, stops_gradient"
             },
         ),
@@ -546,7 +546,7 @@ def test_a_broken_plugin_is_told_in_one_line_and_the_command_exits_3(there: Path
     done = _bnlab(there, "verify", "--plugin", "my norm's.py")
     assert done.returncode == 3, done.stderr
     assert "BROKEN" in done.stdout
-    line = "its buffer running_median drags the graphs of all steps along: update it under torch.no_grad()"
+    line = "its buffer running_median keeps the graphs of all steps: update it under torch.no_grad()"
     assert done.stdout.splitlines()[-1] == f"norm=my_norm: {line}"
     assert done.stderr == ""
 
