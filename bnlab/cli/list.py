@@ -96,7 +96,7 @@ def names(kind: str, config_dir: Path | None) -> Rows:
     found = [(name, description(file)) for name, file in available(source, dirs).items()]
     if kind == "probes":
         single = available("probes/one", dirs).items()
-        found += [(name, f"{description(file)} Part of the above.") for name, file in single]
+        found += [(name, f"{description(file)} `probes=NAME` adds it to economy.") for name, file in single]
     return [{"name": name, "description": text} for name, text in found]
 
 

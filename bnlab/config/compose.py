@@ -226,6 +226,8 @@ def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) 
     read = [reader.read(text) for text in overrides]
     groups = [override for override in read if override.key_or_group in GROUPS]
     asked = {(one.key_or_group, name) for one in groups for name in texts(one, reader.options[one.key_or_group])}
+    for name in {name for group, name in asked if group == "probes"} & available("probes/one", reader.dirs).keys():
+        _offer_probe(name, reader)
     if all(name in reader.options[group] for group, name in asked):
         return
     given = [one.value() for one in read if one.key_or_group == "plugins" and not one.is_sweep_override()]
@@ -255,10 +257,21 @@ def _offer(registry: Registry[Any], name: str, reader: Overrides, *, asked: bool
             store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
         except OmegaConfBaseException:
             raise UsageError(f"{group}={name}", "a default in its constructor is nothing YAML has") from None
-    if group == "probes" and name not in available(group, reader.dirs):
-        store.store(group=group, name=name, node={"defaults": ["economy", f"one/{name}@{name}", "_self_"]})
-    if name not in reader.options[group]:
+    if group == "probes":
+        _offer_probe(name, reader)
+    elif name not in reader.options[group]:
         reader.options[group].append(name)
+
+
+def _offer_probe(name: str, reader: Overrides) -> None:
+    """Make `probes=NAME` the probes of `economy` and that one, unless there is a YAML of this name."""
+    presets = available("probes", reader.dirs)
+    if name not in presets:
+        single = f"one/{name}@{name}"
+        more = [] if single in presets["economy"].read_text(encoding="utf-8") else [single]
+        ConfigStore.instance().store(group="probes", name=name, node={"defaults": ["economy", *more, "_self_"]})
+    if name not in reader.options["probes"]:
+        reader.options["probes"].append(name)
 
 
 def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> RunSpec:

@@ -162,7 +162,7 @@ def log_ticks(ax: Axes, low: float, high: float, *, axis: str = "y", most: int =
         found = [mark * 10.0**decade for decade in decades for mark in marks if low <= mark * 10.0**decade <= high]
         if len(found) <= most:
             break
-    found = found[:: math.ceil(len(found) / most)] if found else [low, high]
+    found = found[:: math.ceil(len(found) / most)] if len(found) > 1 else [low, high]
     which = ax.yaxis if axis == "y" else ax.xaxis
     which.set_minor_locator(NullLocator())
     which.set_minor_formatter(NullFormatter())

@@ -439,3 +439,11 @@ def test_an_experiment_without_a_name_says_so(mine: Path) -> None:
     (mine / "experiments" / "nameless.yaml").write_text("# @package _global_\n# Mine.\ndefaults: [/run, _self_]\n")
     with pytest.raises(UsageError, match=r"^name: missing\. Experiment nameless must give it a value\.$"):
         config.load("nameless", [], mine)
+
+
+@pytest.mark.parametrize("probe", ["ics", "sharpness", "gradients"])
+def test_any_probe_can_be_named_alone_and_comes_beside_those_of_economy(probe: str) -> None:
+    economy = config.load("quickstart", ["probes=economy"]).probes.options
+    named = config.load("quickstart", [f"probes={probe}"]).probes.options
+    assert set(named) == {*economy, probe}
+    assert {name: named[name] for name in economy} == economy

@@ -257,8 +257,8 @@ def test_noise_that_no_checkpoint_keeps_is_not_resumed() -> None:
             Centred,
             ["batch_statistic"],
             {
-                "traits": "declares batch_statistic, which is not a trait; the traits are batch_statistics, cancels_bias, "
-                "space_statistics, stops_gradient"
+                "traits": "declares batch_statistic, which is not a trait; the traits are batch_statistics, "
+                "cancels_bias, space_statistics, stops_gradient"
             },
         ),
         (
