@@ -1,7 +1,7 @@
-"""The files of data sets that do not come with bnlab: what they are, where they are looked for, whether they are sound.
+"""The files of data sets that do not come with bnlab: what they are, where bnlab looks for them, their checksums.
 No torch here.
 
-A file is known by the sha256 of its *content*: one that somebody compressed again, or unpacked, is the same file.
+A file is known by the sha256 of its *content*: a file that was compressed again or unpacked is the same file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The files of one data set. `folders`: where they may lie below a root, bnlab's own place first. `urls`: public
+    """The files of one data set. `folders`: where they may be below a root, bnlab's own place first. `urls`: public
     sites, each of which has every file as `NAME.gz`, or all in one `archive`. `unread`: what other libraries leave, and
     bnlab does not read."""
 
@@ -61,7 +61,7 @@ SOURCES: dict[str, Source] = {}
 
 
 class DamagedError(DataError):
-    """A file that is there and is not what it should be."""
+    """A file that exists but does not have the expected content."""
 
     def __init__(self, source: Source, path: Path, problem: str) -> None:
         self.problem = problem
@@ -102,7 +102,7 @@ def missing(source: Source, among: Sequence[Path], why: str = "") -> DataError:
 
 
 def present(source: Source) -> bool:
-    """Whether nothing must be fetched: its files are somewhere, sound or not, or it is kept decoded."""
+    """Whether nothing must be fetched: its files exist, intact or not, or it is kept decoded."""
     kept = any((home / "sums.npy").is_file() for home in decoded(source))
     return kept or next(_complete(source, roots()), None) is not None
 
@@ -111,8 +111,8 @@ def read(source: Source, among: Sequence[Path]) -> dict[str, bytes]:
     """The content of every file, from the first folder that has all of them sound.
 
     Raises:
-        DamagedError: they are there, and one is not what it should be.
-        DataError: they are nowhere.
+        DamagedError: they exist, and one does not have the expected content.
+        DataError: they were not found.
     """
     damaged: DamagedError | None = None
     for folder in _complete(source, among):
@@ -145,7 +145,7 @@ def contents(source: Source, folder: Path) -> dict[str, bytes]:
     """The content of every file in this folder, from the files themselves or from the archive.
 
     Raises:
-        DamagedError: one is missing, or not what it should be.
+        DamagedError: one is missing, or does not have the expected content.
     """
     paths = {file: _file(file, folder) for file in source.files}
     archive = _archive(source, folder)
@@ -158,7 +158,7 @@ def content(source: Source, file: File, path: Path) -> bytes:
     """The content of one file, plain or in gzip.
 
     Raises:
-        DamagedError: it is not what it should be.
+        DamagedError: it does not have the expected content.
     """
     try:
         with open(path, "rb") as plain:

@@ -37,7 +37,7 @@ POPULATION = 10_000
 
 
 class Inference:
-    """A net, and how it is asked."""
+    """A net, and how it is evaluated."""
 
     def __init__(
         self,

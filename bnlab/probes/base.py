@@ -113,7 +113,7 @@ class Declared:
 
 
 def declared(probe: object) -> Declared:
-    """What the probe declares, with the defaults for all else."""
+    """What the probe declares, with defaults for the rest."""
     names = ("batch", "splits", "layout")
     return Declared(**{name: getattr(probe, name) for name in names if hasattr(probe, name)})
 
@@ -135,5 +135,5 @@ def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
 
 
 def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
-    """Both halves at once."""
+    """`measure` and `summarize` in one call."""
     return probe.summarize(to_host(probe.measure(snapshot)), carry, *layout_of(probe, snapshot.net))

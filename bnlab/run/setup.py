@@ -163,7 +163,7 @@ def available(device: str) -> str:
     """The device, if this machine has it.
 
     Raises:
-        UsageError: it has not.
+        UsageError: it does not.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device]:

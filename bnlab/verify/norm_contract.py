@@ -1,4 +1,4 @@
-"""What a norm must do, whichever it is, checked on one layer of it. Legend: B batch, C channels, H W space.
+"""What every norm must do, checked on one layer. Legend: B batch, C channels, H W space.
 
 A check raises `BrokenError` with the one line that says what is wrong.
 """
@@ -118,7 +118,7 @@ def _call(layer: nn.Module, names: Sequence[str], state: State, mode: Mode) -> C
 
 
 def _differs_from_the_derivative(call: Callable[..., Tensor], given: list[Tensor], names: Sequence[str]) -> str:
-    """At which of the inputs, in words; empty if at none."""
+    """The inputs at which it differs, in words; empty if at none."""
     with torch.random.fork_rng(devices=[]):
         passes = call(*given).requires_grad
     if not passes:
@@ -179,7 +179,7 @@ def parameters_get_gradients(case: Layer) -> None:
 
 
 def it_starts_alike(case: Layer) -> None:
-    """Two arms of one seed, and a run made again, start from the same values."""
+    """Two arms of one seed, and a repeated run, start from the same values."""
     states = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -190,7 +190,7 @@ def it_starts_alike(case: Layer) -> None:
 
 
 def a_resumed_run_goes_on_alike(case: Layer) -> None:
-    """A fresh one that gets the state dict alone goes on as the original: what a checkpoint rests on."""
+    """A new norm with the state dict of the original continues as it does: checkpoints depend on this."""
     layer, fresh = case.trained(), case.build()
     for name, buffer in layer.named_buffers():
         if buffer.requires_grad:
