@@ -1,4 +1,4 @@
-"""Makes the pictures of pages in docs/: what a browser shows of the `quickstart` study and of its report.
+"""Makes the pictures of pages in docs/images/: what a browser shows of the `quickstart` study and of its report.
 
     bnlab sweep --config quickstart && python docs/pages.py [runs/quickstart]
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
+IMAGES = Path(__file__).parent / "images"
 LR = "lr=0.0562"
 """The largest of the study's rates at which both nets train with every seed."""
 SETTLED_MS = 4_000
@@ -36,9 +36,9 @@ def main() -> None:
             page.goto(address)
             page.wait_for_timeout(SETTLED_MS)
             close_settings(page)
-            page.screenshot(path=HERE / name, full_page=whole)
+            page.screenshot(path=IMAGES / name, full_page=whole)
             page.close()
-            print(HERE / name)
+            print(IMAGES / name)
 
         with viewed(str(study), "--filter", f"{LR}/") as link:
             picture(link, "tensorboard.png", 1180)

@@ -1,4 +1,4 @@
-"""Makes docs/terminal_train.png and docs/terminal_sweep.png: what two real commands show on a terminal of 100 by 30.
+"""Makes docs/images/terminal_train.png and terminal_sweep.png: what two real commands show on a terminal of 100 by 30.
 
     python docs/screens.py
 
@@ -96,7 +96,7 @@ def main() -> None:
         for command in ("train", "sweep"):
             found = frames(["bnlab", command, "--config", "quickstart"])
             drawn.set_content(page(found[round(WHEN * (len(found) - 1))]))
-            file = Path(__file__).parent / f"terminal_{command}.png"
+            file = Path(__file__).parent / "images" / f"terminal_{command}.png"
             drawn.locator("body").screenshot(path=str(file))
             print(f"{file}  {file.stat().st_size / 1000:.0f} kB")
         browser.close()
