@@ -235,8 +235,8 @@ def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
 
 
 def version_of(x: Tensor) -> int:
-    """How often a tensor was changed in place; a private attribute of autograd."""
-    return int(x._version)
+    """How often a tensor was changed in place: a private attribute of autograd; always 0 in a torch without it."""
+    return int(getattr(x, "_version", 0))
 
 
 def of_training(precision: str, net: Net, device: str, dtype: str) -> AbstractContextManager[object]:

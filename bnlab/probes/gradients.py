@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.registry import PROBES
-from bnlab.core.state import State, gradient_at, loss_at
+from bnlab.core.state import State, gradient_at, loss_at, norm_each, subtract_each
 from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import AffineTap
@@ -79,9 +79,9 @@ class Gradients:
             tensors = [grads[name] for name in weights]
             if self.updates:
                 old = [before[name] for name in weights]
-                tensors += [*torch._foreach_sub(list(weights.values()), old), *old]
+                tensors += [*subtract_each(list(weights.values()), old), *old]
             tensors += [grad for name, grad in grads.items() if name not in weights]
-            norms = list(torch._foreach_norm(tensors))  # one call for many, as in torch's own gradient clipping
+            norms = norm_each(tensors)
             deltas = [norm for _, norm in sorted(snapshot.training.delta_norms.items())] if self.deltas else []
             raw = {"norms": torch.stack([*deltas, *norms])}
         if self.noise:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.registry import PROBES
-from bnlab.core.state import State, gradient_at, staircase
+from bnlab.core.state import State, gradient_at, norm_each, staircase, subtract_each
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 
@@ -50,9 +50,9 @@ class ICS:
             updated |= gradient(state, [name])
         old, new = [grads[name] for name in weights], [updated[name] for name in weights]
         return {
-            "change": torch.stack(torch._foreach_norm(torch._foreach_sub(old, new))),
-            "norm": torch.stack(torch._foreach_norm(old)),
-            "norm_updated": torch.stack(torch._foreach_norm(new)),
+            "change": torch.stack(norm_each(subtract_each(old, new))),
+            "norm": torch.stack(norm_each(old)),
+            "norm_updated": torch.stack(norm_each(new)),
             "dot": torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(old, new, strict=True)]),
         }
 

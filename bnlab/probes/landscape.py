@@ -24,7 +24,7 @@ from torch import Tensor
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
-from bnlab.core.state import gradient_at, line
+from bnlab.core.state import gradient_at, line, norm_each, subtract_each
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 ALONG_GRADIENT = {
@@ -77,7 +77,7 @@ class Landscape:
                 there = line(before, direction, -factor * snapshot.lr)
                 loss_there, grads_there = gradient_at(module, there, batch.x, batch.y, snapshot.objective)
                 losses.append(loss_there)
-                difference = torch._foreach_sub(list(grads.values()), list(grads_there.values()))
+                difference = subtract_each(list(grads.values()), list(grads_there.values()))
                 changes.append(norm_of(list(difference)))
             raw |= {f"{prefix}losses": torch.stack(losses), f"{prefix}changes": torch.stack(changes)}
         return raw
@@ -103,7 +103,7 @@ def norm_of(tensors: list[Tensor]) -> Tensor:
     >>> norm_of([torch.tensor([[1.0, 2.0]]), torch.tensor(2.0)]).item()
     3.0
     """
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norm_each(tensors)))
     return norm
 
 

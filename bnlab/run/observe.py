@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bnlab.board.events import Profile
 from bnlab.board.run import Board, Extent
-from bnlab.core.state import Objective, PreservedBuffers, State, outputs_now
+from bnlab.core.state import Objective, PreservedBuffers, State, copy_each, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import Sites, Tap, TrainingSites, TrainingTap
@@ -93,7 +93,7 @@ class Observer:
     @torch.no_grad()
     def keep(self, names: list[str]) -> None:
         """Copy the present values of these parameters, in place: a new copy takes four times as long."""
-        torch._foreach_copy_([self._before[name] for name in names], [self.net.params[name] for name in names])
+        copy_each([self._before[name] for name in names], [self.net.params[name] for name in names])
 
     def before(self, *, buffers: bool) -> State:
         """The state with the parameters that were kept. Its buffers are the module's own: computing at a state

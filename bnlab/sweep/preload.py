@@ -3,10 +3,11 @@ tensor is made, no thread started, no GPU touched before the fork."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 
-import torch._dynamo  # torch's optimizers import it at their first step, which takes a second
-import torch.utils.serialization  # and torch.save this one  # noqa: F401
+import torch.utils.serialization  # torch.save imports it  # noqa: F401
 
 import bnlab.run.train  # noqa: F401
 from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
@@ -14,6 +15,8 @@ from bnlab.core.typed import options_model
 from bnlab.run import host
 from bnlab.run.setup import cadence
 
+with contextlib.suppress(ImportError):
+    importlib.import_module("torch._dynamo")  # torch's optimizers import it at their first step, which takes a second
 for registry in (NORMS, MODELS, DATA, OPTIMIZERS, PROBES):
     for name in registry.names():
         options_model(registry.entry(name).constructor)
