@@ -61,7 +61,7 @@ TORCHLESS = (
     "bnlab.core.spec",
     "bnlab.core.study",
     "bnlab.core.registry",
-    "bnlab.files",
+    "bnlab.files.sources",
     "bnlab.config",
     "bnlab.record.runs",
     "bnlab.analysis.verdicts",

@@ -111,21 +111,20 @@ def fetch(
 ) -> None:
     """Download a data set and check it, or copy it from a folder."""
     from bnlab.core.registry import DATA
-    from bnlab.files import fetch as files
-    from bnlab.files.sources import SOURCES
+    from bnlab.files import sources
     from bnlab.terminal.progress import Bars
 
     DATA.entry(name)  # importing it registers its source
-    source = SOURCES.get(name)
+    source = sources.SOURCES.get(name)
     if source is None:
         raise UsageError(f"data={name}", "has no files to fetch", remedy="It comes with bnlab: use it as it is.")
     if origin is not None and not origin.is_dir():
         raise UsageError("--from", "no such directory", str(origin))
     try:
         with Bars(words_out(as_json), plain=plain or as_json, of_bytes=True) as report:
-            fetched = files.fetch(source, report, origin)
+            fetched = sources.fetch(source, report, origin)
     except KeyboardInterrupt:
-        complain("interrupted; the same command resumes the download")
+        complain("interrupted; nothing is left half-written")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json({"data": name, "folder": str(fetched.folder), "how": fetched.how})

@@ -119,8 +119,7 @@ def has_data(spec: RunSpec, out: TextIO, plain: bool, stop: cli.Stop) -> bool:
         UsageError: it cannot be downloaded.
     """
     from bnlab.core.registry import DATA, load_plugins
-    from bnlab.files.fetch import fetch
-    from bnlab.files.sources import SOURCES, present
+    from bnlab.files.sources import SOURCES, fetch, present
     from bnlab.terminal.progress import Bars
 
     load_plugins(spec.plugins)

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnlab.data._images import Images, Sums
-from bnlab.data.base import Dataset, Split
+from bnlab.data.base import Dataset, Images, sums_of
 from bnlab.files.sources import File, Source, decoded, read, roots
 
 STALE_S = 3600.0
@@ -66,7 +65,7 @@ def _table(arrays: Arrays, classes: int) -> Table:
         if len(y) and y.max() >= classes:
             raise ValueError(f"label {y.max()} among {classes} classes")
     table: dict[str, NDArray[Any]] = {field.name: getattr(arrays, field.name) for field in fields(arrays)}
-    return table | {"sums": Sums.of(arrays.train_x).table}
+    return table | {"sums": sums_of(arrays.train_x)}
 
 
 def _kept(home: Path) -> Table | None:
@@ -105,12 +104,11 @@ def _keep(home: Path, table: Table) -> Table | None:
 
 
 def _dataset(table: Table, classes: int) -> Dataset:
-    def split(name: str, sums: Sums | None) -> Split:
-        x, y = (torch.from_numpy(table[f"{name}_{part}"]) for part in "xy")
-        return Split(Images.over(x, sums), y.long())
+    def images(split: str, sums: NDArray[np.int64] | None = None) -> Images:
+        raw, y = (torch.from_numpy(table[f"{split}_{part}"]) for part in "xy")
+        return Images(raw, y.long(), sums)
 
-    train = split("train", Sums(count=len(table["train_x"]), table=np.asarray(table["sums"])))
-    return Dataset(train=train, test=split("test", None), classes=classes)
+    return Dataset(train=images("train", np.asarray(table["sums"])), test=images("test"), classes=classes)
 
 
 LABELS, IMAGES = b"\x00\x00\x08\x01", b"\x00\x00\x08\x03"

@@ -1,23 +1,44 @@
-"""The files of data sets that do not come with bnlab: what they are, where bnlab looks for them, their checksums.
-No torch here.
+"""The files of data sets that do not come with bnlab: what they are, where bnlab looks for them, how it downloads them.
+The only importer of pooch. No torch here.
 
-A file is known by the sha256 of its *content*: a file that was compressed again or unpacked is the same file.
+A file is known by the sha256 of its *content*: a file that was compressed again or unpacked is the same file. It gets
+its name only when its content is known to be right. Of several processes that need a data set, one downloads, the
+others wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 import platformdirs
+from filelock import FileLock, Timeout
 
-from bnlab.core.errors import DataError
+from bnlab import __version__
+from bnlab.core.errors import DataError, UsageError
+
+CONNECT_S, READ_S = 10.0, 30.0
+"""How long to wait for a site to answer, and for its next bytes."""
+ATTEMPTS = 4
+"""How often a download that breaks off is tried at one site."""
+CHUNK = 2**13
+"""Bytes at a time."""
+SLACK = 2**20
+"""Bytes by which a packed file may be larger than its content."""
+
+Content = TypeVar("Content")
+Report = Callable[[str, int, "int | None"], None]
+"""Called with what is being done, how many bytes are done, and of how many if that is known."""
 
 GZIP = b"\x1f\x8b"
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
@@ -218,3 +239,173 @@ def _sound(source: Source, file: File, data: bytes, path: Path) -> bytes:
 
 def _short(error: BaseException) -> str:
     return str(error).rstrip(".") or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """Where the files are now, and where they came from."""
+
+    folder: Path
+    how: Literal["present", "copied", "downloaded"]
+
+
+def fetch(source: Source, report: Report, origin: Path | None = None) -> Fetched:
+    """Bring all files of the data set below the first of the roots, from the folder `origin` or from its public sites.
+    Sound files that are already there are left as they are.
+
+    Raises:
+        DataError: `origin` does not have them, or no site has them sound.
+        UsageError: they cannot be written.
+    """
+    root = roots()[0]
+    folder = root / source.folders[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(root / f".{source.name}.lock", source, report):
+            with contextlib.suppress(DamagedError):
+                contents(source, folder)
+                return Fetched(folder=folder, how="present")
+            if origin is not None:
+                loose = replace(source, folders=(*source.folders, "."))  # the files may be in `origin` itself
+                for name, data in read(loose, [origin]).items():
+                    _write(folder / name, data)
+                return Fetched(folder=folder, how="copied")
+            for name, data in _downloaded(source, folder, report):
+                _write(folder / name, data)
+            return Fetched(folder=folder, how="downloaded")
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        todo = "Set BNLAB_DATA to a folder that can be written to."
+        raise UsageError(f"data={source.name}", problem, str(error.filename or folder), todo) from None
+
+
+@contextlib.contextmanager
+def _alone(path: Path, source: Source, report: Report) -> Iterator[None]:
+    """Only this process fetches the data set inside the `with`; the system drops the lock of a process that dies."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            report(f"waiting for another process that is fetching {source.name}", 0, None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")  # one name, so what a killed process left is overwritten
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _downloaded(source: Source, folder: Path, report: Report) -> Iterator[tuple[str, bytes]]:
+    """Each file that is not there already, with its content."""
+    if source.archive is not None:
+        room = sum(file.size for file in source.files) + SLACK
+        yield from _from_sites(source, folder / source.archive, room, partial(unpacked, source), report).items()
+        return
+    for file in source.files:
+        check = partial(content, source, file)
+        try:
+            yield file.name, check(folder / file.name)
+        except DamagedError:
+            packed = folder / f"{file.name}.gz"
+            yield file.name, _from_sites(source, packed, file.size + SLACK, check, report)
+
+
+def _from_sites(source: Source, packed: Path, room: int, check: Callable[[Path], Content], report: Report) -> Content:
+    """What `check` finds in the packed file of that name, from the first site that has it sound.
+
+    Raises:
+        DataError: no site has it.
+    """
+    part = packed.with_name(f".{packed.name}.part")
+    problems = []
+    for base in source.urls:
+        url = f"{base}/{packed.name}"
+        try:
+            _download(url, part, _Progress(packed.name, room, report))
+            return check(part)
+        except DamagedError as error:
+            problems.append(f"{urlsplit(url).netloc} gave a file that {error.problem}")
+        except _SiteError as error:
+            problems.append(f"{urlsplit(url).netloc} {error}")
+        finally:
+            part.unlink(missing_ok=True)
+    raise missing(source, roots(), why=f"{packed.name} could not be downloaded: {'; '.join(problems)}")
+
+
+class _SiteError(Exception):
+    """A site does not have the file; the text follows the site's name."""
+
+
+def _download(url: str, path: Path, progress: _Progress) -> None:
+    """The file at `url` as `path`.
+
+    Raises:
+        _SiteError: the site cannot be reached, has no such file, breaks off at every attempt, or sends too much.
+    """
+    import pooch
+
+    get = pooch.HTTPDownloader(
+        progressbar=progress,
+        chunk_size=CHUNK,
+        timeout=(CONNECT_S, READ_S),
+        headers={"Accept-Encoding": "identity", "User-Agent": f"bnlab/{__version__}"},
+    )
+    for _ in range(ATTEMPTS):
+        try:
+            with open(path, "wb") as file:
+                get(url, file, None)
+            return
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk; requests' own errors have none
+                raise
+            response = getattr(error, "response", None)
+            if response is not None:
+                raise _SiteError(f"answers {response.status_code} {response.reason}") from None
+            if progress.total is None:
+                raise _SiteError(f"cannot be reached ({type(error).__name__})") from None
+    raise _SiteError(f"broke off {ATTEMPTS} times")
+
+
+class _Progress:
+    """What pooch takes for a progress bar: reports the bytes of a file, and refuses more than it can have."""
+
+    def __init__(self, name: str, room: int, report: Report) -> None:
+        self.name, self.room, self.report = name, room, report
+        self.done = 0
+        self._total: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Bytes in all, 0 if the site does not say; None before its first answer."""
+        return self._total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        self._total = size
+        self.reset()
+        self.update(0)
+
+    def reset(self) -> None:
+        """Start from 0."""
+        self.done = 0
+
+    def update(self, size: int) -> None:
+        """`size` more bytes."""
+        self.done += size
+        if max(self.done, self.total or 0) > self.room + CHUNK:  # pooch counts the last chunk as a whole one
+            raise _SiteError(f"sends more than the {self.room:,} bytes that this file can have")
+        self.report(self.name, min(self.done, self.total or self.done), self.total or None)
+
+    def close(self) -> None:
+        """Nothing is left open."""

@@ -73,11 +73,11 @@ class Inference:
         size = self.size(count)
         if self.bn == "running" or size == count:
             for start in range(0, count, size):
-                yield Split(split.x[start : start + size], split.y[start : start + size])
+                yield split.pick(slice(start, start + size))
             return
         order = torch.randperm(count, generator=stream(self.seed, "probe", "inference"))
-        for chosen in order.to(split.x.device).tensor_split(count // size):
-            yield _picked(split, chosen)
+        for chosen in order.to(split.device).tensor_split(count // size):
+            yield split.pick(chosen)
 
     @contextmanager
     def asked(self, split: Split) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
@@ -102,8 +102,8 @@ class Inference:
         size = min(self.training_size, len(training))
         count = max(1, min(POPULATION, len(training)) // size) * size
         order = torch.randperm(len(training), generator=stream(self.seed, "probe", "population"))[:count]
-        for chosen in order.to(training.x.device).view(-1, size):
-            yield _picked(training, chosen)
+        for chosen in order.to(training.device).view(-1, size):
+            yield training.pick(chosen)
 
     def _refit(self, batches: Iterator[Split]) -> None:
         """Give every norm that keeps running statistics those of these batches."""
@@ -124,20 +124,16 @@ class Inference:
             population.put()
 
 
-def _picked(split: Split, chosen: Tensor) -> Split:
-    return Split(split.x.index_select(0, chosen), split.y.index_select(0, chosen))
-
-
 def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> dict[str, Tensor]:
     """`loss` with its reduction over all N examples and, for classes, `accuracy`: scalars on the device. The net stays
     as it is."""
-    total, hits = split.x.new_zeros(()), torch.zeros((), dtype=torch.int64, device=split.x.device)
+    total, hits = torch.zeros((), device=split.device), torch.zeros((), dtype=torch.int64, device=split.device)
     summed = objective(loss, "sum")
     classes = split.y.dtype == torch.int64
     outputs = 1
     with inference.asked(split) as answers:
         for out, y in answers:
-            total += summed(out, y)
+            total = total + summed(out, y)
             outputs = 1 if loss == "cross_entropy" else out.shape[1]
             if classes:
                 hits += correct(out, y)

@@ -111,10 +111,10 @@ class BNStatistics:
         preserved = PreservedBuffers(net.module)
         found: dict[int, list[Tensor]] = {index: [] for index in in_use}
         values: dict[int, int] = {}
-        for chosen in order[: batches * size].to(data.x.device).view(batches, size):
+        for chosen in order[: batches * size].to(data.device).view(batches, size):
             tap = NormTap(net)
             with tap:
-                outputs_now(net.module, data.x.index_select(0, chosen), "batch", preserved)
+                outputs_now(net.module, data.pick(chosen).x, "batch", preserved)
             for index in in_use:
                 x = tap.seen[index]
                 assert x is not None

@@ -73,7 +73,7 @@ class ShiftDrift:
         size = min(len(snapshot.batch), len(split))
         count = max(1, min(self.examples, len(split)) // size) * size
         order = torch.randperm(len(split), generator=stream(snapshot.seed, "probe", "shift_drift"))[:count]
-        return [split.x.index_select(0, chosen) for chosen in order.to(split.x.device).view(-1, size)]
+        return [split.pick(chosen).x for chosen in order.to(split.device).view(-1, size)]
 
 
 def _seen(snapshot: Snapshot, batches: list[Tensor], mode: Mode) -> list[Moments]:

@@ -15,8 +15,7 @@ import pyte
 import pytest
 
 from bnlab.cli import main
-from bnlab.files.fetch import Fetched
-from bnlab.files.sources import SOURCES, roots
+from bnlab.files.sources import SOURCES, Fetched, roots
 from bnlab.terminal.progress import Bars
 
 Tiny = Callable[..., dict[str, bytes]]
@@ -73,7 +72,7 @@ def site(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         _put(folder, tiny(source.name))
         return Fetched(folder=folder, how="downloaded")
 
-    monkeypatch.setattr("bnlab.files.fetch.fetch", give)
+    monkeypatch.setattr("bnlab.files.sources.fetch", give)
     return asked
 
 
@@ -163,10 +162,10 @@ def test_an_interrupted_download_ends_with_130(bnlab: Callable[..., Said], monke
         report("train.gz", 0, 100)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bnlab.files.fetch.fetch", interrupted)
+    monkeypatch.setattr("bnlab.files.sources.fetch", interrupted)
     said = bnlab("data", "fetch", "mnist")
     assert said.code == 130
-    assert said.err == "interrupted; the same command resumes the download\n"
+    assert said.err == "interrupted; nothing is left half-written\n"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -179,7 +178,7 @@ def test_a_run_interrupted_during_its_download_ends_with_130_and_the_line_to_typ
         report("train.gz", 50, 100)
         pytest.fail("the download went on")
 
-    monkeypatch.setattr("bnlab.files.fetch.fetch", struck)
+    monkeypatch.setattr("bnlab.files.sources.fetch", struck)
     said = bnlab(*TRAIN, *["--json"] * as_json)
     assert said.code == 130
     again = f"bnlab {' '.join(TRAIN)}"

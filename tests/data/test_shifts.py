@@ -15,9 +15,8 @@ from scipy import ndimage
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec, Shift
-from bnlab.data._images import Images
 from bnlab.data._shifts import SHIFTS, blurring, class_counts
-from bnlab.data.base import Dataset, Split, shifted
+from bnlab.data.base import Dataset, Images, Split, shifted
 from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
@@ -143,7 +142,7 @@ def test_the_test_split_is_shifted_before_it_is_normalized_and_training_never(
     found, unnormalized = _data(spec_of(*given[:2], *wanted)), _data(spec_of(*given, *wanted))
     assert bits_of(found.train.x[:]) == bits_of(plain.train.x[:])
     assert bits_of(found.train.y) == bits_of(plain.train.y)
-    assert isinstance(found.test.x, Images) == isinstance(plain.test.x, Images)
+    assert isinstance(found.test, Images) == isinstance(plain.test, Images)
     by_hand = shifted(Split(raw.test.x[:], raw.test.y), shift, STRENGTHS[shift], 10)
     torch.testing.assert_close(unnormalized.test.x[:], by_hand.x, rtol=1e-6, atol=1e-6)
     assert torch.equal(found.test.y, by_hand.y)

@@ -16,8 +16,8 @@ import torch
 
 from bnlab.core.errors import DataError
 from bnlab.data import _stored
-from bnlab.data._images import Images
 from bnlab.data._stored import STALE_S, Arrays, load
+from bnlab.data.base import Images
 from bnlab.files.sources import SOURCES, decoded
 
 Tiny = Callable[..., dict[str, bytes]]
@@ -40,7 +40,7 @@ def _load() -> Any:
 
 def _bytes_of(dataset: Any) -> list[bytes]:
     splits = (dataset.train, dataset.test)
-    return [part[:].numpy().tobytes() for split in splits for part in (split.x, split.y)]
+    return [part.numpy().tobytes() for split in splits for part in (split.x, split.y)]
 
 
 def test_a_set_is_decoded_once_and_then_needs_no_files(home: Path, bits_of: Any) -> None:
@@ -60,14 +60,14 @@ def test_other_content_is_kept_elsewhere(home: Path) -> None:
 
 
 def test_images_are_mapped_and_writing_to_them_reaches_nobody(home: Path) -> None:
-    images = _load().train.x
+    images = _load().train
     assert isinstance(images, Images)
     file = home / "train_x.npy"
     before = file.read_bytes()
     assert str(file) in Path("/proc/self/maps").read_text()
     images.raw.fill_(7)
     assert file.read_bytes() == before
-    assert float(_load().train.x.raw.float().std()) == pytest.approx(74, abs=2)  # uniform bytes: 256 / sqrt(12)
+    assert float(_load().train.raw.float().std()) == pytest.approx(74, abs=2)  # uniform bytes: 256 / sqrt(12)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "gone", "nonsense"])
@@ -154,4 +154,4 @@ def test_labels_that_do_not_fit_are_refused(changes: dict[str, Any], message: st
 def test_labels_are_classes_and_images_floats_of_the_run_s_dtype(home: Path) -> None:
     dataset = _load().to(torch.device("cpu"), torch.float64)
     assert dataset.train.y.dtype == torch.int64
-    assert dataset.train.x.dtype == dataset.train.x[:2].dtype == torch.float64
+    assert dataset.train.x.dtype == dataset.train.pick(slice(2)).x.dtype == torch.float64
