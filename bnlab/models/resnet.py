@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import MODELS
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.build import Builder, Net
+from bnlab.net.build import Builder, Net, image_shape
 
 CHANNELS = (16, 32, 64)
 
@@ -34,43 +34,30 @@ def resnet(
     linear head [B, outputs]. A block: convolution, norm, nonlinearity, convolution, norm, sum with the shortcut,
     nonlinearity. Shortcuts are the identity; where size and channels change, they take every second pixel and put zeros
     into the new channels (`A`), or are a 1x1 convolution of stride 2 with its norm (`B`)."""
-    if len(input_shape) != 3:
-        remedy = "Use model=mlp, or a data set of images."
-        raise UsageError("model", "a resnet needs images (C, H, W)", input_shape, remedy)
+    inputs, *_ = image_shape(input_shape, "resnet")
     blocks = (depth - 2) // 6
     if blocks < 1 or depth != 6 * blocks + 2:
         raise UsageError("model.depth", "must be 6n + 2", depth, "Use 8, 14, 20, 32, 44, 56 or 110.")
     builder = Builder(model, norm, normalizable=1 + 6 * blocks + 2 * (shortcut == "B"))
     before, *stages = (max(1, round(width * channels)) for channels in (CHANNELS[0], *CHANNELS))
-    conv = nn.Conv2d(input_shape[0], before, 3, padding=1, bias=builder.needs_bias())
-    builder.hidden("conv", conv, before, dims=2)
+    builder.conv("conv", inputs, before)
     digits = len(str(blocks))
     for stage, after in enumerate(stages, 1):
         for block in range(1, blocks + 1):
-            stride = 2 if block == 1 and stage > 1 else 1
+            narrows = block == 1 and stage > 1
             name = f"s{stage}b{block:0{digits}d}"
             with builder.residual(name):
-                conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=builder.needs_bias())
-                builder.hidden(f"{name}_conv1", conv, after, dims=2)
-                conv = nn.Conv2d(after, after, 3, padding=1, bias=builder.needs_bias())
-                builder.hidden(f"{name}_conv2", conv, after, dims=2, residual_sum=True)
-                if stride > 1:
+                builder.conv(f"{name}_conv1", before, after, stride=2 if narrows else 1)
+                builder.conv(f"{name}_conv2", after, after, residual_sum=True)
+                if narrows:
                     with builder.shortcut():
-                        _narrower(builder, name, before, after, shortcut)
+                        if shortcut == "A":
+                            builder.plain(f"{name}_short", Subsample(after - before))
+                        else:
+                            builder.conv(f"{name}_short", before, after, 1, stride=2, acts=False)
             before = after
     builder.plain("pool", nn.AdaptiveAvgPool2d(1))
-    builder.plain("flatten", nn.Flatten())
-    builder.head(nn.Linear(before, outputs, bias=model.bias is not False))
-    return builder.build(seed)
-
-
-def _narrower(builder: Builder, name: str, before: int, after: int, shortcut: Literal["A", "B"]) -> None:
-    """The shortcut to half the size and more channels."""
-    if shortcut == "A":
-        builder.plain(f"{name}_short", Subsample(after - before))
-    else:
-        conv = nn.Conv2d(before, after, 1, stride=2, bias=builder.needs_bias())
-        builder.hidden(f"{name}_short", conv, after, dims=2, acts=False)
+    return builder.with_head(builder.flatten((before, 1, 1)), outputs, seed)
 
 
 class Subsample(nn.Module):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt, Lt
 from torch import nn
 
-from bnlab.core.errors import UsageError
 from bnlab.core.registry import MODELS
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.build import Builder, Net
+from bnlab.net.build import AtLeastOne, Builder, Net, image_shape
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -27,30 +26,20 @@ def vgg(
     *,
     depth: Literal[11, 13, 16, 19],
     width: Annotated[float, Gt(0), Lt(math.inf)],
-    head: list[Annotated[int, Ge(1)]],
+    head: list[AtLeastOne],
 ) -> Net:
     """x [B, C, H, W] through `depth` - 3 convolutions of `width` times 64, 128, 256, 512 and 512 channels, each stage
     followed by 2x2 max pooling that rounds up (so any image passes; 32x32 ends as 1x1), flattened; then fully connected
     layers of `head` units, normalized like the others, and the outputs [B, outputs]. The paper has `head` 4096, 4096,
     with dropout, on images of 224x224."""
-    if len(input_shape) != 3:
-        remedy = "Use model=mlp, or a data set of images."
-        raise UsageError("model", "a vgg needs images (C, H, W)", input_shape, remedy)
-    stages = STAGES[depth]
-    builder = Builder(model, norm, normalizable=sum(stages) + len(head))
-    before, height, side = input_shape
-    for stage, (layers, channels) in enumerate(zip(stages, CHANNELS, strict=True), 1):
+    before, height, side = image_shape(input_shape, "vgg")
+    builder = Builder(model, norm, normalizable=sum(STAGES[depth]) + len(head))
+    for stage, (layers, channels) in enumerate(zip(STAGES[depth], CHANNELS, strict=True), 1):
         after = max(1, round(width * channels))
         for layer in range(1, layers + 1):
-            conv = nn.Conv2d(before, after, 3, padding=1, bias=builder.needs_bias())
-            builder.hidden(f"s{stage}_conv{layer}", conv, after, dims=2)
+            builder.conv(f"s{stage}_conv{layer}", before, after)
             before = after
         builder.plain(f"s{stage}_pool", nn.MaxPool2d(2, ceil_mode=True))
         height, side = math.ceil(height / 2), math.ceil(side / 2)
-    builder.plain("flatten", nn.Flatten())
-    features = before * height * side
-    for units in head:
-        builder.hidden("fc", nn.Linear(features, units, bias=builder.needs_bias()), units, dims=0)
-        features = units
-    builder.head(nn.Linear(features, outputs, bias=model.bias is not False))
-    return builder.build(seed)
+    features = builder.dense(builder.flatten((before, height, side)), head)
+    return builder.with_head(features, outputs, seed)

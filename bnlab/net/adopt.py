@@ -16,7 +16,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.net.build import Net, Site, initialize, normed_layers, with_params
+from bnlab.net.build import Net, Site, finished, normed_layers
 from bnlab.net.wrap import BATCH_NORMS, version_of
 
 AFFINE = (nn.Linear, nn.Conv2d)
@@ -72,12 +72,7 @@ def adopted(module: nn.Module, model: ModelSpec, norm: NormSpec, input_shape: tu
     digits = max(2, len(str(len(blocks) - 1)))
     sites = [replace(site, name=f"L{i:0{digits}d}_{site.name}") for i, site in enumerate(blocks)]
     sites = _with_norms(module, sites, calls, norm, key)
-    initialize({f"{site.name}_affine": site.affine for site in sites}, model, seed)
-    for site in sites:
-        if (bind := getattr(site.norm, "bind", None)) is not None:
-            bind(seed, site.name)
-    names = {param: name for name, param in module.named_parameters()}
-    return Net(module=module.train(), sites=tuple(with_params(site, names) for site in sites))
+    return finished(module, sites, model, seed)
 
 
 def _calls(module: nn.Module, input_shape: tuple[int, ...], key: str) -> tuple[dict[str, _Call], object]:

@@ -12,20 +12,25 @@ residual block the shortcut is added: pre is what the norm sees, act_in the sum 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.norms.base import DrawsNumbers
 
+AtLeastOne = Annotated[int, Ge(1)]
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear": nn.Identity}
 
 
@@ -71,14 +76,6 @@ class Residual(nn.Module):
 Parts = OrderedDict[str, nn.Module]
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The parts of a residual block other than its branch: its shortcut, and what comes after the sum."""
-
-    shortcut: Parts = field(default_factory=OrderedDict)
-    after: Parts = field(default_factory=OrderedDict)
-
-
 class Builder:
     """Builds a net layer by layer as one `nn.Sequential`, flat but for residual blocks, with the norm where the
     spec puts it.
@@ -93,92 +90,101 @@ class Builder:
         self._normed = normed_layers(norm, normalizable)
         self._digits = max(2, len(str(normalizable)))
         self._parts: Parts = OrderedDict()
-        self._block: _Block | None = None
+        self._shortcut: Parts = OrderedDict()  # of the residual block that is being built
+        self._after: Parts = OrderedDict()  # what comes after its sum
         self._sites: list[Site] = []  # their `params` are known at the end
 
     def plain(self, name: str, part: nn.Module) -> None:
         """Add a part without parameters that is not a site, such as pooling."""
         self._parts[name] = part
 
+    def flatten(self, shape: tuple[int, ...]) -> int:
+        """Flatten examples of this shape, if they are not flat. Returns how many features that makes."""
+        if len(shape) > 1:
+            self.plain("flatten", nn.Flatten())
+        return math.prod(shape)
+
+    def dense(self, features: int, widths: Iterable[int]) -> int:
+        """Add a hidden dense layer of each width, the first one after so many features. Returns the last width."""
+        for width in widths:
+            self.hidden("fc", nn.Linear(features, width, bias=self.needs_bias()), width, dims=0)
+            features = width
+        return features
+
+    def conv(
+        self, kind: str, before: int, after: int, kernel: int = 3, stride: int = 1, *, groups: int = 1, **place: bool
+    ) -> None:
+        """Add a hidden convolution, padded by kernel // 2; `place` as in `hidden`."""
+        conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=self.needs_bias())
+        self.hidden(kind, conv, after, dims=2, **place)
+
     def hidden(
         self, kind: str, affine: nn.Module, channels: int, dims: int, *, acts: bool = True, residual_sum: bool = False
     ) -> None:
         """Add a hidden site: the affine map with its norm, if this layer has one, and the nonlinearity if it `acts`.
         With `residual_sum` it ends the branch of a residual block: its nonlinearity comes after the sum."""
-        layer = None
+        norm = None
         if len(self._sites) in self._normed:
-            options = self.norm.options
-            layer = NORMS.build(self.norm.name, options, channels, dims)
+            norm = NORMS.build(self.norm.name, self.norm.options, channels, dims)
         activation = ACTIVATIONS[self.model.activation]() if acts else nn.Identity()
-        self._site(kind, affine, layer, activation, residual_sum=residual_sum)
+        self._site(kind, affine, norm, activation, residual_sum)
 
     def head(self, affine: nn.Module) -> None:
         """Add the last affine map, which is never normalized."""
-        self._site("out", affine, None, nn.Identity(), residual_sum=False)
+        self._site("out", affine, None, nn.Identity(), False)
 
     @contextmanager
     def residual(self, name: str) -> Iterator[None]:
         """What is added inside the `with` is the branch of a residual block, its last site one with `residual_sum`."""
-        outer, self._parts, self._block = self._parts, OrderedDict(), _Block()
+        outer, self._parts = self._parts, OrderedDict()
+        self._shortcut, self._after = OrderedDict(), OrderedDict()
         yield
-        outer[name] = Residual(nn.Sequential(self._parts), nn.Sequential(self._block.shortcut))
-        outer.update(self._block.after)
-        self._parts, self._block = outer, None
+        outer[name] = Residual(nn.Sequential(self._parts), nn.Sequential(self._shortcut))
+        self._parts = outer
+        self._parts.update(self._after)
 
     @contextmanager
     def shortcut(self) -> Iterator[None]:
         """What is added inside the `with` is the shortcut of the residual block; without it, that is the identity."""
-        assert self._block is not None, "a shortcut belongs to a residual block"
-        branch, self._parts = self._parts, self._block.shortcut
+        branch, self._parts = self._parts, self._shortcut
         yield
         self._parts = branch
 
     def needs_bias(self) -> bool:
-        """Whether the affine map of the next hidden layer has a bias. `auto` drops it where the norm that follows takes
-        the mean away, so that a bias could not change anything (Ioffe & Szegedy 2015, section 3.2)."""
+        """Whether the affine map of the next hidden layer has a bias. `auto` drops it where the norm that follows
+        subtracts the mean, so that a bias could not change anything (Ioffe & Szegedy 2015, section 3.2)."""
         if self.model.bias != "auto":
             return self.model.bias
         cancelled = len(self._sites) in self._normed and self.norm.position == "before"
         return not (cancelled and "cancels_bias" in NORMS.entry(self.norm.name).traits)
 
+    def with_head(self, features: int, outputs: int, seed: int) -> Net:
+        """Add a linear head after so many features, and build."""
+        self.head(nn.Linear(features, outputs, bias=self.model.bias is not False))
+        return self.build(seed)
+
     def build(self, seed: int) -> Net:
-        """The net, initialized from the `init` stream of `seed`. A norm with a method `bind(seed, name)`, such
-        as one that draws random numbers, gets the seed and its site's name."""
-        module = nn.Sequential(self._parts)
-        names = {param: name for name, param in module.named_parameters()}
-        initialize({f"{site.name}_affine": site.affine for site in self._sites}, self.model, seed)
-        for site in self._sites:
-            if (bind := getattr(site.norm, "bind", None)) is not None:
-                bind(seed, site.name)
-        return Net(module=module, sites=tuple(with_params(site, names) for site in self._sites))
+        """The net, initialized from the run's seed."""
+        return finished(nn.Sequential(self._parts), self._sites, self.model, seed)
 
     def _site(
-        self,
-        kind: str,
-        affine: nn.Module,
-        layer: nn.Module | None,
-        activation: nn.Module,
-        *,
-        residual_sum: bool = False,
+        self, kind: str, affine: nn.Module, norm: nn.Module | None, activation: nn.Module, residual_sum: bool
     ) -> None:
         name = f"L{len(self._sites):0{self._digits}d}_{kind}"
         norm_first = self.norm.position == "before"
-        middle: list[tuple[str, nn.Module | None]] = [("norm", layer), ("act", activation)]
-        own: Parts = OrderedDict({f"{name}_affine": affine})
+        middle: list[tuple[str, nn.Module | None]] = [("norm", norm), ("act", activation)]
+        parts = self._parts
+        parts[f"{name}_affine"] = affine
         for role, part in middle if norm_first else reversed(middle):
             if residual_sum and role == "act":
-                assert self._block is not None, "a residual sum belongs to a residual block"
-                self._parts.update(own)
-                own = self._block.after
+                parts = self._after
             if part is not None:
-                own[f"{name}_{role}"] = part
-        if not residual_sum:
-            self._parts.update(own)
+                parts[f"{name}_{role}"] = part
         self._sites.append(
             Site(
                 name=name,
                 affine=affine,
-                norm=layer,
+                norm=norm,
                 activation=activation,
                 norm_first=norm_first,
                 params=(),
@@ -187,10 +193,46 @@ class Builder:
         )
 
 
-def with_params(site: Site, names: Mapping[nn.Parameter, str]) -> Site:
-    """The site with the names of its parameters."""
-    owners = [site.affine] if site.norm is None else [site.affine, site.norm]
-    return replace(site, params=tuple(names[param] for owner in owners for param in owner.parameters()))
+def finished(module: nn.Module, sites: Sequence[Site], model: ModelSpec, seed: int) -> Net:
+    """The net of a module: affine weights initialized from the `init` stream of `seed`, norms that draw random numbers
+    bound to the seed, sites with the names of their parameters."""
+    initialize({f"{site.name}_affine": site.affine for site in sites}, model, seed)
+    names = {param: name for name, param in module.named_parameters()}
+    found = []
+    for site in sites:
+        owners = [site.affine] if site.norm is None else [site.affine, site.norm]
+        for part in owners[1:]:
+            if isinstance(part, DrawsNumbers):
+                part.bind(seed, site.name)
+        params = tuple(names[param] for owner in owners for param in owner.parameters())
+        found.append(replace(site, params=params))
+    return Net(module=module.train(), sites=tuple(found))
+
+
+def image_shape(input_shape: tuple[int, ...], model: str) -> tuple[int, int, int]:
+    """(C, H, W).
+
+    Raises:
+        UsageError: the model is of images, and examples are not.
+    """
+    if len(input_shape) != 3:
+        remedy = "Use model=mlp, or a data set of images."
+        raise UsageError("model", f"a {model} needs images (C, H, W)", input_shape, remedy)
+    return input_shape[0], input_shape[1], input_shape[2]
+
+
+def each_stride(strides: int | list[int], count: int, layer: str) -> list[int]:
+    """The stride of each of `count` layers.
+
+    Raises:
+        UsageError: a list of another length.
+    """
+    if isinstance(strides, int):
+        return [strides] * count
+    if len(strides) != count:
+        remedy = f"Give one number, or {count} numbers as in model.channels."
+        raise UsageError("model.strides", f"not one for each {layer}", strides, remedy)
+    return strides
 
 
 def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:

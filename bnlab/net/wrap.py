@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError
+from bnlab.core.state import outputs_now
 from bnlab.net.build import Net
 
 Forward = Callable[[Tensor], Tensor]
@@ -70,7 +71,6 @@ class SavedMoments(NamedTuple):
 
     mean: Tensor
     inverse_sd: Tensor
-    eps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,23 +199,20 @@ def _note_norm(norms: dict[int, Tensor], index: int, gradient: Tensor) -> None:
     norms[index] = torch.linalg.vector_norm(gradient)
 
 
-def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shape of one example at `pre` of every site: (C,) or (C, H, W). Leaves the net as it was. Norms keep shapes
-    and are passed by, since some refuse a single example."""
+def one_example(net: Net, input_shape: tuple[int, ...]) -> Sites:
+    """What the sites see of one example of zeros, for its shapes: [1, C] or [1, C, H, W]. Leaves the net as it was.
+    Norms keep shapes and are replaced by copies, since some refuse a single example."""
     norms = [site.norm for site in net.sites if site.norm is not None]
-    was_training = net.module.training
     param = next(net.module.parameters())
     x = torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device)
-    try:
-        with torch.no_grad(), Wrapped(norms, lambda place, forward: _same), AffineTap(net) as tap:
-            net.module.eval()(x)
-    finally:
-        net.module.train(was_training)
-    return [tuple(out.shape[1:]) for out in tap.outputs]
+    with Wrapped(norms, lambda place, forward: torch.clone), Tap(net) as tap:
+        outputs_now(net.module, x, "running")
+    return tap.sites
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shape of one example at `pre` of every site: (C,) or (C, H, W)."""
+    return [tuple(pre.shape[1:]) for pre in one_example(net, input_shape).pre]
 
 
 def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
@@ -229,9 +226,7 @@ def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
     mean, inverse_sd = getattr(out.grad_fn, "_saved_result1", None), getattr(out.grad_fn, "_saved_result2", None)
     if mean is None or inverse_sd is None or not mean.shape == inverse_sd.shape == out.shape[1:2]:
         return None
-    eps = norm.eps
-    assert isinstance(eps, float)
-    return SavedMoments(mean, inverse_sd, eps)
+    return SavedMoments(mean, inverse_sd)
 
 
 def version_of(x: Tensor) -> int:

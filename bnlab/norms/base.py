@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -134,6 +134,48 @@ class LpNorm(ChannelNorm, ABC):
         return _PopulationOfNorms(self)
 
 
+@runtime_checkable
+class DrawsNumbers(Protocol):
+    """A norm that draws random numbers."""
+
+    def bind(self, seed: int, name: str) -> None:
+        """Take the seed of the run and the name of the site, before the first forward pass."""
+        ...
+
+
+@runtime_checkable
+class OwnPopulation(Protocol):
+    """A norm whose statistics of a population are not mean and variance of all values."""
+
+    def population(self) -> Population:
+        """What computes them."""
+        ...
+
+
+@runtime_checkable
+class OwnStatistics(Protocol):
+    """A norm that keeps mean and variance elsewhere than in `running_mean` and `running_var`."""
+
+    def statistics_in_use(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance per channel, each [C], with which it normalizes in evaluation; None in place of a variance
+        that it does not use."""
+        ...
+
+
+@runtime_checkable
+class TakesStatistics(Protocol):
+    """A norm that keeps the statistics of a population elsewhere than in `running_mean` and `running_var`."""
+
+    def use_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """Keep this mean and this unbiased variance, each [C]."""
+        ...
+
+
+def tensors_of(norm: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers by name, without those of its parts."""
+    return {**dict(norm.named_parameters(recurse=False)), **dict(norm.named_buffers(recurse=False))}
+
+
 class Population(Protocol):
     """The inputs of a norm that are to give its statistics in use."""
 
@@ -157,12 +199,13 @@ class _PopulationOfMoments:
 
     def put(self) -> None:
         mean, var = self.moments.mean, self.moments.unbiased
-        if (own := getattr(self.norm, "use_statistics", None)) is not None:
-            own(mean, var)
+        if isinstance(self.norm, TakesStatistics):
+            self.norm.use_statistics(mean, var)
             return
-        self.norm.get_buffer("running_mean").copy_(mean)
-        if isinstance(getattr(self.norm, "running_var", None), Tensor):
-            self.norm.get_buffer("running_var").copy_(var)
+        kept = tensors_of(self.norm)
+        kept["running_mean"].copy_(mean)
+        if "running_var" in kept:
+            kept["running_var"].copy_(var)
 
 
 class _PopulationOfNorms:
@@ -196,10 +239,9 @@ def population_of(norm: nn.Module) -> Population | None:
     >>> norm.running_mean.tolist(), norm.running_var.tolist()
     ([3.0], [13.0])
     """
-    if (own := getattr(norm, "population", None)) is not None:
-        found: Population = own()
-        return found
-    return _PopulationOfMoments(norm) if isinstance(getattr(norm, "running_mean", None), Tensor) else None
+    if isinstance(norm, OwnPopulation):
+        return norm.population()
+    return _PopulationOfMoments(norm) if "running_mean" in tensors_of(norm) else None
 
 
 def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -210,11 +252,10 @@ def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     >>> [x.tolist() for x in statistics_in_use(nn.BatchNorm1d(1))], statistics_in_use(nn.LayerNorm(2))
     ([[0.0], [1.0]], None)
     """
-    if (own := getattr(norm, "statistics_in_use", None)) is not None:
-        found: tuple[Tensor, Tensor | None] = own()
-        return found
-    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    return (mean, var) if isinstance(mean, Tensor) else None
+    if isinstance(norm, OwnStatistics):
+        return norm.statistics_in_use()
+    kept = tensors_of(norm)
+    return (kept["running_mean"], kept.get("running_var")) if "running_mean" in kept else None
 
 
 class Noise(nn.Module):

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
 from bnlab.core.study import evenly
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.net.build import Net
+from bnlab.net.wrap import Sites, one_example
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
 HISTOGRAM_LIMIT = 1000.0
 HISTOGRAM_BINS = 120
@@ -81,11 +83,12 @@ class Activations:
         price of sorting the values of every unit."""
         self.batch, self.unit, self.drift50 = batch, unit, drift50
         self.histogram_sites, self.histogram_every = histogram_sites, histogram_every
-        self._layout: Layout | None = None
 
-    def measure(self, snapshot: Snapshot) -> Raw:
-        seen = snapshot.probe
-        layout = self._layout = self._layout or Layout.of(snapshot)
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Layout:
+        return Layout.of(net, one_example(net, input_shape))
+
+    def measure(self, snapshot: Snapshot, layout: Layout) -> Raw:
+        seen, sites = snapshot.probe, snapshot.net.sites
         tensors = [*seen.act_in, *seen.pre]
         halves, variances, units, shares, tops = [], [], [], [], []
         for group in layout.groups:
@@ -105,7 +108,7 @@ class Activations:
             if self.drift50:
                 shares.append(unit_percentiles(central))
             if any(layout.rectified):
-                acting = x[: sum(index < layout.sites for index in group)]
+                acting = x[: sum(index < len(sites) for index in group)]
                 tops.append(acting.amax(dim=(1, *(2 + axis for axis in over))).flatten())
         raw = {"halves": torch.cat(halves, dim=1), "var": torch.cat(variances), "unit": torch.cat(units)}
         if shares:
@@ -113,15 +116,13 @@ class Activations:
         if tops:
             raw["top"] = torch.cat(tops)
         if self.histogram_sites and snapshot.point is not None and snapshot.point % self.histogram_every == 0:
-            for index in evenly(layout.sites, self.histogram_sites):
-                name = snapshot.net.sites[index].name
+            for index in evenly(len(sites), self.histogram_sites):
+                name = sites[index].name
                 raw[f"histogram.pre.{name}"] = histogram(seen.pre[index])
                 raw[f"histogram.act_in.{name}"] = histogram(seen.act_in[index])
         return raw
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        layout = self._layout
-        assert layout is not None, "nothing was measured yet"
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, layout: Layout) -> tuple[Metrics, Carry]:
         with np.errstate(all="ignore"):  # what is not finite is said so in the journal
             figures, remembered = self._figures(raw, carry, layout)
         metrics = {
@@ -176,7 +177,6 @@ class Layout:
     cost more than it saves.
     """
 
-    sites: int
     groups: list[list[int]]
     channels: list[tuple[int, int, int]]
     """Of each group: U, how many of these are act_in, and C."""
@@ -188,10 +188,9 @@ class Layout:
     """Which sites have a ReLU."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Layout:
-        """The layout of the snapshot's net."""
-        tensors = [*snapshot.probe.act_in, *snapshot.probe.pre]
-        sites = len(snapshot.net.sites)
+    def of(cls, net: Net, seen: Sites) -> Layout:
+        """The layout of a net, from what its sites see in some forward pass."""
+        tensors, sites = [*seen.act_in, *seen.pre], len(net.sites)
         number = {id(x): index for index, x in reversed(list(enumerate(tensors)))}
         groups: dict[object, list[int]] = {}
         for index in sorted(number.values()):
@@ -200,22 +199,20 @@ class Layout:
         order = [index for group in groups.values() for index in group]
         acting = [index for index in order if index < sites]
         return cls(
-            sites=sites,
             groups=list(groups.values()),
             channels=[(len(of), sum(i < sites for i in of), tensors[of[0]].shape[1]) for of in groups.values()],
             rows={
-                "pre": [order.index(number[id(x)]) for x in snapshot.probe.pre],
+                "pre": [order.index(number[id(x)]) for x in seen.pre],
                 "act_in": [order.index(index) for index in range(sites)],
             },
             acting_rows=[acting.index(index) for index in range(sites)],
-            rectified=[isinstance(site.activation, nn.ReLU) for site in snapshot.net.sites],
+            rectified=[isinstance(site.activation, nn.ReLU) for site in net.sites],
         )
 
     def by_row(self, values: HostArray, *, acting: bool = False) -> list[HostArray]:
         """[..., N] as one [..., U, C] for each group; with `acting`, of values for the act_in tensors alone."""
         sizes = [(taken if acting else size, channels) for size, taken, channels in self.channels]
-        ends = np.cumsum([size * channels for size, channels in sizes])
-        parts = np.split(values, ends[:-1], axis=-1)
+        parts = by_site(values, [size * channels for size, channels in sizes])
         return [part.reshape(*part.shape[:-1], *size) for part, size in zip(parts, sizes, strict=True)]
 
 

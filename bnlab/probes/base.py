@@ -10,9 +10,9 @@ of it in the caches, the same small operations would take several times as long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,7 +75,8 @@ class Snapshot:
 
 
 class Probe(Protocol):
-    """A measurement. `metrics` says what each journal name means; a name ending in `.*` stands for several.
+    """A measurement. `metrics` says what each journal name means; a name ending in `.*` stands for several. A probe may
+    have more: see `HasLayout`, `HasBatch` and `HasSplits`.
 
     A probe may also have `groups`, from names (without `.*`) to TensorBoard's groups of cards, such as `4_grad_norm`,
     which shows the median over the sites and every site. `group/card` is the median alone, or a scalar;
@@ -99,29 +100,44 @@ class Probe(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """What a probe may declare beside the `Probe` protocol, as attributes of the same names."""
+@runtime_checkable
+class HasLayout(Protocol):
+    """A probe whose two halves need to know how the parts of `Raw` belong to the sites."""
 
-    batch: int | None = None
-    """How many examples of the fixed probe batch it measures."""
-    splits: int = 1
-    """Into how many parts it cuts the training batch."""
-    layout: Callable[[Net], Any] | None = None
-    """A function of the net that describes how the parts of `Raw` belong to sites, computed once at set-up and passed
-    to `summarize` as a third argument."""
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Any:
+        """How they do, for a net and the shape of an example. Computed once at set-up, and passed to `measure` and
+        `summarize` as a last argument."""
+        ...
 
 
-def declared(probe: object) -> Declared:
-    """What the probe declares, with defaults for the rest."""
-    names = ("batch", "splits", "layout")
-    return Declared(**{name: getattr(probe, name) for name in names if hasattr(probe, name)})
+@runtime_checkable
+class HasBatch(Protocol):
+    """A probe that measures on the fixed probe batch."""
+
+    batch: int
+    """How many examples of it."""
 
 
-def layout_of(probe: object, net: Net) -> tuple[Any, ...]:
-    """The further arguments of the probe's `summarize`: its layout of this net, if it declares one."""
-    layout = declared(probe).layout
-    return () if layout is None else (layout(net),)
+@runtime_checkable
+class HasSplits(Protocol):
+    """A probe that measures parts of the training batch."""
+
+    splits: int
+    """Into how many parts it cuts the batch."""
+
+
+def layout_of(probe: object, net: Net, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The last arguments of the probe's two halves: its layout, if it has one."""
+    return (probe.layout(net, input_shape),) if isinstance(probe, HasLayout) else ()
+
+
+def by_site(values: HostArray, channels: Sequence[int]) -> list[HostArray]:
+    """[..., C of all sites] as one [..., C] for each site, C 0 at a site that is not in it.
+
+    >>> [part.tolist() for part in by_site(np.array([1, 2, 3]), [2, 0, 1])]
+    [[1, 2], [], [3]]
+    """
+    return np.split(values, np.cumsum(channels)[:-1], axis=-1)
 
 
 def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
@@ -136,4 +152,5 @@ def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
 
 def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
     """`measure` and `summarize` in one call."""
-    return probe.summarize(to_host(probe.measure(snapshot)), carry, *layout_of(probe, snapshot.net))
+    layout = layout_of(probe, snapshot.net, tuple(snapshot.batch.x.shape[1:]))
+    return probe.summarize(to_host(probe.measure(snapshot, *layout)), carry, *layout)

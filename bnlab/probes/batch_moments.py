@@ -7,15 +7,25 @@ of its saved statistics; elsewhere two passes over the tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnlab.core.registry import PROBES
-from bnlab.net.wrap import SavedMoments
+from bnlab.net.build import Net
+from bnlab.net.wrap import BATCH_NORMS, SavedMoments, site_shapes
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+
+
+class Layout(NamedTuple):
+    """Of every site."""
+
+    channels: list[int]
+    eps: list[float | None]
+    """Where a batch norm of torch's sees pre, its eps: the spread in `Raw` is there 1 / sqrt(variance + eps), as that
+    norm saves it, and the variance elsewhere."""
 
 
 @PROBES.register("batch_moments")
@@ -32,32 +42,35 @@ class BatchMoments:
         "batch_var": "8_batch_var",
     }
 
-    def __init__(self) -> None:
-        self._kept: list[float] = []  # eps of each site whose batch norm kept its statistics
-        self._sizes: list[int] = []  # channels of all sites, those first
-        self._sites: list[int] = []  # their indices
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Layout:
+        norms = [site.norm if site.norm_first else None for site in net.sites]
+        return Layout(
+            channels=[shape[0] for shape in site_shapes(net, input_shape)],
+            eps=[norm.eps if isinstance(norm, BATCH_NORMS) and type(norm) in BATCH_NORMS else None for norm in norms],
+        )
 
-    def measure(self, snapshot: Snapshot) -> Raw:
-        seen = snapshot.training
-        kept = {index: pre for index, pre in enumerate(seen.pre) if isinstance(pre, SavedMoments)}
-        rest = {index: channel_moments(pre) for index, pre in enumerate(seen.pre) if isinstance(pre, Tensor)}
-        means = [*(saved.mean for saved in kept.values()), *(mean for mean, _ in rest.values())]
-        self._kept = [saved.eps for saved in kept.values()]
-        self._sizes, self._sites = [len(mean) for mean in means], [*kept, *rest]
-        return {
-            "mean": torch.cat(means),
-            "spread": torch.cat([*(saved.inverse_sd for saved in kept.values()), *(var for _, var in rest.values())]),
-        }
+    def measure(self, snapshot: Snapshot, layout: Layout) -> Raw:
+        means, spreads = [], []
+        for pre, eps in zip(snapshot.training.pre, layout.eps, strict=True):
+            if isinstance(pre, SavedMoments):
+                mean, spread = pre
+            else:
+                mean, spread = channel_moments(pre)
+                if eps is not None:
+                    spread = (spread + eps).rsqrt()
+            means.append(mean)
+            spreads.append(spread)
+        return {"mean": torch.cat(means), "spread": torch.cat(spreads)}
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
-        variances, kept = raw["spread"].copy(), len(self._kept)
-        of_kept = variances[: sum(self._sizes[:kept])]  # 1 / sqrt(variance + eps): rounding may take 0 below 0
-        of_kept[:] = np.maximum(of_kept**-2 - np.repeat(np.asarray(self._kept, of_kept.dtype), self._sizes[:kept]), 0)
-        starts = np.cumsum([0, *self._sizes[:-1]])
-        mean, var = (np.add.reduceat(x, starts) / self._sizes for x in (raw["mean"], variances))
-        order = np.argsort(self._sites)
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, layout: Layout) -> tuple[Metrics, Carry]:
+        variances = raw["spread"].copy()
+        saved = np.repeat([eps is not None for eps in layout.eps], layout.channels)
+        eps = np.repeat(np.array(layout.eps, variances.dtype), layout.channels)[saved]
+        variances[saved] = np.maximum(variances[saved] ** -2 - eps, 0)  # rounding may take 0 below 0
+        starts = np.cumsum([0, *layout.channels[:-1]])
+        mean, var = (np.add.reduceat(x, starts) / layout.channels for x in (raw["mean"], variances))
         dtype = raw["mean"].dtype
-        return {"batch_mean": mean[order].astype(dtype), "batch_var": var[order].astype(dtype)}, carry
+        return {"batch_mean": mean.astype(dtype), "batch_var": var.astype(dtype)}, carry
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:

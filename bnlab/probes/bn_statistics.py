@@ -40,12 +40,18 @@ from torch import Tensor
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import PreservedBuffers, outputs_now
+from bnlab.net.build import Net
 from bnlab.net.wrap import NormTap
-from bnlab.norms.base import statistics_in_use
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.norms.base import statistics_in_use, tensors_of
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
 ROUNDING = 64
 """A standard deviation below so many units in the last place of the mean is rounding: a true 0."""
+
+Layout = dict[str, list[int]]
+"""For each tensor of `Raw`, the channels of every site; 0 at a site that is not in it."""
+InUse = dict[int, tuple[Tensor, Tensor | None]]
+"""Mean and variance in use, of every site whose norm keeps a mean."""
 
 
 @PROBES.register("bn_statistics")
@@ -76,34 +82,32 @@ class BNStatistics:
         """`examples`: at most so many of the training set make the population, in whole batches, at least one: the same
         ones at every measurement, from the `probe` stream of the run's seed."""
         self.examples = examples
-        self._sites = 0
-        self._channels: dict[str, dict[int, int]] = {}  # for each raw tensor, the channels of each site that is in it
 
-    def measure(self, snapshot: Snapshot) -> Raw:
-        norms = {index: site.norm for index, site in enumerate(snapshot.net.sites) if site.norm is not None}
-        self._sites = len(snapshot.net.sites)
-        in_use = {index: kept for index, norm in norms.items() if (kept := statistics_in_use(norm)) is not None}
-        parts = {"statistics": self._statistics(snapshot, in_use) if in_use else {}}
-        for name, attribute in (("gamma", "weight"), ("beta", "bias")):
-            found = {index: getattr(norm, attribute, None) for index, norm in norms.items()}
-            parts[name] = {index: x.detach()[None] for index, x in found.items() if isinstance(x, Tensor)}
-        self._channels = {name: {index: x.shape[1] for index, x in part.items()} for name, part in parts.items()}
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Layout:
+        means = {"statistics": {index: mean[None] for index, (mean, _) in _in_use(net).items()}}
+        return {
+            name: [part[index].shape[1] if index in part else 0 for index in range(len(net.sites))]
+            for name, part in (means | _learned(net)).items()
+        }
+
+    def measure(self, snapshot: Snapshot, layout: Layout) -> Raw:
+        in_use = _in_use(snapshot.net)
+        parts = {"statistics": self._statistics(snapshot, in_use) if in_use else {}} | _learned(snapshot.net)
         return {name: torch.cat(list(part.values()), dim=1) for name, part in parts.items() if part}  # [F, C of all]
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, layout: Layout) -> tuple[Metrics, Carry]:
         metrics: Metrics = {}
         for name, values in raw.items():
-            channels = self._channels[name]
             names = list(self.metrics)[:4] if name == "statistics" else [f"bn_{name}_mean", f"bn_{name}_sd"]
             over_channels = _of_statistics if name == "statistics" else _mean_and_sd
-            found = np.full((len(names), self._sites), np.nan, dtype=values.dtype)
-            ends = np.cumsum(list(channels.values()))[:-1]
-            for index, part in zip(channels, np.split(values, ends, axis=1), strict=True):
-                found[:, index] = over_channels(part)
+            found = np.full((len(names), len(layout[name])), np.nan, dtype=values.dtype)
+            for index, part in enumerate(by_site(values, layout[name])):
+                if part.shape[1] > 0:
+                    found[:, index] = over_channels(part)
             metrics |= dict(zip(names, found, strict=True))
         return metrics, carry
 
-    def _statistics(self, snapshot: Snapshot, in_use: Mapping[int, tuple[Tensor, Tensor | None]]) -> dict[int, Tensor]:
+    def _statistics(self, snapshot: Snapshot, in_use: InUse) -> dict[int, Tensor]:
         """For each of these sites `figures_of` its population [5, C]."""
         net, data, size = snapshot.net, snapshot.data, len(snapshot.batch)
         batches = max(1, min(self.examples, len(data)) // size)
@@ -124,6 +128,20 @@ class BNStatistics:
             index: figures_of(torch.stack(found[index]), values[index], mean, var)
             for index, (mean, var) in in_use.items()
         }
+
+
+def _in_use(net: Net) -> InUse:
+    found = {index: statistics_in_use(site.norm) for index, site in enumerate(net.sites) if site.norm is not None}
+    return {index: kept for index, kept in found.items() if kept is not None}
+
+
+def _learned(net: Net) -> dict[str, dict[int, Tensor]]:
+    """gamma and beta, each [1, C], of every site whose norm has them."""
+    found = {index: tensors_of(site.norm) for index, site in enumerate(net.sites) if site.norm is not None}
+    return {
+        name: {index: tensors[attribute].detach()[None] for index, tensors in found.items() if attribute in tensors}
+        for name, attribute in (("gamma", "weight"), ("beta", "bias"))
+    }
 
 
 def central_moments(x: Tensor) -> Tensor:

@@ -71,9 +71,13 @@ class Gradients:
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
 
-    def measure(self, snapshot: Snapshot) -> Raw:
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> list[str]:
+        """The name of every site's affine weight."""
+        return [site.params[0] for site in net.sites]
+
+    def measure(self, snapshot: Snapshot, names: list[str]) -> Raw:
         net, before = snapshot.net, snapshot.before.params
-        weights = {site.params[0]: net.params[site.params[0]] for site in net.sites}
+        weights = {name: net.params[name] for name in names}
         grads = {name: param.grad for name, param in net.params.items() if param.grad is not None}
         with torch.no_grad():
             tensors = [grads[name] for name in weights]
@@ -87,16 +91,12 @@ class Gradients:
         if self.noise:
             raw["grad_noise"] = self._noise(snapshot)
         if self.cancellation:
-            raw["cancellation"] = self._cancellation(snapshot)
+            raw["cancellation"] = self._cancellation(snapshot, names)
         return raw
 
-    def layout(self, net: Net) -> int:
-        """L."""
-        return len(net.sites)
-
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, sites: int) -> tuple[Metrics, Carry]:
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, names: list[str]) -> tuple[Metrics, Carry]:
         # A row of one norm a site for each figure, in the order of `measure`, then the norms of all other gradients.
-        rows = 1 + 2 * self.updates + self.deltas
+        rows, sites = 1 + 2 * self.updates + self.deltas, len(names)
         by_site = list(raw["norms"][: rows * sites].reshape(rows, sites))
         others = raw["norms"][rows * sites :]
         delta_norm = by_site.pop(0) if self.deltas else None
@@ -126,10 +126,9 @@ class Gradients:
         _, grads = gradient_at(snapshot.net.module, snapshot.before, part.x, part.y, snapshot.objective)
         return torch.cat([grad.flatten() for grad in grads.values()])
 
-    def _cancellation(self, snapshot: Snapshot) -> Tensor:
+    def _cancellation(self, snapshot: Snapshot, names: list[str]) -> Tensor:
         """abs_over_sum and grad_kurtosis of every site, [2, L], at the state before the update."""
         net, batch, before = snapshot.net, snapshot.batch, snapshot.before
-        names = [site.params[0] for site in net.sites]
         params = before.params | {name: before.params[name].detach().requires_grad_() for name in names}
         tap, rows = AffineTap(net), []
         with torch.enable_grad():

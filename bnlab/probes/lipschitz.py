@@ -20,7 +20,7 @@ and its share along the activations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,9 @@ from bnlab.net.wrap import Tap
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchReference)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | BatchReference
+Norms = list[BatchNorm | None]
+"""The batch norm of every site between its affine map and its nonlinearity, if there is one."""
 ROUNDING = 64
 """A right side below so many units in the last place of its first term is rounding: a true 0."""
 
@@ -60,47 +62,39 @@ class Lipschitz:
         "thm41_corr": "5_lipschitz_corr",
     }
 
-    def layout(self, net: Net) -> HostArray:
-        """Which sites are measured, [L]."""
-        return np.isin(np.arange(len(net.sites)), list(_norms(net)))
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Norms:
+        found: Norms = []
+        for site in net.sites:
+            norm = site.norm if site.norm_first else None
+            # A subclass of one of these may compute anything.
+            found.append(norm if isinstance(norm, BatchNorm) and type(norm) in get_args(BatchNorm) else None)
+        return found
 
-    def measure(self, snapshot: Snapshot) -> Raw:
+    def measure(self, snapshot: Snapshot, norms: Norms) -> Raw:
         net, batch = snapshot.net, snapshot.batch
-        norms = _norms(net)
-        if not norms:
+        measured = {index: norm for index, norm in enumerate(norms) if norm is not None}
+        if not measured:
             return {}
         params = {name: value.detach().requires_grad_() for name, value in snapshot.before.params.items()}
         with torch.enable_grad():
             with Tap(net) as tap:
                 loss = loss_at(net.module, State(params, snapshot.before.buffers), batch.x, batch.y, snapshot.objective)
-            y, z = [tap.sites.pre[index] for index in norms], [tap.sites.act_in[index] for index in norms]
+            y, z = ([of[index] for index in measured] for of in (tap.sites.pre, tap.sites.act_in))
             grads = torch.autograd.grad(loss, [*y, *z])
         names = {param: name for name, param in net.params.items()}
         rows = []
-        for norm, pre, below, above in zip(norms.values(), y, grads[: len(y)], grads[len(y) :], strict=True):
-            assert isinstance(norm, BATCH_NORMS)
+        for norm, pre, below, above in zip(measured.values(), y, grads[: len(y)], grads[len(y) :], strict=True):
             gamma = None if norm.weight is None else snapshot.before.params[names[norm.weight]]
             rows.append(summary(terms(pre.detach(), below, above, gamma, norm.eps), pre.dtype))
         return {"rows": torch.stack(rows)}
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, measured: HostArray) -> tuple[Metrics, Carry]:
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, norms: Norms) -> tuple[Metrics, Carry]:
         if "rows" not in raw:
             return {}, carry
-        found = np.full((len(self.metrics), len(measured)), np.nan, dtype=raw["rows"].dtype)
-        found[:, measured] = raw["rows"].T
+        found = np.full((len(self.metrics), len(norms)), np.nan, dtype=raw["rows"].dtype)
+        found[:, [norm is not None for norm in norms]] = raw["rows"].T
         found[0, found[0] < 0] = np.nan  # no channel at all had a gradient
         return dict(zip(self.metrics, found, strict=True)), carry
-
-
-def _norms(net: Net) -> dict[int, nn.Module]:
-    """By site, the batch norms between an affine map and a nonlinearity."""
-    return {
-        index: site.norm
-        for index, site in enumerate(net.sites)
-        if site.norm_first
-        and type(site.norm) in BATCH_NORMS  # a subclass of one of these may compute anything
-        and site.norm is not None
-    }
 
 
 class Terms(NamedTuple):

@@ -27,8 +27,9 @@ from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import Mode, Moments, PreservedBuffers, outputs_now
 from bnlab.data.base import Split
-from bnlab.net.wrap import Tap
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.net.build import Net
+from bnlab.net.wrap import Tap, site_shapes
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
 
 @PROBES.register("shift_drift")
@@ -46,9 +47,12 @@ class ShiftDrift:
         """`examples`: at most so many of either split, in whole batches of the training size, at least one: the same
         ones at every measurement, from the `probe` stream of the run's seed."""
         self.examples = examples
-        self._channels: list[int] = []
 
-    def measure(self, snapshot: Snapshot) -> Raw:
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> list[int]:
+        """The channels of every site."""
+        return [shape[0] for shape in site_shapes(net, input_shape)]
+
+    def measure(self, snapshot: Snapshot, channels: list[int]) -> Raw:
         train, test = (self._batches(snapshot, split) for split in (snapshot.data, snapshot.test))
         raw: Raw = {}
         for mode in get_args(Mode):
@@ -56,15 +60,13 @@ class ShiftDrift:
                 distances(one, other)
                 for one, other in zip(*(_seen(snapshot, x, mode) for x in (train, test)), strict=True)
             ]
-            self._channels = [part.shape[1] for part in apart]
             raw[mode] = torch.cat(apart, dim=1).to(snapshot.batch.x.dtype)  # [2, C of all sites]
         return raw
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, channels: list[int]) -> tuple[Metrics, Carry]:
         metrics: Metrics = {}
         for mode, values in raw.items():
-            parts = np.split(values, np.cumsum(self._channels)[:-1], axis=1)
-            medians = np.stack([np.median(part, axis=1) for part in parts], axis=1)  # [2, L]
+            medians = np.stack([np.median(part, axis=1) for part in by_site(values, channels)], axis=1)  # [2, L]
             metrics |= {f"shift_mean.{mode}": medians[0], f"shift_logvar.{mode}": medians[1]}
         return metrics, carry
 

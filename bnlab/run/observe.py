@@ -87,7 +87,8 @@ class Observer:
     def __post_init__(self) -> None:
         self.carries = {name: {} for name in self.probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in self.net.params.items()}
-        self._layouts = {name: layout_of(probe, self.net) for name, probe in self.probes.items()}
+        input_shape = tuple(self.data.x.shape[1:])
+        self.layouts = {name: layout_of(probe, self.net, input_shape) for name, probe in self.probes.items()}
         self.preserved = PreservedBuffers(self.net.module)
 
     @torch.no_grad()
@@ -109,7 +110,7 @@ class Observer:
         for name, part in raw.items():
             own = {key: host[name, key] for key in part}
             with np.errstate(all="ignore"):  # values that are not finite are null in the journal
-                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name], *self._layouts[name])
+                metrics, self.carries[name] = self.probes[name].summarize(own, self.carries[name], *self.layouts[name])
             found |= metrics
         return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
 
@@ -188,7 +189,7 @@ class Watch(AbstractContextManager["Watch"]):
             test=observer.test if "test_data" in self._needs else NO_DATA,
         )
         with untouched_random_state(self.batch.x.device):
-            raw = {name: probe.measure(snapshot) for name, probe in self.probes.items()}
+            raw = {name: probe.measure(snapshot, *observer.layouts[name]) for name, probe in self.probes.items()}
         self._tap, self._probe_sites = None, Sites()  # frees the memory before the next forward
         self.seconds += time.perf_counter() - start
         return raw

@@ -20,7 +20,7 @@ from bnlab.net.adopt import build_net
 from bnlab.net.build import Net
 from bnlab.net.evaluate import Inference
 from bnlab.net.wrap import of_training, site_shapes
-from bnlab.probes.base import Probe, declared
+from bnlab.probes.base import HasBatch, HasSplits, Probe
 from bnlab.run import host
 from bnlab.run.observe import Observer, Schedule
 
@@ -79,7 +79,7 @@ def assemble(spec: RunSpec) -> Setup:
     probes, every = _probes(spec)
     for name, probe in probes.items():
         _refuse_batches(name, probe, net, dataset, batches.size, spec)
-    probe_size = max([declared(probe).batch or 2 for probe in probes.values()], default=2)
+    probe_size = max([probe.batch for probe in probes.values() if isinstance(probe, HasBatch)], default=2)
     loss = objective(spec.loss, spec.reduction)
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
@@ -128,16 +128,16 @@ def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
 def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: int, spec: RunSpec) -> None:
     """Refuse a probe batch larger than the data, and batches of a probe too small for batch statistics: its own
     (`batch`), or the training batch cut into `splits` parts."""
-    of = declared(probe)
-    if (own := of.batch) is not None:
+    if isinstance(probe, HasBatch):
+        key, own = f"probes.{name}.batch", probe.batch
         if own > len(dataset.train):
-            raise UsageError(f"probes.{name}.batch", f"larger than the {len(dataset.train)} training examples", own)
-        refuse_single_values(net, dataset.input_shape, spec.norm, own, f"probes.{name}.batch")
-    if (splits := of.splits) > 1:
-        if size < splits:
+            raise UsageError(key, f"larger than the {len(dataset.train)} training examples", own)
+        refuse_single_values(net, dataset.input_shape, spec.norm, own, key)
+    if isinstance(probe, HasSplits) and probe.splits > 1:
+        if size < probe.splits:
             raise UsageError("data.batch_size", f"cannot be split for probes.{name}", size, "Use a larger one.")
         key = f"data.batch_size (split for probes.{name})"
-        refuse_single_values(net, dataset.input_shape, spec.norm, size // splits, key)
+        refuse_single_values(net, dataset.input_shape, spec.norm, size // probe.splits, key)
 
 
 def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnlab.core.registry import NORMS
 from bnlab.core.state import Mode, State, outputs_at, outputs_now
+from bnlab.norms.base import DrawsNumbers
 from bnlab.verify.findings import BrokenError, bits, global_random_states, unlike
 
 C = 6
@@ -46,8 +47,8 @@ class Layer:
             return nn.Identity()
         if not isinstance(layer, nn.Module):
             raise BrokenError(f"its constructor gives a {type(layer).__name__}, and not an nn.Module or None")
-        if (bind := getattr(layer, "bind", None)) is not None:
-            bind(0, "L00_fc")
+        if isinstance(layer, DrawsNumbers):
+            layer.bind(0, "L00_fc")
         return layer.to(dtype)
 
     def batch(self, seed: int = 0) -> Tensor:

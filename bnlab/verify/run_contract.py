@@ -247,9 +247,9 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.probe, name)
 
-    def measure(self, snapshot: Snapshot) -> Raw:
+    def measure(self, snapshot: Snapshot, *layout: Any) -> Raw:
         before = bits(snapshot.net.module.state_dict())
-        raw: Raw = self.probe.measure(snapshot)
+        raw: Raw = self.probe.measure(snapshot, *layout)
         self.moved += unlike(before, bits(snapshot.net.module.state_dict()))
         for name, value in raw.items() if isinstance(raw, Mapping) else [("what it measures", raw)]:
             if not isinstance(value, Tensor):

@@ -388,7 +388,7 @@ def test_what_is_measured_does_not_move_with_the_weights_afterwards() -> None:
         data=Split(x, x[:, 0]),
     )
     probe = BNStatistics(examples=20)
-    raw = probe.measure(snapshot)
+    raw = probe.measure(snapshot, probe.layout(net, (3,)))
     kept = {name: value.clone() for name, value in raw.items()}
     buffers = {name: value.clone() for name, value in norm.named_buffers()}
     with torch.no_grad():

@@ -74,7 +74,8 @@ def test_it_is_the_range_of_the_medians_so_far_over_the_spread_now(
 def _snapshots(medians: list[list[float]], widths: list[float]) -> list[Snapshot]:
     """One site, seen at several moments: unit u of moment t is spread uniformly from medians[t][u] - widths[t] to
     medians[t][u] + widths[t], so its 85th percentile is 1.4 widths[t] above its 15th."""
-    module = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+    units = len(medians[0])
+    module = nn.Sequential(nn.Linear(units, units), nn.Identity())
     site = Site(name="L00_out", affine=module[0], norm=None, activation=module[1], norm_first=True, params=())
     grid = torch.linspace(-1, 1, 22, dtype=torch.float64)
     found = []
