@@ -69,8 +69,9 @@ TORCHLESS = (
     "bnlab.board.compare",
     "bnlab.sweep.run",
 )
-MOST_MODULES, MOST_CODE, MOST_LINES = 164, 13_650, 400
+MOST_MODULES, MOST_CODE, MOST_LINES = 162, 13_560, 400
 """Of the package, of the package, and of a module. They may only fall, to 150 and 11,500 (docs/decisions/018)."""
+RAISED = "simplify first; a budget is raised only on purpose, with its reason in docs/decisions/018"
 NOT_CODE = (
     tokenize.COMMENT,
     tokenize.NL,
@@ -233,16 +234,16 @@ def test_code_lines_leave_out_blanks_comments_and_docstrings() -> None:
 
 
 def test_the_package_keeps_its_budget_of_modules() -> None:
-    assert len(MODULES) <= MOST_MODULES
+    assert len(MODULES) <= MOST_MODULES, RAISED
 
 
 def test_the_package_keeps_its_budget_of_code() -> None:
-    assert sum(code_lines(file.read_text(encoding="utf-8")) for file in MODULES.values()) <= MOST_CODE
+    assert sum(code_lines(file.read_text(encoding="utf-8")) for file in MODULES.values()) <= MOST_CODE, RAISED
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_a_module_keeps_its_budget_of_lines(module: str) -> None:
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES, RAISED
 
 
 @pytest.mark.parametrize("module", TORCHLESS)

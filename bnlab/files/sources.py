@@ -27,14 +27,10 @@ from filelock import FileLock, Timeout
 from bnlab import __version__
 from bnlab.core.errors import DataError, UsageError
 
-CONNECT_S, READ_S = 10.0, 30.0
-"""How long to wait for a site to answer, and for its next bytes."""
-ATTEMPTS = 4
-"""How often a download that breaks off is tried at one site."""
-CHUNK = 2**13
-"""Bytes at a time."""
-SLACK = 2**20
-"""Bytes by which a packed file may be larger than its content."""
+CONNECT_S, READ_S = 10.0, 30.0  # to wait for a site to answer, and for its next bytes
+ATTEMPTS = 4  # at one site, for a download that breaks off
+CHUNK = 2**13  # bytes at a time
+SLACK = 2**20  # bytes by which a packed file may be larger than its content
 
 Content = TypeVar("Content")
 Report = Callable[[str, int, "int | None"], None]
@@ -86,7 +82,7 @@ class DamagedError(DataError):
 
     def __init__(self, source: Source, path: Path, problem: str) -> None:
         self.problem = problem
-        remedy = f"Remove it, and get a sound one: bnlab data fetch {source.name}, or ... --from DIR."
+        remedy = f"Remove it, and get an intact one: bnlab data fetch {source.name}, or ... --from DIR."
         super().__init__(f"data={source.name}", f"{path} {problem}", remedy)
 
 
@@ -181,14 +177,22 @@ def content(source: Source, file: File, path: Path) -> bytes:
     Raises:
         DamagedError: it does not have the expected content.
     """
-    try:
+    with _reading(source, path):
         with open(path, "rb") as plain:
             packed = plain.read(2) == GZIP
-        # One byte more than there should be tells a longer file, however long it is.
+        # One byte more than there should be shows that a file is longer, however long it is.
         with gzip.open(path) if packed else open(path, "rb") as stream:
             return _sound(source, file, stream.read(file.size + 1), path)
+
+
+@contextlib.contextmanager
+def _reading(source: Source, path: Path) -> Iterator[None]:
+    """What goes wrong in reading or unpacking the file is a DamagedError."""
+    try:
+        yield
     except BROKEN as error:
-        raise DamagedError(source, path, f"cannot be unpacked ({_short(error)})") from None
+        why = str(error).rstrip(".") or type(error).__name__
+        raise DamagedError(source, path, f"cannot be unpacked ({why})") from None
     except OSError as error:
         raise DamagedError(source, path, f"cannot be read ({error.strerror or error})") from None
 
@@ -203,23 +207,18 @@ def unpacked(source: Source, path: Path) -> dict[str, bytes]:
     wanted = {file.name: file for file in source.files}
     room = 2 * sum(file.size for file in source.files)
     found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                inside = PurePosixPath(member.name)
-                if inside.is_absolute() or ".." in inside.parts or not (member.isreg() or member.isdir()):
-                    raise DamagedError(source, path, f"holds {member.name!r}, a link or a path that leads out of it")
-                room -= member.size
-                if room < 0:
-                    raise DamagedError(source, path, "holds far more than it should")
-                file = wanted.get(inside.name)
-                stream = archive.extractfile(member) if file is not None else None
-                if file is not None and stream is not None:
-                    found[file.name] = _sound(source, file, stream.read(file.size + 1), path / member.name)
-    except BROKEN as error:
-        raise DamagedError(source, path, f"cannot be unpacked ({_short(error)})") from None
-    except OSError as error:
-        raise DamagedError(source, path, f"cannot be read ({error.strerror or error})") from None
+    with _reading(source, path), tarfile.open(path) as archive:
+        for member in archive:
+            inside = PurePosixPath(member.name)
+            if inside.is_absolute() or ".." in inside.parts or not (member.isreg() or member.isdir()):
+                raise DamagedError(source, path, f"holds {member.name!r}, a link or a path that leads out of it")
+            room -= member.size
+            if room < 0:
+                raise DamagedError(source, path, "holds far more than it should")
+            file = wanted.get(inside.name)
+            stream = archive.extractfile(member) if file is not None else None
+            if file is not None and stream is not None:
+                found[file.name] = _sound(source, file, stream.read(file.size + 1), path / member.name)
     if lacking := sorted(set(wanted) - set(found)):
         raise DamagedError(source, path, f"lacks {', '.join(lacking)}")
     return found
@@ -235,10 +234,6 @@ def _sound(source: Source, file: File, data: bytes, path: Path) -> bytes:
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise DamagedError(source, path, f"has another content than {source.name}'s: its checksum is wrong")
     return data
-
-
-def _short(error: BaseException) -> str:
-    return str(error).rstrip(".") or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,8 +304,8 @@ def _write(path: Path, data: bytes) -> None:
 def _downloaded(source: Source, folder: Path, report: Report) -> Iterator[tuple[str, bytes]]:
     """Each file that is not there already, with its content."""
     if source.archive is not None:
-        room = sum(file.size for file in source.files) + SLACK
-        yield from _from_sites(source, folder / source.archive, room, partial(unpacked, source), report).items()
+        room, check_all = sum(file.size for file in source.files) + SLACK, partial(unpacked, source)
+        yield from _from_sites(source, folder / source.archive, room, check_all, report).items()
         return
     for file in source.files:
         check = partial(content, source, file)
@@ -397,15 +392,13 @@ class _Progress:
         self.update(0)
 
     def reset(self) -> None:
-        """Start from 0."""
         self.done = 0
 
     def update(self, size: int) -> None:
-        """`size` more bytes."""
         self.done += size
         if max(self.done, self.total or 0) > self.room + CHUNK:  # pooch counts the last chunk as a whole one
             raise _SiteError(f"sends more than the {self.room:,} bytes that this file can have")
         self.report(self.name, min(self.done, self.total or self.done), self.total or None)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """pooch calls it at the end."""

@@ -138,7 +138,7 @@ def test_a_damaged_file_is_refused_by_name_before_a_run_begins(
     first, second = said.err.splitlines()
     bad = tmp_path / "home" / "mnist" / "train-labels-idx1-ubyte"
     assert first == f"data=mnist: {bad} is cut off after 207 of 208 bytes."
-    assert second.startswith("Remove it, and get a sound one: bnlab data fetch mnist")
+    assert second.startswith("Remove it, and get an intact one: bnlab data fetch mnist")
     assert not (tmp_path / "runs").exists()
 
 

@@ -150,7 +150,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused_by_name(
         read(SOURCES["mnist"], [tmp_path])
     first, second = refused.value.lines
     assert first.startswith(f"data=mnist: {path} ")
-    assert second == "Remove it, and get a sound one: bnlab data fetch mnist, or ... --from DIR."
+    assert second == "Remove it, and get an intact one: bnlab data fetch mnist, or ... --from DIR."
 
 
 @pytest.mark.parametrize(
