@@ -24,8 +24,6 @@ PLACES = {
     ("net/wrap.py", "_saved_result1"): "batch_moments computes every mean and variance itself",
     ("net/wrap.py", "_saved_result2"): "the same",
     ("net/wrap.py", "_version"): "a module that changes tensors in place is measured wrongly, and not refused",
-    ("data/_images.py", "_make_subclass"): "stored images cannot be read",
-    ("data/_images.py", "_C"): "stored images cannot be read",
     ("sweep/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
     ("config/overrides.py", "_value"): "quoted strings and sweeps on the command line cannot be read",
     ("verify/run_contract.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
@@ -67,7 +65,7 @@ def test_every_private_name_has_its_one_place() -> None:
     assert len(READ_BY_NAME) == len(PLACES)
 
 
-@pytest.mark.parametrize("name", ["_foreach_norm", "_foreach_sub", "_foreach_copy_", "_dynamo", "_C"])
+@pytest.mark.parametrize("name", ["_foreach_norm", "_foreach_sub", "_foreach_copy_", "_dynamo"])
 def test_torch_has_the_private_name(name: str) -> None:
     importlib.import_module(f"torch.{name}") if name == "_dynamo" else getattr(torch, name)
 

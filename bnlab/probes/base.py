@@ -152,5 +152,5 @@ def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
 
 def figures(probe: Probe, snapshot: Snapshot, carry: Carry) -> tuple[Metrics, Carry]:
     """`measure` and `summarize` in one call."""
-    layout = layout_of(probe, snapshot.net, tuple(snapshot.batch.x.shape[1:]))
+    layout = layout_of(probe, snapshot.net, snapshot.batch.shape)
     return probe.summarize(to_host(probe.measure(snapshot, *layout)), carry, *layout)

@@ -87,8 +87,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.carries = {name: {} for name in self.probes}
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in self.net.params.items()}
-        input_shape = tuple(self.data.x.shape[1:])
-        self.layouts = {name: layout_of(probe, self.net, input_shape) for name, probe in self.probes.items()}
+        self.layouts = {name: layout_of(probe, self.net, self.data.shape) for name, probe in self.probes.items()}
         self.preserved = PreservedBuffers(self.net.module)
 
     @torch.no_grad()
