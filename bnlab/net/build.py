@@ -60,6 +60,11 @@ class Net:
         """The module's parameters by name, listed once, since walking through a module's parts is slow."""
         return dict(self.module.named_parameters())
 
+    @cached_property
+    def norms(self) -> dict[int, nn.Module]:
+        """The norm of every site that has one, by the site's index."""
+        return {index: site.norm for index, site in enumerate(self.sites) if site.norm is not None}
+
 
 class Residual(nn.Module):
     """x -> branch(x) + shortcut(x); the nonlinearity comes after it."""

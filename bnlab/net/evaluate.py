@@ -55,8 +55,7 @@ class Inference:
         self.net, self.bn, self.batch_size = net, bn, batch_size
         self.training, self.training_size, self.seed = training, training_size, seed
         self._parts = list(net.module.modules())
-        norms = [site.norm for site in net.sites if site.norm is not None]
-        self._norms = [part for norm in norms for part in norm.modules() if not isinstance(part, Noise)]
+        self._norms = [part for norm in net.norms.values() for part in norm.modules() if not isinstance(part, Noise)]
         self._whole, self._forward = PreservedBuffers(net.module), PreservedBuffers(net.module)
 
     def size(self, count: int) -> int:
@@ -85,7 +84,8 @@ class Inference:
         with torch.no_grad(), in_mode(self._parts, "running"), self._whole:
             if self.bn == "population":
                 assert self.training is not None, "the population is of the training split"
-                self._refit(self._population(self.training))
+                draws = stream(self.seed, "probe", "population")
+                self._refit(drawn_batches(self.training, self.training_size, POPULATION, draws))
             elif self.bn == "adapted":
                 self._refit(self.batches(split))
             with in_mode(self._norms, "batch" if self.bn == "batch" else "running"):
@@ -97,31 +97,30 @@ class Inference:
                 out = self.net.module(batch.x)
             yield out, batch.y
 
-    def _population(self, training: Split) -> Iterator[Split]:
-        """Whole batches of the training size, at least one; the same ones at every evaluation."""
-        size = min(self.training_size, len(training))
-        count = max(1, min(POPULATION, len(training)) // size) * size
-        order = torch.randperm(len(training), generator=stream(self.seed, "probe", "population"))[:count]
-        for chosen in order.to(training.device).view(-1, size):
-            yield training.pick(chosen)
-
     def _refit(self, batches: Iterator[Split]) -> None:
         """Give every norm that keeps running statistics those of these batches."""
-        found = {index: population_of(site.norm) for index, site in enumerate(self.net.sites) if site.norm is not None}
+        found = {index: population_of(norm) for index, norm in self.net.norms.items()}
         populations = {index: population for index, population in found.items() if population is not None}
         if not populations:
             return
         with in_mode(self._norms, "batch"):
             for batch in batches:
-                tap = NormTap(self.net)
-                with tap, self._forward:
+                with NormTap(self.net) as tap, self._forward:
                     self.net.module(batch.x)
                 for index, population in populations.items():
-                    seen = tap.seen[index]
-                    assert seen is not None
-                    population.add(seen)
+                    population.add(tap.seen[index])
         for population in populations.values():
             population.put()
+
+
+def drawn_batches(split: Split, size: int, most: int, generator: torch.Generator) -> Iterator[Split]:
+    """Whole batches of `size` examples drawn from a split, none twice: at most `most` examples, at least one batch; of
+    a split that is smaller, one batch of all."""
+    size = min(size, len(split))
+    count = max(1, min(most, len(split)) // size) * size
+    order = torch.randperm(len(split), generator=generator)[:count]
+    for chosen in order.to(split.device).view(-1, size):
+        yield split.pick(chosen)
 
 
 def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> dict[str, Tensor]:

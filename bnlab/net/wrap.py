@@ -164,17 +164,15 @@ class AffineTap(_Tap):
 
 
 class NormTap(_Tap):
-    """Records what the norm of every site sees during one forward pass; None at a site without one."""
+    """Records `seen`, by site what its norm sees during one forward pass."""
 
     def __init__(self, net: Net) -> None:
-        norms = {index: site.norm for index, site in enumerate(net.sites) if site.norm is not None}
-        super().__init__(norms.values())
-        self.seen: list[Tensor | None] = [None] * len(net.sites)
-        self._indices = list(norms)
+        super().__init__(net.norms.values())
+        self._indices = list(net.norms)
+        self.seen: dict[int, Tensor] = {}
 
     def _see(self, passed: Sequence[Passed]) -> None:
-        for index, (given, _) in zip(self._indices, passed, strict=True):
-            self.seen[index] = given
+        self.seen = {index: given for index, (given, _) in zip(self._indices, passed, strict=True)}
 
 
 class TrainingTap(_PreTap):
@@ -202,10 +200,9 @@ def _note_norm(norms: dict[int, Tensor], index: int, gradient: Tensor) -> None:
 def one_example(net: Net, input_shape: tuple[int, ...]) -> Sites:
     """What the sites see of one example of zeros, for its shapes: [1, C] or [1, C, H, W]. Leaves the net as it was.
     Norms keep shapes and are replaced by copies, since some refuse a single example."""
-    norms = [site.norm for site in net.sites if site.norm is not None]
     param = next(net.module.parameters())
     x = torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device)
-    with Wrapped(norms, lambda place, forward: torch.clone), Tap(net) as tap:
+    with Wrapped(net.norms.values(), lambda place, forward: torch.clone), Tap(net) as tap:
         outputs_now(net.module, x, "running")
     return tap.sites
 

@@ -23,6 +23,7 @@ Eps = Annotated[float, Gt(0), Lt(math.inf)]
 Momentum = Annotated[float, Ge(0), Le(1)] | None
 """Weight of the newest batch in running averages; None: the plain average of all batches so far."""
 Width = Annotated[float, Ge(0), Lt(math.inf)]
+Factor = Annotated[float, Ge(1), Lt(math.inf)]
 
 
 class ChannelNorm(nn.Module):
@@ -83,7 +84,7 @@ class BatchMomentsNorm(ChannelNorm):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, dims: int, *, eps: float, momentum: float | None, affine: bool) -> None:
+    def __init__(self, channels: int, dims: int, *, eps: Eps, momentum: Momentum, affine: bool) -> None:
         running = {"mean": 0.0, "var": 1.0}
         super().__init__(channels, dims, gamma=affine, beta=affine, momentum=momentum, running=running)
         self.eps = eps
@@ -97,6 +98,11 @@ class BatchMomentsNorm(ChannelNorm):
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
         )
+
+    def track_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Track the mean of x and its unbiased variance; `var` is the biased one."""
+        values = x.numel() // x.shape[1]
+        self.track(mean=mean, var=var * values / (values - 1))
 
 
 class LpNorm(ChannelNorm, ABC):
@@ -271,7 +277,7 @@ class Noise(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, *, n_mu: float, n_sigma: float, r_mu: float, r_sigma: float) -> None:
+    def __init__(self, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> None:
         super().__init__()
         self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
         self.register_buffer("steps", torch.tensor(0))

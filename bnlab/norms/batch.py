@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated
-
-from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from bnlab.core.registry import NORMS
+from bnlab.norms.base import Eps, Momentum
 
 
 @NORMS.register("batch", title="batch norm", traits={"batch_statistics", "cancels_bias"})
-def batch(
-    channels: int,
-    dims: int,
-    *,
-    eps: Annotated[float, Gt(0), Lt(math.inf)],
-    momentum: Annotated[float, Ge(0), Le(1)] | None,
-    affine: bool,
-) -> nn.Module:
+def batch(channels: int, dims: int, *, eps: Eps, momentum: Momentum, affine: bool) -> nn.Module:
     """Over the batch per feature (dims 0, input [B, C]) or per channel over batch and space (dims 2, [B, C, H, W])."""
     layer = nn.BatchNorm2d if dims else nn.BatchNorm1d
     return layer(channels, eps=eps, momentum=momentum, affine=affine)

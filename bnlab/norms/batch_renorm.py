@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from bnlab.core.registry import NORMS
-from bnlab.norms.base import ChannelNorm, Eps
+from bnlab.norms.base import ChannelNorm, Eps, Factor, Width
 
 
 @NORMS.register("batch_renorm", title="batch renorm", traits={"batch_statistics", "stops_gradient"})
@@ -36,8 +35,8 @@ class BatchRenorm(ChannelNorm):
         *,
         eps: Eps,
         momentum: Annotated[float, Ge(0), Le(1)],
-        r_max: Annotated[float, Ge(1), Lt(math.inf)],
-        d_max: Annotated[float, Ge(0), Lt(math.inf)],
+        r_max: Factor,
+        d_max: Width,
         ramp_steps: Annotated[int, Ge(0)],
         affine: bool,
     ) -> None:

@@ -20,14 +20,7 @@ class GhostBatch(BatchMomentsNorm):
     `num_batches_tracked` counts ghosts. In use as batch norm."""
 
     def __init__(
-        self,
-        channels: int,
-        dims: int,
-        *,
-        ghost_size: Annotated[int, Ge(2)],
-        eps: Eps,
-        momentum: Momentum,
-        affine: bool,
+        self, channels: int, dims: int, *, ghost_size: Annotated[int, Ge(2)], eps: Eps, momentum: Momentum, affine: bool
     ) -> None:
         super().__init__(channels, dims, eps=eps, momentum=momentum, affine=affine)
         self.ghost_size = ghost_size

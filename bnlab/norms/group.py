@@ -21,12 +21,8 @@ def group(channels: int, dims: int, *, groups: Annotated[int, Ge(1)], eps: Eps, 
         UsageError: groups that do not divide the channels of a layer, or that leave a single value each.
     """
     if channels % groups:
-        raise UsageError(
-            "norm.groups",
-            f"does not divide the {channels} channels of a layer",
-            groups,
-            f"Use a divisor of {channels}.",
-        )
+        problem = f"does not divide the {channels} channels of a layer"
+        raise UsageError("norm.groups", problem, groups, f"Use a divisor of {channels}.")
     if not dims and channels == groups:
         raise UsageError("norm.groups", "leaves one unit a group, always normalized to 0", groups, "Use fewer groups.")
     return nn.GroupNorm(groups, channels, eps=eps, affine=affine)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated
-
-from annotated_types import Ge, Lt
 from torch import Tensor
 
 from bnlab.core.registry import NORMS
-from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum, Noise, Width
+from bnlab.norms.base import BatchMomentsNorm, Eps, Factor, Momentum, Noise, Width
 
 
 @NORMS.register("noisy_batch", title="noisy batch norm", traits={"batch_statistics", "cancels_bias"})
@@ -23,7 +19,7 @@ class NoisyBatch(BatchMomentsNorm):
         dims: int,
         *,
         n_mu: Width,
-        n_sigma: Annotated[float, Ge(1), Lt(math.inf)],
+        n_sigma: Factor,
         r_mu: Width,
         r_sigma: Width,
         eps: Eps,
@@ -34,7 +30,6 @@ class NoisyBatch(BatchMomentsNorm):
         self.noise = Noise(n_mu=n_mu, n_sigma=n_sigma, r_mu=r_mu, r_sigma=r_sigma)
 
     def bind(self, seed: int, name: str) -> None:
-        """See `Noise.bind`."""
         self.noise.bind(seed, name)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated
-
-from annotated_types import Ge, Lt
 from torch import nn
 
 from bnlab.core.registry import NORMS
-from bnlab.norms.base import Noise, Width
+from bnlab.norms.base import Factor, Noise, Width
 
 
 @NORMS.register("noisy_none", title="noise, no norm")
-def noisy_none(
-    channels: int,
-    dims: int,
-    *,
-    n_mu: Width,
-    n_sigma: Annotated[float, Ge(1), Lt(math.inf)],
-    r_mu: Width,
-    r_sigma: Width,
-) -> nn.Module:
+def noisy_none(channels: int, dims: int, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> nn.Module:
     """The same draws as `noisy_batch` has at the same seed, layer and step (Santurkar et al. 2018, section 2.1)."""
     return Noise(n_mu=n_mu, n_sigma=n_sigma, r_mu=r_mu, r_sigma=r_sigma)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.registry import NORMS
-from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
+from bnlab.norms.base import BatchMomentsNorm
 
 
 @NORMS.register(
@@ -20,13 +20,9 @@ class StopgradBatch(BatchMomentsNorm):
     end while the loss stays. (Its values do not depend on that bias; `model.bias: auto` therefore leaves it out, and
     `true` shows the effect.)"""
 
-    def __init__(self, channels: int, dims: int, *, eps: Eps, momentum: Momentum, affine: bool) -> None:
-        super().__init__(channels, dims, eps=eps, momentum=momentum, affine=affine)
-
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training:
             mean, var = (found.detach() for found in self.moments(x))
-            values = x.numel() // x.shape[1]
-            self.track(mean=mean, var=var * values / (values - 1))
+            self.track_moments(x, mean, var)
         return self.affine((x - self.wide(mean)) / torch.sqrt(self.wide(var) + self.eps))

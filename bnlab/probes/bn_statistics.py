@@ -41,6 +41,7 @@ from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import PreservedBuffers, outputs_now
 from bnlab.net.build import Net
+from bnlab.net.evaluate import drawn_batches
 from bnlab.net.wrap import NormTap
 from bnlab.norms.base import statistics_in_use, tensors_of
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
@@ -109,19 +110,15 @@ class BNStatistics:
 
     def _statistics(self, snapshot: Snapshot, in_use: InUse) -> dict[int, Tensor]:
         """For each of these sites `figures_of` its population [5, C]."""
-        net, data, size = snapshot.net, snapshot.data, len(snapshot.batch)
-        batches = max(1, min(self.examples, len(data)) // size)
-        order = torch.randperm(len(data), generator=stream(snapshot.seed, "probe", "bn_statistics"))
-        preserved = PreservedBuffers(net.module)
+        net, preserved = snapshot.net, PreservedBuffers(snapshot.net.module)
         found: dict[int, list[Tensor]] = {index: [] for index in in_use}
         values: dict[int, int] = {}
-        for chosen in order[: batches * size].to(data.device).view(batches, size):
-            tap = NormTap(net)
-            with tap:
-                outputs_now(net.module, data.pick(chosen).x, "batch", preserved)
+        draws = stream(snapshot.seed, "probe", "bn_statistics")
+        for batch in drawn_batches(snapshot.data, len(snapshot.batch), self.examples, draws):
+            with NormTap(net) as tap:
+                outputs_now(net.module, batch.x, "batch", preserved)
             for index in in_use:
                 x = tap.seen[index]
-                assert x is not None
                 found[index].append(central_moments(x))
                 values[index] = x.numel() // x.shape[1]
         return {
@@ -131,13 +128,13 @@ class BNStatistics:
 
 
 def _in_use(net: Net) -> InUse:
-    found = {index: statistics_in_use(site.norm) for index, site in enumerate(net.sites) if site.norm is not None}
+    found = {index: statistics_in_use(norm) for index, norm in net.norms.items()}
     return {index: kept for index, kept in found.items() if kept is not None}
 
 
 def _learned(net: Net) -> dict[str, dict[int, Tensor]]:
     """gamma and beta, each [1, C], of every site whose norm has them."""
-    found = {index: tensors_of(site.norm) for index, site in enumerate(net.sites) if site.norm is not None}
+    found = {index: tensors_of(norm) for index, norm in net.norms.items()}
     return {
         name: {index: tensors[attribute].detach()[None] for index, tensors in found.items() if attribute in tensors}
         for name, attribute in (("gamma", "weight"), ("beta", "bias"))

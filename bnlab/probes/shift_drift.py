@@ -28,6 +28,7 @@ from bnlab.core.seeds import stream
 from bnlab.core.state import Mode, Moments, PreservedBuffers, outputs_now
 from bnlab.data.base import Split
 from bnlab.net.build import Net
+from bnlab.net.evaluate import drawn_batches
 from bnlab.net.wrap import Tap, site_shapes
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
@@ -53,13 +54,10 @@ class ShiftDrift:
         return [shape[0] for shape in site_shapes(net, input_shape)]
 
     def measure(self, snapshot: Snapshot, channels: list[int]) -> Raw:
-        train, test = (self._batches(snapshot, split) for split in (snapshot.data, snapshot.test))
         raw: Raw = {}
         for mode in get_args(Mode):
-            apart = [
-                distances(one, other)
-                for one, other in zip(*(_seen(snapshot, x, mode) for x in (train, test)), strict=True)
-            ]
+            train, test = (self._seen(snapshot, split, mode) for split in (snapshot.data, snapshot.test))
+            apart = [distances(one, other) for one, other in zip(train, test, strict=True)]
             raw[mode] = torch.cat(apart, dim=1).to(snapshot.batch.x.dtype)  # [2, C of all sites]
         return raw
 
@@ -70,24 +68,17 @@ class ShiftDrift:
             metrics |= {f"shift_mean.{mode}": medians[0], f"shift_logvar.{mode}": medians[1]}
         return metrics, carry
 
-    def _batches(self, snapshot: Snapshot, split: Split) -> list[Tensor]:
-        """Inputs, batch by batch."""
-        size = min(len(snapshot.batch), len(split))
-        count = max(1, min(self.examples, len(split)) // size) * size
-        order = torch.randperm(len(split), generator=stream(snapshot.seed, "probe", "shift_drift"))[:count]
-        return [split.pick(chosen).x for chosen in order.to(split.device).view(-1, size)]
-
-
-def _seen(snapshot: Snapshot, batches: list[Tensor], mode: Mode) -> list[Moments]:
-    """The moments at pre of each site, over all of these batches."""
-    net = snapshot.net
-    preserved, found = PreservedBuffers(net.module), [Moments() for _ in net.sites]
-    for x in batches:
-        with Tap(net) as tap:
-            outputs_now(net.module, x, mode, preserved)
-        for moments, pre in zip(found, tap.sites.pre, strict=True):
-            moments.add(pre)
-    return found
+    def _seen(self, snapshot: Snapshot, split: Split, mode: Mode) -> list[Moments]:
+        """The moments at pre of each site, over the chosen examples of a split."""
+        net = snapshot.net
+        preserved, found = PreservedBuffers(net.module), [Moments() for _ in net.sites]
+        draws = stream(snapshot.seed, "probe", "shift_drift")
+        for batch in drawn_batches(split, len(snapshot.batch), self.examples, draws):
+            with Tap(net) as tap:
+                outputs_now(net.module, batch.x, mode, preserved)
+            for moments, pre in zip(found, tap.sites.pre, strict=True):
+                moments.add(pre)
+        return found
 
 
 def distances(train: Moments, test: Moments) -> Tensor:

@@ -243,7 +243,7 @@ def test_every_tap_agrees_about_a_resnet(norm: NormSpec) -> None:
     for index, site in enumerate(net.sites):
         pre, act_in = plain.sites.pre[index], plain.sites.act_in[index]
         torch.testing.assert_close(affine.outputs[index], pre, rtol=0, atol=0)
-        seen, kept = norms.seen[index], training.training.pre[index]
+        seen, kept = norms.seen.get(index), training.training.pre[index]
         assert (seen is None) == (site.norm is None)
         if seen is not None:
             sees = site.activation(act_in) if not site.norm_first else pre

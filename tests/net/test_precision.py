@@ -49,7 +49,7 @@ def test_affine_maps_are_those_of_rounded_factors_and_give_float32(low: Setup) -
         assert out.dtype == torch.float32
         assert torch.equal(out, twin.float())
         assert not torch.equal(out, site.affine(given))
-    assert all(seen is None or seen.dtype == torch.float32 for seen in norm.seen)
+    assert all(seen.dtype == torch.float32 for seen in norm.seen.values())
 
 
 def test_outside_of_training_steps_all_is_in_full(low: Setup, spec_of: SpecOf) -> None:

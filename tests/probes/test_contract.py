@@ -23,10 +23,12 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def probe(request: pytest.FixtureRequest, small: Callable[..., RunSpec]) -> Measured:
-    """The probe with the options of its YAML, but for its cadence, on a dense net and a convolutional one."""
+    """The probe with the options of the preset `full`, or of its YAML where that has it not, but for its cadence, on a
+    dense net and a convolutional one."""
     name: str = request.param
     specs = [small("norm=batch", *SMALL, model=model) for model in ("mlp", "cnn")]
-    return measured_by(name, {**specs[0].probes.options[name], "every": 1}, specs)
+    options = specs[0].probes.options.get(name) or small(f"probes={name}").probes.options[name]
+    return measured_by(name, {**options, "every": 1}, specs)
 
 
 @pytest.mark.parametrize(("probe", "check"), [(name, check) for name in NAMES for check in CHECKS], indirect=["probe"])
