@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnlab.analysis.load import Collection
-from bnlab.core.spec import GROUPS
-from bnlab.core.study import varying
+from bnlab.core.spec import GROUPS, canonical
 from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 
 NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
-CONTROLS = {"none": 0, "batch": 1}
+CONTROLS = ("none", "batch")
 """Norms that come before the others."""
 _NORMS = ("batch", "layer", "group", "instance", "frozen_batch", "noisy_batch", "ghost_batch")
 OLD_TITLES: Mapping[tuple[str, str], str] = {("norm", name): f"{name.replace('_', ' ')} norm" for name in _NORMS} | {
@@ -96,19 +95,14 @@ def arms_of(collection: Collection) -> Arms:
 def axes_of(runs: Sequence[Run]) -> list[str]:
     """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
     between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
-    specs = [run.spec for run in runs]
-
-    def is_axis(key: str) -> bool:
-        group = key.partition(".")[0]
-        by_choice: dict[Any, list[Mapping[str, Any]]] = {}
-        for spec in specs:
-            if key in spec:
-                choice = spec.get(group) if group in GROUPS and key != group else None
-                by_choice.setdefault(choice, []).append({key: spec[key]})
-        return any(varying(same) for same in by_choice.values())
-
-    keys = sorted({key for spec in specs for key in spec} - set(NOT_AN_AXIS))
-    return [key for key in keys if key.partition(".")[0] not in ("probes", "launch") and is_axis(key)]
+    values: dict[str, dict[Any, set[str]]] = {}
+    for run in runs:
+        for key, value in run.spec.items():
+            group = key.partition(".")[0]
+            if group != "probes" and key not in NOT_AN_AXIS:
+                choice = run.spec.get(group) if key != group else None
+                values.setdefault(key, {}).setdefault(choice, set()).add(canonical(value))
+    return sorted(key for key, by_choice in values.items() if any(len(found) > 1 for found in by_choice.values()))
 
 
 def title(run: Run, group: str) -> str:
@@ -118,9 +112,9 @@ def title(run: Run, group: str) -> str:
     return str(written or OLD_TITLES.get((group, choice), choice))
 
 
-def words(key: Key, titles: Mapping[tuple[str, str], str] = OLD_TITLES) -> str:
+def words(key: Key, titles: Mapping[tuple[str, str], str]) -> str:
     """
-    >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)))
+    >>> words((("norm", "batch"), ("model.depth", 20), ("data.batch_size", 32)), OLD_TITLES)
     'batch norm, depth 20, batch size 32'
     """
     return _joined(*(_word(name, value, titles) for name, value in key))
@@ -157,8 +151,8 @@ def _word(name: str, value: Any, titles: Mapping[tuple[str, str], str]) -> str:
 def _rank(axis: str, arm: Key) -> tuple[Any, ...]:
     """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
     value = dict(arm).get(axis)
-    first = CONTROLS.get(value, 2) if axis == "norm" and isinstance(value, str) else 2
-    return (first, _sortable(arm))
+    control = axis == "norm" and value in CONTROLS
+    return (CONTROLS.index(value) if control else len(CONTROLS), _sortable(arm))
 
 
 def _sortable(key: Key) -> tuple[Any, ...]:

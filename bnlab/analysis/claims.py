@@ -1,25 +1,64 @@
-"""Claims that can be judged, and the verdicts that are expected of them (`--expect-verdicts FILE`)."""
+"""Claims and verdicts: what a verdict says, which claims can be judged, and which verdicts a user expects."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Literal, get_args
 
 import yaml
 
-from bnlab.analysis.base import Decision, Verdict
 from bnlab.analysis.metrics import METRICS
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
 from bnlab.core.spec import GROUPS
 from bnlab.core.study import Claim, Study
 
+Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
+SIGNS: Mapping[Decision, str] = dict(zip(get_args(Decision), "✓✕~→·", strict=True))
+"""The sign of each decision, in terminals and reports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One side of a claim: the value of the contrasted axis, and the metric's value at each of the verdict's seeds."""
+
+    label: str
+    values: tuple[float, ...]
+    point: str
+    """Where it was compared, in words: `lr 0.1`, `9 learning rates`."""
+    runs: tuple[str, ...]
+    """Paths of its runs, below the report's root."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the runs say about a claim. `effect` and `interval` are on the scale of the claim; None where there is none,
+    such as an interval of fewer than 3 seeds."""
+
+    claim: Claim
+    decision: Decision
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    """One-sided, in the direction that is nearer to a decision, adjusted by Holm over the report's claims. None where
+    nothing was tested."""
+    n: int = 0
+    """Paired seeds."""
+    seeds: tuple[int, ...] = ()
+    treated: Arm | None = None
+    control: Arm | None = None
+    why: str
+    """One line of text with the numbers."""
+    cautions: tuple[str, ...] = ()
+    """A best learning rate at the grid's edge, a claim edited after its first run, ..."""
+
 
 def check(study: Study, plugins: Iterable[str] = ()) -> None:
-    """Refuse claims that could never be judged, before anything runs. The plugins are loaded only where a claim names
-    a metric that is not bnlab's own, since they may import torch.
+    """Refuse claims that could never be judged, before anything runs. Plugins are loaded only if a claim names a metric
+    that bnlab does not have, since they may import torch.
 
     Raises:
         UsageError: no such metric or option, a point that does not go with the metric, ...
@@ -46,33 +85,30 @@ def check_claim(claim: Claim) -> None:
         raise UsageError(f"{key}.at", f"{claim.metric} has no value at a step", claim.at, f"These have: {having}.")
     if claim.at in ("matched_lr", "matched_loss") and metric.about_failure:
         raise UsageError(f"{key}.at", "compares only runs that train", claim.at, "Write at: best_lr, or curve.")
-    for axis, (treated, control) in claim.contrast.items():
-        if axis.removesuffix(".name") in GROUPS and axis.endswith(".name"):
-            raise UsageError(f"{key}.contrast", "no such axis", axis, f"Write {axis.removesuffix('.name')}.")
-        if axis == "seed" and _count(treated) != _count(control):
-            raise UsageError(f"{key}.contrast.seed", "two lists of unequal length", [treated, control])
+    for axis, pair in claim.contrast.items():
+        group = axis.removesuffix(".name")
+        if group != axis and group in GROUPS:
+            raise UsageError(f"{key}.contrast", "no such axis", axis, f"Write {group}.")
+        lengths = {len(seeds) if isinstance(seeds, list | tuple) else None for seeds in pair}
+        if axis == "seed" and len(lengths) == 2:
+            raise UsageError(f"{key}.contrast.seed", "two lists of unequal length", list(pair))
     if metric.of == "arm":
         spread = METRICS[options["of"]]
         if spread.of != "run" or spread.shown_with is None:
             raise UsageError(f"{key}.options.of", "must be a metric of a run without options", options["of"])
         if claim.compare == "ratio":
             raise UsageError(f"{key}.compare", f"{claim.metric} may be 0", "ratio", "Write compare: difference.")
-    if claim.compare == "ratio" and claim.smallest_effect < 1:
-        raise UsageError(
-            f"{key}.smallest_effect", "a ratio must be at least 1", claim.smallest_effect, "2 means twice as much."
-        )
-
-
-def _count(value: Any) -> int | None:
-    return len(value) if isinstance(value, list | tuple) else None
+    if claim.compare == "ratio" and (least := claim.smallest_effect) < 1:
+        raise UsageError(f"{key}.smallest_effect", "a ratio must be at least 1", least, "2 means twice as much.")
 
 
 def unknown_metric(claim: Claim) -> str | None:
     """The metric that the claim names and that is not registered, if there is one."""
-    named = [claim.metric]
-    if claim.metric in METRICS.names() and METRICS[claim.metric].of == "arm":
-        named.append(str(claim.options.get("of")))
-    return next((name for name in named if name not in METRICS.names()), None)
+    names = METRICS.names()
+    if claim.metric not in names:
+        return claim.metric
+    of = str(claim.options.get("of"))
+    return of if METRICS[claim.metric].of == "arm" and of not in names else None
 
 
 def threshold(claim: Claim) -> float:
@@ -81,7 +117,7 @@ def threshold(claim: Claim) -> float:
 
 
 def read_expected(file: Path, study: Study) -> dict[str, str]:
-    """Claim -> expected decision, from YAML or JSON.
+    """The decisions that `--expect-verdicts FILE` expects, by claim; the file is YAML or JSON.
 
     Raises:
         UsageError: no such file, not a mapping, a claim that the study does not have, no such decision.
@@ -95,7 +131,7 @@ def read_expected(file: Path, study: Study) -> dict[str, str]:
         raise UsageError(option, "cannot be read", str(file), form) from None
     if not isinstance(tree, Mapping) or not tree:
         raise UsageError(option, "has no claims", str(file), form)
-    claims, decisions = [claim.name for claim in study.claims], list(get_args(Decision))
+    claims, decisions = [claim.name for claim in study.claims], list(SIGNS)
     for name, decision in tree.items():
         if name not in claims:
             raise UsageError(option, f"study {study.name} has no such claim", name, nearest(str(name), claims))
@@ -105,10 +141,10 @@ def read_expected(file: Path, study: Study) -> dict[str, str]:
 
 
 def unexpected(expected: Mapping[str, str], verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for each claim whose decision is another than expected."""
-    decided = {verdict.claim.name: verdict.decision for verdict in verdicts}
+    """A line for each claim whose decision is not the expected one."""
+    decided = dict.fromkeys(expected, "not tested") | {verdict.claim.name: verdict.decision for verdict in verdicts}
     return [
-        f"{name}: expected {decision}, found {decided.get(name, 'not tested')}"
+        f"{name}: expected {decision}, found {decided[name]}"
         for name, decision in expected.items()
-        if decided.get(name, "not tested") != decision
+        if decided[name] != decision
     ]

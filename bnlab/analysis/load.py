@@ -38,12 +38,11 @@ class Collection:
     says why plugins of the runs could not be loaded."""
 
     root: Path
-    study: Study | None
-    study_provenance: Mapping[str, Any]
+    study: Study | None = None
+    study_provenance: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[Run, ...]
-    unfinished: tuple[Run, ...]
-    copies: tuple[Run, ...]
-    keep: frozenset[str]
+    unfinished: tuple[Run, ...] = ()
+    copies: tuple[Run, ...] = ()
     no_plugins: tuple[str, ...] = ()
     _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
 
@@ -71,32 +70,26 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
     study, provenance = read_study(root / STUDY_FILE)
     found = [read_run(folder) for folder in find_runs(root)]
     no_plugins = _load_plugins(found)
-    names = frozenset(keep) | reads()
+    names = frozenset(keep) | reads()  # after plugins, whose metrics read too
+    found = [replace(run, keep=names) for run in found]
     runs: dict[str, Run] = {}
-    unfinished: list[Run] = []
-    copies: list[Run] = []
-    for run in (replace(run, keep=names) for run in found):
-        if not run.ended:
-            unfinished.append(run)
-        elif run.id in runs:
-            copies.append(run)
-        else:
-            runs[run.id] = run
+    for run in found:
+        if run.ended:
+            runs.setdefault(run.id, run)
     return Collection(
         root=root,
         study=study,
         study_provenance=provenance,
         runs=tuple(runs.values()),
-        unfinished=tuple(run for run in unfinished if run.id not in runs),
-        copies=tuple(copies),
-        keep=names,
+        unfinished=tuple(run for run in found if run.id not in runs),
+        copies=tuple(run for run in found if run.ended and run is not runs[run.id]),
         no_plugins=no_plugins,
     )
 
 
 def _load_plugins(runs: Sequence[Run]) -> tuple[str, ...]:
     """Load the plugins that the runs name, and those of installed packages; why some could not be loaded."""
-    files = {str(file): None for run in runs for file in run.spec.get("plugins") or ()}
+    files = dict.fromkeys(str(file) for run in runs for file in run.spec.get("plugins") or ())
     problems = []
     for some in ([], *([file] for file in files)):
         try:
@@ -115,16 +108,13 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
     if not file.is_file():
         return None, {}
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         raise UsageError(str(file), "not YAML", remedy="Sweep the study again.") from None
     if not isinstance(tree, dict):
         raise UsageError(str(file), "not a study", tree, "Sweep the study again.")
     provenance = tree.pop("provenance", None) or {}
     return Study.from_tree(tree), provenance
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def summary(collection: Collection) -> DataFrame:
@@ -135,25 +125,23 @@ def summary(collection: Collection) -> DataFrame:
     """
     import polars as pl  # slow to import, and only reports need it
 
-    differing = sorted(varying(run.spec for run in collection.runs))
-    keys = [*FIRST_COLUMNS, *(key for key in differing if key not in FIRST_COLUMNS)]
+    differing = sorted(set(varying(run.spec for run in collection.runs)) - set(FIRST_COLUMNS))
     metrics = _metric_columns(collection)
     rows = []
     for run in collection.runs:
-        status = run.status
         row: dict[str, Any] = {"run": collection.place(run), "id": run.id}
-        row |= {key: _plain(run.spec.get(key)) for key in keys}
-        row |= {"status": status["status"], "dead": bool(status.get("dead", False))}
-        row |= {"step": status.get("step"), "steps": status["steps"]}
+        row |= {key: _plain(run.spec.get(key)) for key in (*FIRST_COLUMNS, *differing)}
+        row |= {"status": run.status["status"], "dead": bool(run.status.get("dead", False))}
+        row |= {"step": run.status.get("step"), "steps": run.status["steps"]}
         for column, (name, options) in metrics.items():
             value = collection.value(run, name, options)
             row[column] = value.value if math.isfinite(value.value) else None
             row[f"{column}.bound"] = value.bound
-        row |= {key: value for key, value in status.get("timing", {}).items() if key.endswith("_s")}
+        row |= {key: value for key, value in run.status.get("timing", {}).items() if key.endswith("_s")}
         rows.append(row)
     frame = pl.DataFrame(rows, infer_schema_length=None, strict=False)
-    bounds = [f"{column}.bound" for column in metrics]
-    return frame.drop([name for name in bounds if name in frame.columns and frame[name].null_count() == len(frame)])
+    bounds = [name for name in (f"{column}.bound" for column in metrics) if name in frame.columns]
+    return frame.drop([name for name in bounds if frame[name].null_count() == len(frame)])
 
 
 def write_summary(collection: Collection, file: Path) -> None:
@@ -163,16 +151,15 @@ def write_summary(collection: Collection, file: Path) -> None:
     write_atomically(file, buffer.getvalue())
 
 
-def _metric_columns(collection: Collection) -> dict[str, tuple[str, dict[str, Any]]]:
+def _metric_columns(collection: Collection) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Column -> run metric and its options: first the usual options, then those of the study's claims."""
-    of_runs = {metric.name: metric for metric in METRICS.entries() if metric.of == "run"}
-    found = {name: (name, dict(metric.shown_with)) for name, metric in of_runs.items() if metric.shown_with is not None}
+    usual = {metric.name: metric.shown_with for metric in METRICS.entries() if metric.of == "run"}
+    found = {name: (name, options) for name, options in usual.items() if options is not None}
     for claim in collection.study.claims if collection.study else ():
-        if claim.metric not in of_runs or not claim.options:
-            continue
-        if canonical(claim.options) != canonical(of_runs[claim.metric].shown_with or {}):
-            options = ",".join(f"{key}={claim.options[key]}" for key in sorted(claim.options))
-            found[f"{claim.metric}({options})"] = (claim.metric, dict(claim.options))
+        name, options = claim.metric, claim.options
+        if name in usual and options and canonical(options) != canonical(usual[name] or {}):
+            words = ",".join(f"{key}={options[key]}" for key in sorted(options))
+            found[f"{name}({words})"] = (name, options)
     return found
 
 

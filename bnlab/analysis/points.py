@@ -8,13 +8,13 @@ differences of a seed are averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from bnlab.analysis.base import Arm
+from bnlab.analysis.claims import Arm
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import METRICS, Curve, Value
 from bnlab.analysis.metrics.losses import train_loss
@@ -42,138 +42,11 @@ class Paired:
 
 
 class Pair(NamedTuple):
-    """The values of both arms at one grid point."""
+    """The values of both arms at one seed and grid point, the treated arm's first, and the runs behind each."""
 
-    treated: Value
-    control: Value
-
-
-def difference(pair: Pair, claim: Claim) -> tuple[float, float, float]:
-    """Value, lowest and highest of what speaks for the claim.
-
-    Two bounds of the same side are a tie as far as is known: that cannot support a claim, and must not refute it.
-    """
-    t, c = pair
-    ratio, sign = claim.compare == "ratio", 1.0 if claim.expect == "larger" else -1.0
-    if t.bound is not None and t.bound == c.bound:
-        return 0.0, 0.0, math.inf
-    value = sign * (math.log(t.value) - math.log(c.value) if ratio else t.value - c.value)
-    up = "at least" if sign > 0 else "at most"
-    down = "at most" if sign > 0 else "at least"
-    low = -math.inf if t.bound == down or c.bound == up else value
-    high = math.inf if t.bound == up or c.bound == down else value
-    return value, low, high
-
-
-class Comparison:
-    """Collects pairs, seed by seed."""
-
-    def __init__(self, collection: Collection, claim: Claim) -> None:
-        self.collection, self.claim, self.metric = collection, claim, METRICS[claim.metric]
-        self.options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
-        self.grid = sides(collection, claim, self.options.get("factor", RATE))
-        self.pairs: dict[int, list[Pair]] = {seed: [] for seed in self.grid.seeds}
-        self.used: tuple[set[str], set[str]] = (set(), set())
-        self.places = ["", ""]
-        self.cautions = list(self.grid.cautions)
-        self.nothing = f"{self.metric.name} was not measured"
-
-    def values(self) -> dict[GridPoint, list[dict[int, Value]]]:
-        """Grid point -> for both arms, seed -> value."""
-        return {point: [self._values(side, point) for side in self.grid.arms] for point in self.grid.points}
-
-    def _values(self, side: Side, point: GridPoint) -> dict[int, Value]:
-        runs = {seed: side.runs[seed][point] for seed in self.grid.seeds}
-        if self.metric.of == "run":
-            return {seed: self.collection.value(run, self.metric.name, self.options) for seed, run in runs.items()}
-        # A metric of an arm is given the values of all its seeds at once.
-        of = METRICS[self.options["of"]]
-        each = [self.collection.value(run, of.name, of.shown_with or {}).value for run in runs.values()]
-        spread = self.metric.constructor(np.array(each), **self.options)
-        return {seed: Value(float(value)) for seed, value in zip(runs, spread, strict=True)}
-
-    def add(self, seed: int, treated: Value, control: Value, runs: Sequence[Sequence[Run]]) -> None:
-        """Keep a pair, unless one of the two was not measured."""
-        if not (math.isfinite(treated.value) and math.isfinite(control.value)):
-            return
-        value = min(treated.value, control.value)
-        if self.claim.compare == "ratio" and value <= 0:
-            arm = self.grid.treated if treated.value <= 0 else self.grid.control
-            raise NotTestedError(
-                f"{self.metric.name} is {value:.3g} for {arm.label} (seed {seed}): no ratio; compare differences"
-            )
-        self.pairs[seed].append(Pair(treated, control))
-        for used, some in zip(self.used, runs, strict=True):
-            used.update(self.collection.place(run) for run in some)
-
-    def result(self) -> Paired:
-        """The differences, averaged within each seed."""
-        pairs = {seed: found for seed, found in self.pairs.items() if found}
-        if not pairs:
-            raise NotTestedError(self.nothing)
-        if len(pairs) < len(self.pairs):
-            missing = " ".join(str(seed) for seed in self.pairs if seed not in pairs)
-            self.cautions.append(f"no pair at seeds {missing}: {self.nothing}")
-        differences = [[difference(pair, self.claim) for pair in found] for found in pairs.values()]
-        means = np.array([np.mean(found, axis=0) for found in differences])  # [N, 3]
-        arms = []
-        for index, side in enumerate(self.grid.arms):
-            each = [[pair[index] for pair in found] for found in pairs.values()]
-            self._caution_of_bounds(side.label, [value for found in each for value in found])
-            arms.append(
-                Arm(
-                    label=side.label,
-                    values=tuple(self._mean([value.value for value in found]) for found in each),
-                    point=self.places[index],
-                    runs=tuple(sorted(self.used[index])),
-                )
-            )
-        return Paired(
-            seeds=tuple(pairs),
-            values=means[:, 0],
-            low=means[:, 1],
-            high=means[:, 2],
-            treated=arms[0],
-            control=arms[1],
-            cautions=tuple(self.cautions),
-        )
-
-    def _mean(self, values: Sequence[float]) -> float:
-        if len(values) == 1:
-            return values[0]
-        return math.exp(np.mean(np.log(values))) if self.claim.compare == "ratio" else float(np.mean(values))
-
-    def _caution_of_bounds(self, label: str, values: Sequence[Value]) -> None:
-        for bound, more in (("at least", "larger"), ("at most", "smaller")):
-            if number := sum(value.bound == bound for value in values):
-                self.cautions.append(f"{label}: {number} of {len(values)} values are bounds, the true ones are {more}")
-
-    def training_pairs(self) -> list[tuple[int, GridPoint, Run, Run]]:
-        """Seed, grid point and both runs, where both train."""
-        treated, control = (side.runs for side in self.grid.arms)
-        pairs = [
-            (seed, point, treated[seed][point], control[seed][point])
-            for seed in self.grid.seeds
-            for point in self.grid.points
-        ]
-        return [pair for pair in pairs if pair[2].trains and pair[3].trains]
-
-    def rate(self, index: int, rate: float) -> str:
-        """In words. Where rates are contrasted, each arm has its own."""
-        return f"lr {self.claim.contrast[RATE][index] if RATE in self.claim.contrast else rate:g}"
-
-    def at_rates(self, rates: Mapping[int, set[float]]) -> None:
-        """Say where both arms were compared."""
-        if RATE in self.claim.contrast:
-            self.places = [self.rate(index, 0.0) for index in (0, 1)]
-            return
-        counts = sorted({len(found) for found in rates.values()})
-        seen = sorted(set().union(*rates.values()))
-        text = f"lr {seen[0]:g}" if seen else ""
-        if len(seen) > 1:
-            number = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-            text = f"{number} learning rates, {seen[0]:g} to {seen[-1]:g}"
-        self.places = [text, text]
+    seed: int
+    values: tuple[Value, Value]
+    runs: Sequence[Sequence[Run]]
 
 
 def paired(collection: Collection, claim: Claim) -> Paired:
@@ -183,93 +56,207 @@ def paired(collection: Collection, claim: Claim) -> Paired:
         NotTestedError: there is nothing to compare, and why.
         UsageError: no such metric, or options that it does not take.
     """
-    comparison = Comparison(collection, claim)
-    compare: Mapping[str, Callable[[Comparison], None]] = {
-        "curve": _curve,
-        "matched_lr": _matched_lr,
-        "best_lr": _best_lr,
-        "matched_loss": _matched_loss,
+    comparison = _Comparison(collection, claim)
+    compare: Mapping[str, Callable[[], None]] = {
+        "curve": comparison.curves,
+        "matched_lr": comparison.equal_rates,
+        "best_lr": comparison.best_rates,
+        "matched_loss": comparison.equal_losses,
     }
-    compare[claim.at](comparison)
+    compare[claim.at]()
     return comparison.result()
 
 
-def _curve(comparison: Comparison) -> None:
-    grid, metric = comparison.grid, comparison.metric
-    for setting in grid.settings:
-        points = sorted(point for point in grid.points if point.setting == setting)
-        for seed in grid.seeds:
-            curves: list[Curve] = [{point.rate: side.runs[seed][point] for point in points} for side in grid.arms]
-            treated, control = (metric.value(curve, **comparison.options) for curve in curves)
-            comparison.add(seed, treated, control, [list(curve.values()) for curve in curves])
-    what = "learning rates" if grid.factor == RATE else f"values of {grid.factor}"
-    comparison.places = [f"{len({point.rate for point in grid.points})} {what}"] * 2
+def difference(treated: Value, control: Value, claim: Claim) -> tuple[float, float, float]:
+    """Value, lowest and highest of what speaks for the claim.
+
+    Two bounds of the same side are a tie as far as is known: that cannot support a claim, and must not refute it.
+    """
+    if treated.bound is not None and treated.bound == control.bound:
+        return 0.0, 0.0, math.inf
+    scale = math.log if claim.compare == "ratio" else float
+    value = scale(treated.value) - scale(control.value)
+    up, down = "at least", "at most"
+    if claim.expect == "smaller":
+        value, up, down = -value, down, up
+    low = -math.inf if treated.bound == down or control.bound == up else value
+    high = math.inf if treated.bound == up or control.bound == down else value
+    return value, low, high
 
 
-def _matched_lr(comparison: Comparison) -> None:
-    rates: dict[int, set[float]] = {}
-    values = comparison.values()
-    for seed, point, treated, control in comparison.training_pairs():
-        comparison.add(seed, values[point][0][seed], values[point][1][seed], [[treated], [control]])
-        rates.setdefault(seed, set()).add(point.rate)
-    if not rates:
-        comparison.nothing = "there is no learning rate at which both arms train"
-    comparison.at_rates(rates)
+class _Comparison:
+    """Collects pairs over the grid of a claim's arms. `places` says in words where each arm was compared, `nothing` why
+    there may be no pair."""
 
+    def __init__(self, collection: Collection, claim: Claim) -> None:
+        self.collection, self.claim, self.metric = collection, claim, METRICS[claim.metric]
+        self.options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
+        self.factor = self.options.get("factor", RATE)
+        self.grid = sides(collection, claim, self.factor)
+        self.pairs: list[Pair] = []
+        self.places = ["", ""]
+        self.cautions = list(self.grid.cautions)
+        self.nothing = f"{self.metric.name} was not measured"
 
-def _best_lr(comparison: Comparison) -> None:
-    grid, values = comparison.grid, comparison.values()
-    words: list[list[str]] = [[], []]
-    for setting in grid.settings:
-        points = [point for point in grid.points if point.setting == setting]
-        chosen = []
-        for index, side in enumerate(grid.arms):
-            # One rate for all seeds of an arm, as a user tunes it: no seed chooses the rate that suits its own noise.
-            best = min(points, key=lambda point: _rank(comparison, side, point, values[point][index]))
-            chosen.append(best)
-            words[index].append(comparison.rate(index, best.rate))
-            ends = {min(points).rate: "smallest", max(points).rate: "largest"}
-            if len(points) > 1 and best.rate in ends:
-                comparison.cautions.append(f"{side.label} is best at lr {best.rate:g}, the grid's {ends[best.rate]}")
-        for seed in grid.seeds:
-            runs = [[side.runs[seed][point]] for side, point in zip(grid.arms, chosen, strict=True)]
-            comparison.add(seed, values[chosen[0]][0][seed], values[chosen[1]][1][seed], runs)
-    comparison.places = [
-        text[0] if len(set(text)) == 1 else f"the best of each of {len(text)} settings: {', '.join(text)}"
-        for text in words
-    ]
-    if len({point.rate for point in grid.points}) == 1 and RATE not in comparison.claim.contrast:
-        comparison.cautions.append("the grid has one learning rate, so none was chosen")
+    def curves(self) -> None:
+        for points in self.grid.settings():
+            for seed in self.grid.seeds:
+                curves: list[Curve] = [
+                    {point.rate: side.runs[seed][point] for point in points} for side in self.grid.arms
+                ]
+                values = [self.metric.value(curve, **self.options) for curve in curves]
+                self._add(seed, values, [list(curve.values()) for curve in curves])
+        what = "learning rates" if self.factor == RATE else f"values of {self.factor}"
+        self.places = [f"{len({point.rate for point in self.grid.points})} {what}"] * 2
 
-
-def _rank(comparison: Comparison, side: Side, point: GridPoint, values: Mapping[int, Value]) -> tuple[float, float]:
-    """Low for a good rate: the median over seeds of the metric, where it has a better side, then of the final training
-    loss. Values that were not measured are worst. A spread over seeds is taken at the rate that is best for the metric
-    whose spread it is: at a rate that is too large all seeds fail alike."""
-    metric, runs = comparison.metric, [side.runs[seed][point] for seed in values]
-    each = [value.value for value in values.values()]
-    if metric.of == "arm":
-        metric = METRICS[comparison.options["of"]]
-        each = [comparison.collection.value(run, metric.name, metric.shown_with or {}).value for run in runs]
-    losses = [comparison.collection.value(run, "final_train_loss", {}).value for run in runs]
-    sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better]
-    signed = sign * np.array(each)
-    return float(np.median(np.where(np.isnan(signed), np.inf, signed))) if sign else 0.0, float(np.median(losses))
-
-
-def _matched_loss(comparison: Comparison) -> None:
-    course = comparison.metric.course
-    assert course is not None
-    rates: dict[int, set[float]] = {}
-    for seed, point, *runs in comparison.training_pairs():
-        values = at_equal_losses([train_loss(run) for run in runs], [course(run) for run in runs])
-        for treated, control in values:
-            comparison.add(seed, Value(treated), Value(control), [[run] for run in runs])
-        if values:
+    def equal_rates(self) -> None:
+        rates: dict[int, set[float]] = {}
+        values = {point: [self._values(side, point) for side in self.grid.arms] for point in self.grid.points}
+        for seed, point, runs in self._training():
+            self._add(seed, [of_arm[seed] for of_arm in values[point]], [[run] for run in runs])
             rates.setdefault(seed, set()).add(point.rate)
-    comparison.nothing = f"there is no training loss that both arms pass with {comparison.metric.name} measured"
-    comparison.at_rates(rates)
-    comparison.places = [f"{text}, {LEVELS} training losses at each" for text in comparison.places]
+        if not rates:
+            self.nothing = "there is no learning rate at which both arms train"
+        self.places = self._over(rates)
+
+    def equal_losses(self) -> None:
+        course = self.metric.course
+        assert course is not None
+        rates: dict[int, set[float]] = {}
+        for seed, point, runs in self._training():
+            for values in at_equal_losses([train_loss(run) for run in runs], [course(run) for run in runs]):
+                self._add(seed, [Value(value) for value in values], [[run] for run in runs])
+                rates.setdefault(seed, set()).add(point.rate)
+        self.nothing = f"there is no training loss that both arms pass with {self.metric.name} measured"
+        self.places = [f"{text}, {LEVELS} training losses at each" for text in self._over(rates)]
+
+    def best_rates(self) -> None:
+        words: list[list[str]] = [[], []]
+        for points in self.grid.settings():
+            ends = {points[0].rate: "smallest", points[-1].rate: "largest"} if len(points) > 1 else {}
+            chosen = []
+            for arm, side in enumerate(self.grid.arms):
+                # One rate for all seeds of an arm, as a user tunes it: no seed chooses by its own noise.
+                best = min(points, key=lambda point: self._rank(side, point))
+                chosen.append((side, best, self._values(side, best)))
+                words[arm].append(self._rate(arm, best.rate))
+                if best.rate in ends:
+                    self.cautions.append(f"{side.label} is best at lr {best.rate:g}, the grid's {ends[best.rate]}")
+            for seed in self.grid.seeds:
+                runs = [[side.runs[seed][best]] for side, best, _ in chosen]
+                self._add(seed, [values[seed] for _, _, values in chosen], runs)
+        self.places = [
+            text[0] if len(set(text)) == 1 else f"the best of each of {len(text)} settings: {', '.join(text)}"
+            for text in words
+        ]
+        if len({point.rate for point in self.grid.points}) == 1 and RATE not in self.claim.contrast:
+            self.cautions.append("the grid has one learning rate, so none was chosen")
+
+    def result(self) -> Paired:
+        """The differences, averaged within each seed.
+
+        Raises:
+            NotTestedError: there is no pair.
+        """
+        by_seed = {seed: [pair for pair in self.pairs if pair.seed == seed] for seed in self.grid.seeds}
+        found = [pairs for pairs in by_seed.values() if pairs]
+        if not found:
+            raise NotTestedError(self.nothing)
+        if missing := [str(seed) for seed, pairs in by_seed.items() if not pairs]:
+            self.cautions.append(f"no pair at seeds {' '.join(missing)}: {self.nothing}")
+        differences = [[difference(*pair.values, self.claim) for pair in pairs] for pairs in found]
+        values, low, high = np.array([np.mean(each, axis=0) for each in differences]).T  # each [N]
+        treated, control = (self._arm(arm, found) for arm in (0, 1))
+        return Paired(
+            seeds=tuple(pairs[0].seed for pairs in found),
+            values=values,
+            low=low,
+            high=high,
+            treated=treated,
+            control=control,
+            cautions=tuple(self.cautions),
+        )
+
+    def _arm(self, arm: int, found: Sequence[Sequence[Pair]]) -> Arm:
+        side, all_pairs = self.grid.arms[arm], [pair for pairs in found for pair in pairs]
+        for bound, more in (("at least", "larger"), ("at most", "smaller")):
+            if number := sum(pair.values[arm].bound == bound for pair in all_pairs):
+                bounds = f"{number} of {len(all_pairs)} values are bounds"
+                self.cautions.append(f"{side.label}: {bounds}, the true ones are {more}")
+        return Arm(
+            label=side.label,
+            values=tuple(self._mean([pair.values[arm].value for pair in pairs]) for pairs in found),
+            point=self.places[arm],
+            runs=tuple(sorted({self.collection.place(run) for pair in all_pairs for run in pair.runs[arm]})),
+        )
+
+    def _mean(self, values: Sequence[float]) -> float:
+        if len(values) == 1:
+            return values[0]
+        return math.exp(np.mean(np.log(values))) if self.claim.compare == "ratio" else float(np.mean(values))
+
+    def _add(self, seed: int, values: Sequence[Value], runs: Sequence[Sequence[Run]]) -> None:
+        """Keep a pair, unless one of its values was not measured."""
+        if not all(math.isfinite(value.value) for value in values):
+            return
+        for side, value in zip(self.grid.arms, values, strict=True):
+            if self.claim.compare == "ratio" and value.value <= 0:
+                least = min(value.value for value in values)
+                raise NotTestedError(
+                    f"{self.metric.name} is {least:.3g} for {side.label} (seed {seed}): no ratio; compare differences"
+                )
+        treated, control = values
+        self.pairs.append(Pair(seed, (treated, control), runs))
+
+    def _training(self) -> Iterator[tuple[int, GridPoint, list[Run]]]:
+        """Seed, grid point and both runs, where both train."""
+        for seed in self.grid.seeds:
+            for point in self.grid.points:
+                runs = [side.runs[seed][point] for side in self.grid.arms]
+                if all(run.trains for run in runs):
+                    yield seed, point, runs
+
+    def _values(self, side: Side, point: GridPoint) -> dict[int, Value]:
+        """Seed -> value. A metric of an arm is given the values of all its seeds at once."""
+        found = self._of_runs(side, point)
+        if self.metric.of == "arm":
+            spread = self.metric.constructor(np.array([value.value for value in found]), **self.options)
+            found = [Value(float(value)) for value in spread]
+        return dict(zip(self.grid.seeds, found, strict=True))
+
+    def _of_runs(self, side: Side, point: GridPoint) -> list[Value]:
+        """The metric's value of each seed's run; of a spread over seeds, that of the metric whose spread it is."""
+        metric, options = self.metric, self.options
+        if metric.of == "arm":
+            metric = METRICS[options["of"]]
+            options = dict(metric.shown_with or {})
+        return [self.collection.value(side.runs[seed][point], metric.name, options) for seed in self.grid.seeds]
+
+    def _rank(self, side: Side, point: GridPoint) -> tuple[float, float]:
+        """Low for a good rate: the median over seeds of the metric, where it has a better side, then of the final
+        training loss. Values that were not measured are worst. A spread over seeds is taken at the rate that is best
+        for the metric whose spread it is: at a rate that is too large all seeds fail alike."""
+        metric = METRICS[self.options["of"]] if self.metric.of == "arm" else self.metric
+        runs = [side.runs[seed][point] for seed in self.grid.seeds]
+        losses = [self.collection.value(run, "final_train_loss", {}).value for run in runs]
+        sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better]
+        signed = sign * np.array([value.value for value in self._of_runs(side, point)])
+        return float(np.median(np.where(np.isnan(signed), np.inf, signed))) if sign else 0.0, float(np.median(losses))
+
+    def _rate(self, arm: int, rate: float) -> str:
+        """In words. Where rates are contrasted, each arm has its own."""
+        return f"lr {self.claim.contrast[RATE][arm] if RATE in self.claim.contrast else rate:g}"
+
+    def _over(self, rates: Mapping[int, set[float]]) -> list[str]:
+        """Where both arms were compared, in words, from the learning rates of each seed."""
+        if RATE in self.claim.contrast:
+            return [self._rate(arm, 0.0) for arm in (0, 1)]
+        counts, seen = [len(found) for found in rates.values()], sorted(set().union(*rates.values()))
+        text = f"lr {seen[0]:g}" if seen else ""
+        if len(seen) > 1:
+            number = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
+            text = f"{number} learning rates, {seen[0]:g} to {seen[-1]:g}"
+        return [text, text]
 
 
 def at_equal_losses(losses: Sequence[Series], courses: Sequence[Series]) -> list[tuple[float, float]]:

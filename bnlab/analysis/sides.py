@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import Claim, Study, label, varying
+from bnlab.core.study import Claim, label, varying
 from bnlab.record.runs import Run
 
 RATE = "optim.lr"
@@ -37,22 +37,17 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Both arms over the same seeds and grid points, without gaps."""
+    """Both arms, the treated one first, over the same seeds and grid points, without gaps."""
 
-    treated: Side
-    control: Side
+    arms: tuple[Side, Side]
     seeds: tuple[int, ...]
     points: tuple[GridPoint, ...]
-    factor: str
     cautions: tuple[str, ...]
 
-    @property
-    def arms(self) -> tuple[Side, Side]:
-        return self.treated, self.control
-
-    @property
-    def settings(self) -> list[str]:
-        return sorted({point.setting for point in self.points})
+    def settings(self) -> list[list[GridPoint]]:
+        """The grid points of each setting of the other axes."""
+        names = sorted({point.setting for point in self.points})
+        return [[point for point in self.points if point.setting == name] for name in names]
 
 
 def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
@@ -64,40 +59,39 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     if factor in claim.contrast and claim.at == "curve":
         raise NotTestedError(f"{factor} is contrasted, so there is no curve over it")
     labels = [_label(claim, index) for index in (0, 1)]
-    arms = [_runs(collection, claim, index) for index in (0, 1)]
-    for arm, runs in zip(labels, arms, strict=True):
+    chosen = [[run for run in collection.runs if _is_in(run, claim, index)] for index in (0, 1)]
+    for name, runs in zip(labels, chosen, strict=True):
         if not runs:
             where = f", where {label(claim.where, full=True)}," if claim.where else ""
-            raise NotTestedError(f"there are no runs of {arm}{where} that ended")
-    keys = _matched(collection, claim, [*arms[0], *arms[1]], factor)
-    arms, cautions = _one_version(collection.study, arms, keys)
-    laid = [_by_point(collection, claim, runs, index, keys, factor) for index, runs in enumerate(arms)]
-    have = [{point for by_point in arm.values() for point in by_point} for arm in laid]
-    common = tuple(sorted(have[0] & have[1]))
+            raise NotTestedError(f"there are no runs of {name}{where} that ended")
+    keys = _matched(collection, claim, chosen, factor)
+    chosen, cautions = _of_one_version(collection, chosen, keys)
+    arms = [_by_point(collection, claim, runs, index, keys, factor) for index, runs in enumerate(chosen)]
+    points = [{point for by_point in arm.values() for point in by_point} for arm in arms]
+    common = tuple(sorted(points[0] & points[1]))
     if not common:
         raise NotTestedError(f"{labels[0]} and {labels[1]} have no learning rate and setting in common")
-    cautions += _left_out(have, labels, common, factor)
-    both = sorted(laid[0].keys() & laid[1].keys())
-    seeds = tuple(seed for seed in both if all(point in arm[seed] for arm in laid for point in common))
+    for name, of_arm in zip(labels, points, strict=True):
+        if rates := sorted({point.rate for point in of_arm - set(common)}):
+            values = " ".join(f"{rate:g}" for rate in rates)
+            cautions.append(f"left out, since only {name} has it: {factor.rpartition('.')[2]} {values}")
+    both = sorted(arms[0].keys() & arms[1].keys())
+    seeds = [seed for seed in both if all(point in arm[seed] for arm in arms for point in common)]
     if not seeds:
         raise NotTestedError("no seed has all runs of both arms" if both else "the arms have no seed in common")
-    if left := sorted((laid[0].keys() | laid[1].keys()) - set(seeds)):
-        cautions.append(
-            f"left out, since some of their runs are missing or did not end: seeds {' '.join(map(str, left))}"
-        )
-    return Grid(
-        treated=Side(label=labels[0], runs=laid[0]),
-        control=Side(label=labels[1], runs=laid[1]),
-        seeds=seeds,
-        points=common,
-        factor=factor,
-        cautions=tuple(cautions),
-    )
+    if left := sorted((arms[0].keys() | arms[1].keys()) - set(seeds)):
+        missing = "some of their runs are missing or did not end"
+        cautions.append(f"left out, since {missing}: seeds {' '.join(map(str, left))}")
+    treated, control = (Side(label=name, runs=arm) for name, arm in zip(labels, arms, strict=True))
+    return Grid(arms=(treated, control), seeds=tuple(seeds), points=common, cautions=tuple(cautions))
 
 
-def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]) -> tuple[list[list[Run]], list[str]]:
+def _of_one_version(
+    collection: Collection, arms: list[list[Run]], keys: Sequence[str]
+) -> tuple[list[list[Run]], list[str]]:
     """The runs of one version of the study. After an edit, runs may differ in keys that are not axes: those count that
     agree with most of the study's overrides, and of equally good versions the one with most runs."""
+    study = collection.study
     axes = tuple(f"{axis}." for axis in study.axes) if study else ()
     foreign = [key for key in keys if not f"{key}.".startswith(axes)]
     if study is None or not foreign:
@@ -116,56 +110,42 @@ def _one_version(study: Study | None, arms: list[list[Run]], keys: Sequence[str]
     return [[run for run in arm if version(run) == kept] for arm in arms], [caution]
 
 
-def _left_out(
-    have: Sequence[set[GridPoint]], labels: Sequence[str], common: Sequence[GridPoint], factor: str
-) -> list[str]:
-    found = []
-    for points, arm in zip(have, labels, strict=True):
-        if more := sorted({point.rate for point in points - set(common)}):
-            rates = " ".join(f"{rate:g}" for rate in more)
-            found.append(f"left out, since only {arm} has it: {factor.rpartition('.')[2]} {rates}")
-    return found
-
-
 def _same(value: Any, wanted: Any) -> bool:
     return canonical(value) == canonical(wanted)
 
 
-def _runs(collection: Collection, claim: Claim, index: int) -> list[Run]:
-    def fits(run: Run) -> bool:
-        for key, pair in claim.contrast.items():
-            wanted = pair[index]
-            if key == "seed" and isinstance(wanted, list | tuple):
-                if run.spec.get("seed") not in wanted:
-                    return False
-            elif key not in run.spec or not _same(run.spec[key], wanted):
-                return False
-        return all(key in run.spec and _same(run.spec[key], value) for key, value in claim.where.items())
-
-    return [run for run in collection.runs if fits(run)]
+def _is_in(run: Run, claim: Claim, index: int) -> bool:
+    """Whether the run is in the treated arm (0) or the control arm (1)."""
+    wanted = [*claim.where.items(), *((key, pair[index]) for key, pair in claim.contrast.items() if key != "seed")]
+    if "seed" in claim.contrast and run.spec.get("seed") not in _seeds(claim)[index]:
+        return False
+    return all(key in run.spec and _same(run.spec[key], value) for key, value in wanted)
 
 
-def _matched(collection: Collection, claim: Claim, runs: Sequence[Run], factor: str) -> list[str]:
+def _seeds(claim: Claim) -> list[list[int]]:
+    """The seeds of both arms where seeds are contrasted."""
+    pair = claim.contrast.get("seed", ([], []))
+    return [list(seeds) if isinstance(seeds, list | tuple) else [seeds] for seeds in pair]
+
+
+def _matched(collection: Collection, claim: Claim, arms: Sequence[Sequence[Run]], factor: str) -> list[str]:
     """The keys in which runs differ, besides seed, factor and contrast. Options of a contrasted group belong to its
     choice (`norm.groups` to `norm`), unless the study has them as axes."""
     axes = set(collection.study.axes) if collection.study else set()
     own = tuple(f"{key}." for key in claim.contrast if key in GROUPS)
-    skipped = {"seed", factor, RATE, *claim.contrast}
-    keys = sorted(set(varying(run.spec for run in runs)) - skipped)
-    return [key for key in keys if key in axes or not key.startswith(own)]
+    differing = set(varying(run.spec for arm in arms for run in arm)) - {"seed", factor, RATE, *claim.contrast}
+    return [key for key in sorted(differing) if key in axes or not key.startswith(own)]
 
 
 def _by_point(
     collection: Collection, claim: Claim, runs: Sequence[Run], index: int, keys: Sequence[str], factor: str
 ) -> dict[int, dict[GridPoint, Run]]:
     """Seed -> grid point -> run. Over another factor than the learning rate, each point has its best learning rate."""
-    seeds: dict[Any, Any] = {}
-    if "seed" in claim.contrast:
-        pair = [value if isinstance(value, list | tuple) else [value] for value in claim.contrast["seed"]]
-        seeds = dict(zip(pair[index], pair[0], strict=False))
+    pair = _seeds(claim)
+    treated_seeds = dict(zip(pair[index], pair[0], strict=False))
     found: dict[int, dict[GridPoint, Run]] = {}
     for run in runs:
-        by_point = found.setdefault(seeds.get(run.seed, run.seed), {})
+        by_point = found.setdefault(treated_seeds.get(run.seed, run.seed), {})
         rate = 0.0 if factor in claim.contrast else _number(collection, run, factor)
         point = GridPoint(rate, canonical({key: run.spec.get(key) for key in keys}) if keys else "")
         if point in by_point and factor != RATE:
@@ -186,12 +166,12 @@ def _label(claim: Claim, index: int) -> str:
     """`batch`; `data.batch_size=8` where a value alone says little; `seeds 0 to 5`."""
     words = []
     for key, pair in claim.contrast.items():
-        seeds = key == "seed" and isinstance(pair[index], list | tuple)
-        words.append(f"seeds {_seeds(pair[index])}" if seeds else label({key: pair[index]}, full=True))
+        several = key == "seed" and isinstance(pair[index], list | tuple)
+        words.append(f"seeds {_in_words(pair[index])}" if several else label({key: pair[index]}, full=True))
     return ", ".join(words)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _in_words(seeds: Sequence[int]) -> str:
     """`0 to 5`, or `3 2`."""
     is_range = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]} to {seeds[-1]}" if is_range else " ".join(map(str, seeds))

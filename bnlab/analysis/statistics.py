@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import special, stats
 
-from bnlab.analysis.base import Decision
+from bnlab.analysis.claims import Decision
 from bnlab.record.journal import Floats
 
 LEVEL = 0.05

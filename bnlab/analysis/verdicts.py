@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.base import Decision, Verdict
-from bnlab.analysis.claims import check_claim, threshold, unknown_metric
+from bnlab.analysis.claims import Decision, Verdict, check_claim, threshold, unknown_metric
 from bnlab.analysis.load import Collection
 from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
@@ -17,65 +16,55 @@ from bnlab.core.study import Claim
 from bnlab.core.text import count
 
 
+@dataclass(slots=True, kw_only=True)
+class _Weighed:
+    """A claim with its differences, their mean, interval and tests; `p` after Holm's adjustment, where it is tested."""
+
+    claim: Claim
+    paired: Paired
+    cautions: tuple[str, ...]
+    mean: float
+    interval: tuple[float, float]
+    p_support: float
+    p_refute: float
+    p: float | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.paired.seeds)
+
+
 def judge(*collections: Collection) -> list[Verdict]:
     """A verdict on every claim of the collections' studies, in their order. Holm's adjustment is over all of them.
 
     Raises:
         UsageError: a claim that `claims.check` refuses.
     """
-    found: list[_Weighed] = []
+    found: list[Verdict | _Weighed] = []
     for collection in collections:
         if collection.study is not None:
             found += [_weigh(collection, claim) for claim in collection.study.claims]
-    tested = [weighed for weighed in found if weighed.tested]
-    adjust = holm(np.array([weighed.p for weighed in tested])) if tested else np.zeros(0)
-    adjusted = {id(weighed): float(p) for weighed, p in zip(tested, adjust, strict=True)}
-    return [_verdict(weighed, adjusted.get(id(weighed)), len(tested)) for weighed in found]
+    tested = [one for one in found if isinstance(one, _Weighed) and one.n >= FEWEST_SEEDS]
+    # Of the two p the smaller: either null hypothesis can be rejected, and only on their border are both true.
+    smaller = np.array([min(one.p_support, one.p_refute) for one in tested])
+    for one, p in zip(tested, holm(smaller), strict=True):
+        one.p = float(p)
+    return [one if isinstance(one, Verdict) else _verdict(one, len(tested)) for one in found]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Weighed:
-    """A claim, its differences, their tests and their interval, before Holm's adjustment."""
-
-    claim: Claim
-    paired: Paired | None = None
-    reason: str = ""
-    cautions: tuple[str, ...] = ()
-    mean: float = math.nan
-    interval: tuple[float, float] = (math.nan, math.nan)
-    p_support: float = 1.0
-    p_refute: float = 1.0
-
-    @property
-    def n(self) -> int:
-        return len(self.paired.seeds) if self.paired else 0
-
-    @property
-    def tested(self) -> bool:
-        return self.n >= FEWEST_SEEDS
-
-    @property
-    def p(self) -> float:
-        """The smaller one: either null hypothesis can be rejected, and only on their border are both true."""
-        return min(self.p_support, self.p_refute)
-
-    @property
-    def threshold(self) -> float:
-        return threshold(self.claim)
-
-
-def _weigh(collection: Collection, claim: Claim) -> _Weighed:
+def _weigh(collection: Collection, claim: Claim) -> Verdict | _Weighed:
+    """The claim's differences and their tests, or the verdict that nothing can be tested."""
+    cautions = _edited(collection, claim)
     try:
         if collection.no_plugins and (metric := unknown_metric(claim)):
             raise NotTestedError(f"no metric {metric}: {' '.join(collection.no_plugins)}")
         check_claim(claim)
         found = paired(collection, claim)
+        cautions = (*found.cautions, *cautions)
+        if np.isposinf(found.high).all() and (found.low == 0).all():
+            raise NotTestedError(f"{claim.metric} is beyond the range of these runs in both arms, at every seed")
     except NotTestedError as error:
-        return _Weighed(claim=claim, reason=str(error), cautions=tuple(_edited(collection, claim)))
-    cautions = (*found.cautions, *_edited(collection, claim))
-    if np.isposinf(found.high).all() and (found.low == 0).all():
-        reason = f"{claim.metric} is beyond the range of these runs in both arms, at every seed"
-        return _Weighed(claim=claim, reason=reason, cautions=cautions)
+        return Verdict(claim=claim, decision="not tested", why=str(error), cautions=cautions)
     p_support, p_refute = ps(found.low, found.high, threshold(claim))
     low, high = interval(found.values)
     return _Weighed(
@@ -89,75 +78,68 @@ def _weigh(collection: Collection, claim: Claim) -> _Weighed:
     )
 
 
-def _edited(collection: Collection, claim: Claim) -> list[str]:
+def _edited(collection: Collection, claim: Claim) -> tuple[str, ...]:
     """Cautions about runs that began before the claim had its present text."""
-    digests = [run.provenance.get("claims") for run in collection.runs]
-    known = [found.get(claim.name) for found in digests if isinstance(found, dict)]
-    edited = sum(digest is not None and digest != claim.digest for digest in known)
-    unknown = len(digests) - sum(digest is not None for digest in known)
-    found = []
+    written = [run.provenance.get("claims") for run in collection.runs]
+    digests = [claims.get(claim.name) if isinstance(claims, dict) else None for claims in written]
+    edited, unknown = sum(digest not in (None, claim.digest) for digest in digests), digests.count(None)
+    cautions = []
     if edited:
-        found.append(
-            f"the claim was edited after its first run: {edited} of {len(digests)} runs began under another text"
-        )
+        runs = f"{edited} of {len(digests)} runs"
+        cautions.append(f"the claim was edited after its first run: {runs} began under another text")
     if unknown:
-        found.append(f"{unknown} of {len(digests)} runs began before the claim was made, or outside the study")
-    return found
+        runs = f"{unknown} of {len(digests)} runs"
+        cautions.append(f"{runs} began before the claim was made, or outside the study")
+    return tuple(cautions)
 
 
-def _verdict(weighed: _Weighed, p: float | None, tested: int) -> Verdict:
-    claim, found = weighed.claim, weighed.paired
-    if found is None:
-        return Verdict(claim=claim, decision="not tested", why=weighed.reason, cautions=weighed.cautions)
+def _verdict(one: _Weighed, tested: int) -> Verdict:
+    """The verdict on a claim, one of `tested` claims that are tested together."""
+    claim, found, cautions = one.claim, one.paired, one.cautions
     scale = math.exp if claim.compare == "ratio" else float
-    effect = scale(weighed.mean)
-    ends = (scale(weighed.interval[0]), scale(weighed.interval[1])) if weighed.n >= FEWEST_FOR_INTERVAL else None
-    decision: Decision = "direction only"
-    cautions = weighed.cautions
-    if weighed.n > 1 and np.ptp(found.values) == 0:
+    effect = scale(one.mean)
+    ends = (scale(one.interval[0]), scale(one.interval[1])) if one.n >= FEWEST_FOR_INTERVAL else None
+    if one.n > 1 and np.ptp(found.values) == 0:
         cautions = (*cautions, "the effect is the same at every seed, so its interval is a point, as happens on a grid")
-    if p is not None:
-        decision = decide(weighed.p_support, weighed.p_refute, p, weighed.interval, weighed.threshold)
-        if decision == "inconclusive" and tested > claims_decidable(weighed.n):
-            most = claims_decidable(weighed.n)
-            cautions = (*cautions, f"with {weighed.n} seeds a report can decide at most {most} claims, not {tested}")
+    decision: Decision = "direction only"
+    if one.p is not None:
+        decision = decide(one.p_support, one.p_refute, one.p, one.interval, threshold(claim))
+        most = claims_decidable(one.n)
+        if decision == "inconclusive" and tested > most:
+            cautions = (*cautions, f"with {one.n} seeds a report can decide at most {most} claims, not {tested}")
+    unit = "x" if claim.compare == "ratio" else ""
+    arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
+    numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
     return Verdict(
         claim=claim,
         decision=decision,
         effect=effect,
         interval=ends,
-        p=p,
-        n=weighed.n,
+        p=one.p,
+        n=one.n,
         seeds=found.seeds,
         treated=found.treated,
         control=found.control,
-        why=_why(weighed, decision, effect, ends, p),
+        why=f"{arms}: {numbers}{_result(one, decision)}",
         cautions=cautions,
     )
 
 
-def _why(
-    weighed: _Weighed, decision: Decision, effect: float, ends: tuple[float, float] | None, p: float | None
-) -> str:
-    claim, found = weighed.claim, weighed.paired
-    assert found is not None
-    unit = "x" if claim.compare == "ratio" else ""
-    numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
-    required = f"{claim.smallest_effect:.3g}{unit}"
-    seeds = count(weighed.n, "seed")
-    shown = f", p {p:.2g}" if p is not None else ""
-    arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
+def _result(one: _Weighed, decision: Decision) -> str:
+    """What follows the numbers in the sentence of a verdict."""
+    least, seeds = threshold(one.claim), count(one.n, "seed")
+    required = f"the required {one.claim.smallest_effect:.3g}{'x' if one.claim.compare == 'ratio' else ''}"
     match decision:
         case "direction only":
-            toward = int((found.values > 0).sum())
-            return f"{arms}: {numbers} in {seeds}, {toward} of them in this direction; a verdict needs {FEWEST_SEEDS}"
+            toward = int((one.paired.values > 0).sum())
+            return f" in {seeds}, {toward} of them in this direction; a verdict needs {FEWEST_SEEDS}"
         case "supported":
-            result = f"above the required {required}"
+            result = f"above {required}"
         case "refuted":
-            result = "in the other direction" if weighed.mean < 0 else f"less than the required {required}"
-        case _ if weighed.interval[0] > weighed.threshold or weighed.interval[1] < weighed.threshold:
-            side = "above" if weighed.mean > weighed.threshold else "below"
-            result = f"{side} the required {required} by the interval but not by the test"
+            result = "in the other direction" if one.mean < 0 else f"less than {required}"
+        case _ if one.interval[0] > least or one.interval[1] < least:
+            side = "above" if one.mean > least else "below"
+            result = f"{side} {required} by the interval but not by the test"
         case _:
-            result = f"not clearly above or below the required {required}"
-    return f"{arms}: {numbers}, {result}; {seeds}{shown}"
+            result = f"not clearly above or below {required}"
+    return f", {result}; {seeds}, p {one.p:.2g}"

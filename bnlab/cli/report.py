@@ -16,7 +16,7 @@ from bnlab.core.text import count
 from bnlab.terminal.signs import print_json, say
 
 if TYPE_CHECKING:
-    from bnlab.analysis.base import Verdict
+    from bnlab.analysis.claims import Verdict
     from bnlab.record.runs import Run
 
 MOST_NAMED = 5

@@ -16,7 +16,7 @@ from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
-    from bnlab.analysis.base import Verdict
+    from bnlab.analysis.claims import Verdict
     from bnlab.core.study import Cell, Study
     from bnlab.sweep.base import Executor
     from bnlab.sweep.run import Standing, Sweep

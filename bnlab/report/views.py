@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.analysis.arms import Arms, Key, arms_of, frozen
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.rates import largest_of
 from bnlab.analysis.statistics import t_half_width

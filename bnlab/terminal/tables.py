@@ -7,16 +7,18 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.analysis.base import SIGNS, Verdict
 from bnlab.core.text import age, file_size, number, typed
 from bnlab.terminal.signs import DRAWN, is_screen, say, signs_for
+
+if TYPE_CHECKING:
+    from bnlab.analysis.claims import Verdict
 
 Record = Mapping[str, Any]
 Cell = str | tuple[str, str]
@@ -291,6 +293,8 @@ def measuring(status: Mapping[str, Any]) -> str:
 
 def show_verdicts(verdicts: Sequence[Verdict], out: TextIO | None = None) -> None:
     """Print of each verdict the sign, decision and claim; then effect, interval, n, p; then a line for each caution."""
+    from bnlab.analysis.claims import SIGNS  # which imports numpy
+
     out = out or sys.stdout
     target = console(out)
     drawn = signs_for(out.encoding) is DRAWN

@@ -56,15 +56,7 @@ def collected(
     """These runs and a study of these claims."""
     axes = axes or {"norm": "", "optim.lr": "", "seed": ""}
     study = Study(name="s", base="b", overrides=overrides or {}, axes=axes, claims=tuple(claims))
-    return Collection(
-        root=Path("runs"),
-        study=study,
-        study_provenance={},
-        runs=tuple(runs),
-        unfinished=(),
-        copies=(),
-        keep=frozenset(),
-    )
+    return Collection(root=Path("runs"), study=study, runs=tuple(runs))
 
 
 def claimed(**changes: Any) -> Claim:

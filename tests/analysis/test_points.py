@@ -11,7 +11,7 @@ import pytest
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import Value
-from bnlab.analysis.points import LEVELS, Pair, at_equal_losses, difference, paired
+from bnlab.analysis.points import LEVELS, at_equal_losses, difference, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.core.study import Claim
 from bnlab.record.journal import Series
@@ -255,9 +255,9 @@ def test_sensitivity_to_a_factor_tunes_the_rate_for_each_value(
 def test_bounds_of_a_difference(
     treated: Value, control: Value, expected: tuple[float, float, float], claim_of: ClaimOf
 ) -> None:
-    assert difference(Pair(treated, control), claim_of(expect="larger")) == pytest.approx(expected)
+    assert difference(treated, control, claim_of(expect="larger")) == pytest.approx(expected)
     # The other way round it is the same difference of the other arm.
-    assert difference(Pair(control, treated), claim_of(expect="smaller")) == pytest.approx(expected)
+    assert difference(control, treated, claim_of(expect="smaller")) == pytest.approx(expected)
 
 
 def test_courses_are_compared_at_equal_losses() -> None:

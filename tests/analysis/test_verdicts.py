@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.verdicts import judge
 from bnlab.core.study import Claim

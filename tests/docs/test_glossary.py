@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from bnlab.analysis.base import Decision
+from bnlab.analysis.claims import Decision
 from bnlab.record.runs import State
 
 TEXT = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def test_the_states_of_a_run_are_those_of_the_code() -> None:
 
 
 def test_the_decisions_of_a_verdict_are_those_of_the_code() -> None:
-    assert _first_cells("`analysis.base.Decision`") == list(get_args(Decision))
+    assert _first_cells("`analysis.claims.Decision`") == list(get_args(Decision))
 
 
 def test_a_word_is_defined_once() -> None:

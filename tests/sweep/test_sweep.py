@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from bnlab import __version__, config
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.claims import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.analysis.base import SIGNS, Verdict
-from bnlab.analysis.claims import read_expected, unexpected
+from bnlab.analysis.claims import SIGNS, Verdict, read_expected, unexpected
 from bnlab.cli.report import tree
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study

@@ -14,14 +14,17 @@ write a plugin:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.text import capital
 from bnlab.core.typed import option_names
-from bnlab.record.journal import Series
+from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
 
@@ -82,6 +85,12 @@ class Metric(Entry):
 
 
 METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
+
+
+def over_finite(statistic: Callable[[Floats], Any], values: Floats) -> float:
+    """A statistic of the finite values; NaN where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(statistic(finite)) if len(finite) else math.nan
 
 
 def reads() -> frozenset[str]:

@@ -1,17 +1,22 @@
-"""Losses and accuracies of a run: at the end, at best, over its course. Legend: T measured steps.
+"""Losses and accuracies of a run, at the end, at best and over its course; steps to a target or to divergence.
+Legend: T measured steps.
 
 A run that diverged scores worst, and is never dropped. Where there is no worst value, it has the bound that the rule of
-divergence gives: its loss is at least 1000 times the first one (Bjorck et al. 2018).
+divergence gives: its loss is at least 1000 times the first one (Bjorck et al. 2018). A run that never reaches a target
+has its number of steps, as a bound: the time to the target, restricted to the budget (Royston & Parmar 2013).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from annotated_types import Ge
 
-from bnlab.analysis.metrics import METRICS, Value
+from bnlab.analysis.metrics import METRICS, Value, over_finite
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
@@ -42,10 +47,10 @@ def trailing_median(values: Floats, points: int) -> Floats:
     return np.concatenate([head, np.median(windows, axis=-1)])
 
 
-def train_loss(run: Run, points: int = SMOOTHED) -> Series:
+def train_loss(run: Run) -> Series:
     """The training batches' loss as a trailing median."""
     raw = run.series("train_loss")
-    return Series(raw.steps, trailing_median(raw.values, points))
+    return Series(raw.steps, trailing_median(raw.values, SMOOTHED))
 
 
 def first_loss(run: Run) -> float:
@@ -54,91 +59,69 @@ def first_loss(run: Run) -> float:
     return float(raw.values[0]) if len(raw) else math.nan
 
 
-def worst_loss(run: Run) -> Value:
-    """The loss of a run that diverged."""
-    first = first_loss(run)
-    return Value(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
+def _scored(name: str, what: str, **facts: Any) -> Callable[[Callable[[Run], float]], Callable[[Run], float]]:
+    """Decorator: register a loss or an accuracy, which has its worst value for a run that diverged."""
+    unit, better = (LOSS, "lower") if what == "loss" else ("share", "higher")
+
+    def keep(value: Callable[[Run], float]) -> Callable[[Run], float]:
+        @METRICS.register(name, of="run", unit=unit, better=better, **facts)
+        @wraps(value)
+        def metric(run: Run) -> Value:
+            if not run.diverged:
+                return Value(value(run))
+            first = first_loss(run)
+            worst = Value(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
+            return worst if what == "loss" else Value(0.0)
+
+        return value
+
+    return keep
 
 
 def _final(outcome: str) -> None:
     split, what = outcome.split("_")
+    meaning = f"{what} over the whole {split} split at the end, as eval_bn says"
 
-    @METRICS.register(
-        f"final_{outcome}",
-        of="run",
-        meaning=f"{what} over the whole {split} split at the end, as eval_bn says",
-        source="status.json (docs/decisions/007)",
-        **_of(what),
-    )
-    def final(run: Run) -> Value:
-        return _worst(run, what) if run.diverged else Value(run.final(outcome))
+    @_scored(f"final_{outcome}", what, meaning=meaning, source="status.json (docs/decisions/007)")
+    def final(run: Run) -> float:
+        return run.final(outcome)
 
 
-def _best(outcome: str) -> None:
-    split, what = outcome.split("_")
-    on = f"training batches, as the median of {SMOOTHED} measured ones" if split == "train" else "test split"
+def _best(outcome: str, where: str) -> None:
+    what = outcome.partition("_")[2]
+    word, extreme = ("lowest", np.min) if what == "loss" else ("highest", np.max)
+    meaning, source = f"{word} {what} at any measured step, on the {where}", "Ioffe & Szegedy 2015, figure 3"
 
-    @METRICS.register(
-        f"best_{outcome}",
-        of="run",
-        meaning=f"{'lowest' if what == 'loss' else 'highest'} {what} at any measured step, on the {on}",
-        source="Ioffe & Szegedy 2015, figure 3: maximum accuracy",
-        **_of(what),
-        reads=(outcome,),
-    )
-    def best(run: Run) -> Value:
-        values = train_loss(run).values if outcome == "train_loss" else run.series(outcome).values
-        if run.diverged:
-            return _worst(run, what)
-        if not np.isfinite(values).any():
-            return Value(math.nan)
-        return Value(float(np.nanmin(values) if what == "loss" else np.nanmax(values)))
-
-
-def _of(what: str) -> dict[str, str]:
-    """Unit and better side of a loss or an accuracy."""
-    return {"unit": LOSS, "better": "lower"} if what == "loss" else {"unit": "share", "better": "higher"}
-
-
-def _worst(run: Run, what: str) -> Value:
-    return worst_loss(run) if what == "loss" else Value(0.0)
+    @_scored(f"best_{outcome}", what, meaning=meaning, source=f"{source}: maximum accuracy", reads=(outcome,))
+    def best(run: Run) -> float:
+        course = train_loss(run) if outcome == "train_loss" else run.series(outcome)
+        return over_finite(extreme, course.values)
 
 
 for _outcome in get_args(Outcome):
     _final(_outcome)
-for _outcome in ("train_loss", "test_loss", "test_accuracy"):
-    _best(_outcome)
+_best("train_loss", f"training batches, as the median of {SMOOTHED} measured ones")
+_best("test_loss", "test split")
+_best("test_accuracy", "test split")
 
 
-@METRICS.register(
-    "end_batch_loss",
-    of="run",
-    source="Santurkar et al. 2018, figure 3, for runs on the full batch",
-    unit=LOSS,
-    better="lower",
-)
-def end_batch_loss(run: Run) -> Value:
+@_scored("end_batch_loss", "loss", source="Santurkar et al. 2018, figure 3, for runs on the full batch")
+def end_batch_loss(run: Run) -> float:
     """Mean loss of the training batches over the last tenth of the steps, in batch mode."""
-    if run.diverged:
-        return worst_loss(run)
     raw = run.series("train_loss")
     late = raw.values[raw.steps >= 0.9 * run.steps]
-    return Value(float(late.mean()) if len(late) else math.nan)
+    return float(late.mean()) if len(late) else math.nan
 
 
-@METRICS.register(
-    "loss_area", of="run", source="area under the training curve on a log scale", unit=LOSS, better="lower"
-)
-def loss_area(run: Run) -> Value:
+@_scored("loss_area", "loss", source="area under the training curve on a log scale")
+def loss_area(run: Run) -> float:
     """Exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured steps): the
     geometric mean of the loss over training, low for a run that learns fast and far."""
-    if run.diverged:
-        return worst_loss(run)
     raw = run.series("train_loss")
     if len(raw) < 2 or not (raw.values > 0).all():
-        return Value(math.nan)
+        return math.nan
     area = np.trapezoid(np.log(raw.values), raw.steps)
-    return Value(math.exp(float(area) / float(raw.steps[-1] - raw.steps[0])))
+    return math.exp(float(area) / float(raw.steps[-1] - raw.steps[0]))
 
 
 @METRICS.register("loss_gap", of="run", source="generalization gap; Hoffer et al. 2017", unit=LOSS)
@@ -151,3 +134,50 @@ def loss_gap(run: Run) -> float:
 def accuracy_gap(run: Run) -> float:
     """Training accuracy less test accuracy at the end, both over whole splits."""
     return run.final("train_accuracy") - run.final("test_accuracy")
+
+
+@METRICS.register(
+    "steps_to",
+    of="run",
+    source="Ioffe & Szegedy 2015, figure 3: steps to 72.2 %; restricted to the budget as in Royston & Parmar 2013",
+    unit="steps",
+    better="lower",
+    reads=get_args(Outcome),
+)
+def steps_to(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
+    """First measured step at which `of` is at `target` or better, as the median of the last `smooth` measured values; a
+    run that never gets there has its number of steps, as a lower bound.
+
+    A net that is there at its initialization has 1, since ratios are taken."""
+    raw, sign = run.series(of), 1 if of.endswith("loss") else -1
+    if not len(raw):
+        return Value(math.nan)
+    there = np.flatnonzero(trailing_median(sign * raw.values, smooth) <= sign * target)
+    return Value(float(max(1, raw.steps[there[0]]))) if len(there) else Value(float(run.steps), "at least")
+
+
+@METRICS.register(
+    "divergence_step",
+    of="run",
+    source="Bjorck et al. 2018, section 3.1: divergence is a relative loss above 1000",
+    unit="steps",
+    better="higher",
+    about_failure=True,
+)
+def divergence_step(run: Run) -> Value:
+    """Step at which the loss was not finite or over 1000 times the first; a run that did not diverge has its number of
+    steps, as a lower bound."""
+    return Value(float(max(1, run.status["step"]))) if run.diverged else Value(float(run.steps), "at least")
+
+
+@METRICS.register(
+    "trains",
+    of="run",
+    source="Bjorck et al. 2018 for divergence; bnlab.net.evaluate.at_chance for chance",
+    unit="0 or 1",
+    better="higher",
+    about_failure=True,
+)
+def trains(run: Run) -> float:
+    """1 for a run that came to its end and is better than chance there, else 0."""
+    return float(run.trains)

@@ -1,6 +1,6 @@
-"""Medians over a run's steps of what its probes measured. Legend: T measured steps, L sites.
+"""Metrics of what a run's probes measured: mostly medians over its steps. Legend: T measured steps, L sites.
 
-A median, since single batches give spikes of any height. Each metric has a course, its value at every measured step.
+Medians, since single batches give spikes of any height. Most metrics have a course, their value at every measured step.
 Where a measurement has a value a site, the course is the median over the hidden sites, which are all but the head; of a
 net with a single site, over that one. What was measured of a run that diverged counts up to its divergence.
 """
@@ -8,11 +8,12 @@ net with a single site, over that one. What was measured of a run that diverged 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from bnlab.analysis.metrics import METRICS
+from bnlab.analysis.metrics import METRICS, over_finite
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
@@ -31,72 +32,121 @@ def over_sites(values: Floats, over: Over) -> Floats:
     return np.median(measured, axis=1) if measured.shape[1] else np.full(len(values), math.nan)
 
 
-def _median(name: str, reads: str, over: Over, meaning: str, source: str, unit: str) -> None:
-    """Register the median over steps of the measurement `reads`."""
-    where = {"hidden": " and hidden sites", "below one": " and hidden sites but the first", "net": ""}[over]
+def _register(
+    name: str, over: Over, meaning: str, source: str, unit: str, reads: str = "", first: bool = False
+) -> None:
+    """Register the median over steps, or the value at step 0, of the course of a measurement: `reads`, else `name`."""
+    measurement = reads or name
+    sites = {"hidden": "hidden sites", "below one": "hidden sites but the first", "net": ""}[over]
+    averaged = " and ".join(filter(None, ("" if first else "measured steps", sites)))
 
     def course(run: Run) -> Series:
-        raw = run.series(reads)
+        raw = run.series(measurement)
         return Series(raw.steps, over_sites(raw.values, over))
 
-    @METRICS.register(
-        name,
-        of="run",
-        meaning=f"{meaning}; median over measured steps{where}",
-        source=source,
-        unit=unit,
-        reads=(reads,),
-        course=course,
-    )
-    def median(run: Run) -> float:
-        values = course(run).values
-        finite = values[np.isfinite(values)]
-        return float(np.median(finite)) if len(finite) else math.nan
+    def value(run: Run) -> float:
+        steps, values = course(run)
+        if first:
+            return float(values[0]) if len(steps) and steps[0] == 0 else math.nan
+        return over_finite(np.median, values)
+
+    facts = {"meaning": f"{meaning}; median over {averaged}", "source": source, "unit": unit}
+    METRICS.register(name, of="run", reads=(measurement,), course=course, **facts)(value)
 
 
 LANDSCAPE = "Santurkar et al. 2018, figure 4 and appendix A.2.2"
 SHIFT = "Santurkar et al. 2018, definition 2.1 and figure 3"
 DRIFT = "Ioffe & Szegedy 2015, section 4.1; Santurkar et al. 2018, figure 8"
+INITIAL = "Bjorck et al. 2018, table 1, at initialization"
+WU = "Wu & Johnson 2021"
+LUO = "Luo et al. 2019"
+SD = "standard deviations"
 for _row in (
-    # name, the measurement that it reads, over which sites, meaning, source, unit
-    ("drift_pre", "drift_mean.pre", "hidden", "drift of the channel means since the last measurement, where the norm "
-     "looks, on the fixed probe batch", DRIFT, "standard deviations"),
-    ("drift_act_in", "drift_mean.act_in", "hidden", "drift of the channel means since the last measurement, at the "
-     "nonlinearity's input, where batch norm fixes the moments by construction", DRIFT, "standard deviations"),
-    ("drift_total_pre", "drift_mean_total.pre", "hidden", "drift of the channel means since step 0, where the "
-     "norm looks", DRIFT, "standard deviations"),
-    ("drift_logvar_pre", "drift_logvar.pre", "hidden", "change of the log variances since the last measurement, where "
-     "the norm looks", DRIFT, "log"),
-    ("sampling_floor_pre", "sampling_floor.pre", "hidden", "distance of the channel means of two halves of the probe "
-     "batch at equal weights", "what sampling alone gives", "standard deviations"),
-    ("loss_range", "loss_range", "net", "range of the loss along the gradient over the loss", LANDSCAPE, "1"),
-    ("grad_change", "grad_change", "net", "largest change of the gradient along it", LANDSCAPE, "gradient"),
-    ("grad_change_rel", "grad_change_rel", "net", "largest change of the gradient along it, over its norm", LANDSCAPE,
-     "1"),
-    ("eta_beta_half", "eta_beta_half", "net", "effective smoothness along the gradient in units of 2 / lr; near 1 with "
-     "and without a norm, so reported rather than judged", LANDSCAPE, "1"),
-    ("eta_lambda_half", "eta_lambda_half", "net", "largest eigenvalue of the loss's Hessian in units of 2 / lr",
+    # name, over which sites, meaning, source, unit, the measurement if it has another name
+    ("drift_pre", "hidden", "drift of the channel means since the last measurement, where the norm looks, on the fixed "
+     "probe batch", DRIFT, SD, "drift_mean.pre"),
+    ("drift_act_in", "hidden", "drift of the channel means since the last measurement, at the nonlinearity's input, "
+     "where batch norm fixes the moments by construction", DRIFT, SD, "drift_mean.act_in"),
+    ("drift_total_pre", "hidden", "drift of the channel means since step 0, where the norm looks", DRIFT, SD,
+     "drift_mean_total.pre"),
+    ("drift_logvar_pre", "hidden", "change of the log variances since the last measurement, where the norm looks",
+     DRIFT, "log", "drift_logvar.pre"),
+    ("sampling_floor_pre", "hidden", "distance of the channel means of two halves of the probe batch at equal weights",
+     "what sampling alone gives", SD, "sampling_floor.pre"),
+    ("loss_range", "net", "range of the loss along the gradient over the loss", LANDSCAPE, "1"),
+    ("grad_change", "net", "largest change of the gradient along it", LANDSCAPE, "gradient"),
+    ("grad_change_rel", "net", "largest change of the gradient along it, over its norm", LANDSCAPE, "1"),
+    ("eta_beta_half", "net", "effective smoothness along the gradient in units of 2 / lr; near 1 with and without a "
+     "norm, so reported rather than judged", LANDSCAPE, "1"),
+    ("eta_lambda_half", "net", "largest eigenvalue of the loss's Hessian in units of 2 / lr",
      "Cohen et al. 2021, the edge of stability", "1"),
-    ("ics", "ics", "below one", "change of the gradient by the update of the layers below", SHIFT, "gradient"),
-    ("ics_rel", "ics_rel", "below one", "change of the gradient by the update of the layers below, over its norm",
-     SHIFT, "1"),
-    ("ics_cos", "ics_cos", "below one", "cosine of the gradients before and after the update of the layers below",
-     SHIFT, "cosine"),
-    ("grad_noise", "grad_noise", "net", "distance of the gradients of two half-batches over the norm of their sum",
+    ("ics", "below one", "change of the gradient by the update of the layers below", SHIFT, "gradient"),
+    ("ics_rel", "below one", "change of the gradient by the update of the layers below, over its norm", SHIFT, "1"),
+    ("ics_cos", "below one", "cosine of the gradients before and after the update of the layers below", SHIFT,
+     "cosine"),
+    ("grad_noise", "net", "distance of the gradients of two half-batches over the norm of their sum",
      "Bjorck et al. 2018, section 3: the noise of the gradient", "1"),
-    ("first_over_last", "first_over_last", "net", "gradient's norm at the first affine weight over that at the last",
+    ("first_over_last", "net", "gradient's norm at the first affine weight over that at the last",
      "Ioffe & Szegedy 2015, section 1: vanishing gradients", "1"),
-    ("update_ratio", "update_ratio", "hidden", "norm of a weight's update over the weight's norm",
+    ("update_ratio", "hidden", "norm of a weight's update over the weight's norm",
      "Arora, Li & Lyu 2019: the effective learning rate", "1"),
-    ("dead_fraction", "dead_fraction", "hidden", "share of ReLU channels that are zero on the whole probe batch",
-     "dead units", "share"),
-    ("bn_mean_gap", "bn_mean_gap", "hidden", "distance of the running means from the population's",
-     "Wu & Johnson 2021", "standard deviations"),
-    ("bn_var_gap", "bn_var_gap", "hidden", "distance of the logs of the running variances from the population's",
-     "Wu & Johnson 2021", "log"),
-    ("bn_mean_noise", "bn_mean_noise", "hidden", "standard deviation of a batch's mean over that of independent values",
-     "Luo et al. 2019", "1"),
-    ("bn_sd_noise", "bn_sd_noise", "hidden", "standard deviation of a batch's sd over that of independent values",
-     "Luo et al. 2019", "1"),
+    ("dead_fraction", "hidden", "share of ReLU channels that are zero on the whole probe batch", "dead units", "share"),
+    ("bn_mean_gap", "hidden", "distance of the running means from the population's", WU, SD),
+    ("bn_var_gap", "hidden", "distance of the logs of the running variances from the population's", WU, "log"),
+    ("bn_mean_noise", "hidden", "standard deviation of a batch's mean over that of independent values", LUO, "1"),
+    ("bn_sd_noise", "hidden", "standard deviation of a batch's sd over that of independent values", LUO, "1"),
+    ("abs_over_sum", "hidden", "how far the terms of an affine weight's gradient cancel, at step 0", INITIAL, "1", "",
+     True),
+    ("grad_kurtosis", "hidden", "excess kurtosis of the entries of an affine weight's gradient, at step 0", INITIAL,
+     "1", "", True),
 ):  # fmt: skip
-    _median(*_row)
+    _register(*_row)
+
+
+@METRICS.register(
+    "gradient_growth",
+    of="run",
+    source="Yang et al. 2019, theorem 8 (bnlab.core.theory.gradient_growth has the closed form)",
+    unit="1",
+    reads=("delta_norm",),
+    shown_with={"skip_first": 0, "skip_last": 0},
+)
+def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> float:
+    """Geometric mean over the hidden layers, but for the first `skip_first` and the last `skip_last`, of the growth of
+    the squared norm of the gradient at the pre-activations from a layer to the one below it, at step 0."""
+    raw = run.series("delta_norm")
+    if not len(raw) or raw.steps[0] != 0:
+        return math.nan
+    norms = raw.values[0, :-1]  # [hidden]
+    kept = norms[skip_first : len(norms) - skip_last]
+    if len(kept) < 2 or not (kept > 0).all():
+        return math.nan
+    return float((kept[0] / kept[-1]) ** (2 / (len(kept) - 1)))
+
+
+@METRICS.register(
+    "thm41_error",
+    of="run",
+    source="Santurkar et al. 2018, theorem 4.1",
+    unit="1",
+    better="lower",
+    reads=("thm41_error",),
+)
+def thm41_error(run: Run) -> float:
+    """Largest relative error of theorem 4.1 as an equality, over steps, sites and channels."""
+    return over_finite(np.max, run.series("thm41_error").values)
+
+
+@METRICS.register(
+    "drift50",
+    of="run",
+    source="Ioffe & Szegedy 2015, figure 1b and 1c",
+    unit="widths of the distribution",
+    reads=("drift50.act_in",),
+)
+def drift50(run: Run) -> float:
+    """Of the input of the last hidden nonlinearity, over the whole run but for its first measurement: median over units
+    of max less min of the unit's median over the probe batch, over the distance of its 15th and 85th percentiles at
+    the end."""
+    values = run.series("drift50.act_in").values
+    return float(values[-1, max(0, values.shape[1] - 2)]) if len(values) else math.nan

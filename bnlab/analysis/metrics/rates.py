@@ -1,4 +1,5 @@
-"""Metrics of an arm's curve over the learning rates, at one seed. Legend: K rates, T measured steps.
+"""Metrics of an arm: of its curve over the learning rates at one seed, and of its seeds at one learning rate.
+Legend: K rates, T measured steps, N seeds.
 
 A grid has ends: a value beyond one of them is a bound. Its spacing is the resolution of every rate found on it.
 """
@@ -99,8 +100,9 @@ def usable_decades(curve: Curve, *, of: Outcome, target: float) -> Value:
     return decades(_rates(curve), [usable(run, of, target) for run in curve.values()])
 
 
-def deviation(curve: Curve) -> float:
-    """Mean over the curve of min(l, l0) - l*, with l the final training loss, l0 the first, l* the lowest l."""
+@METRICS.register("lr_sensitivity", of="curve", source="Wortsman et al. 2023, section 2.2", unit=LOSS, better="lower")
+def lr_sensitivity(curve: Curve) -> float:
+    """Mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l."""
     ends = [run.final("train_loss") for run in curve.values()]
     starts = np.array([first_loss(run) for run in curve.values()])
     if not np.isfinite(starts).any():
@@ -110,19 +112,13 @@ def deviation(curve: Curve) -> float:
     return float(np.mean(capped - np.min(capped)))
 
 
-@METRICS.register("lr_sensitivity", of="curve", source="Wortsman et al. 2023, section 2.2", unit=LOSS, better="lower")
-def lr_sensitivity(curve: Curve) -> float:
-    """Mean over the learning rates of min(l, l0) - l*: l the final training loss, l0 the first, l* the lowest l."""
-    return deviation(curve)
-
-
 @METRICS.register("sensitivity", of="curve", source="Wortsman et al. 2023, section 2.2", unit=LOSS, better="lower")
 def sensitivity(curve: Curve, *, factor: Annotated[str, MinLen(1)]) -> float:
     """Over the values of `factor`, such as model.init_scale, each at its best learning rate, mean of min(l, l0) - l*: l
     the final training loss, l0 the first, l* the lowest l.
 
     The caller makes the curve over `factor`."""
-    return deviation(curve)
+    return lr_sensitivity(curve)
 
 
 @METRICS.register(
@@ -137,3 +133,16 @@ def lr_envelope(curve: Curve) -> float:
     losses = np.stack([raw.values for raw in raws])  # [K, T]
     low = losses.min(axis=0)
     return float(np.median((losses.max(axis=0) - low) / low)) if (low > 0).all() else math.nan
+
+
+@METRICS.register("seed_spread", of="arm", source="Brown & Forsythe 1974", unit="that of the metric", better="lower")
+def seed_spread(values: Floats, *, of: Annotated[str, MinLen(1)], log: bool) -> Floats:
+    """Distance of the run metric `of`, or of its log, from its median over the arm's seeds at the same learning rate,
+    for each seed; it may be 0, so only differences are compared.
+
+    [N] -> [N]; NaN where there is no log. The caller looks `of` up. Distances of one arm share their median, so that
+    they are independent only nearly, as in Brown & Forsythe's test."""
+    if log and not (values > 0).all():
+        return np.full(len(values), math.nan)
+    seen = np.log(values) if log else values
+    return np.abs(seen - np.median(seen))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.analysis.base import Verdict
+from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.analysis.verdicts import judge
