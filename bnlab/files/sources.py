@@ -33,8 +33,7 @@ CHUNK = 2**13  # bytes at a time
 SLACK = 2**20  # bytes by which a packed file may be larger than its content
 
 Content = TypeVar("Content")
-Report = Callable[[str, int, "int | None"], None]
-"""Called with what is being done, how many bytes are done, and of how many if that is known."""
+Report = Callable[[str, int, "int | None"], None]  # what is being done, bytes done, of how many if that is known
 
 GZIP = b"\x1f\x8b"
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
@@ -70,11 +69,8 @@ class Source:
         return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()[:10]
 
 
-LAYOUT = 1
-"""Part of the name of what is kept decoded: raised when its files change their meaning."""
-
-SOURCES: dict[str, Source] = {}
-"""By the name of the data set, which enters it when its module is imported."""
+LAYOUT = 1  # part of the name of what is kept decoded: raised when its files change their meaning
+SOURCES: dict[str, Source] = {}  # by the name of the data set, which enters it when its module is imported
 
 
 class DamagedError(DataError):
