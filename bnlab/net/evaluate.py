@@ -5,12 +5,12 @@ Legend: N examples, B of a batch, K outputs.
 `running`     what training left in the norms' buffers: so no example depends on another
 `batch`       each batch's own, as in training (prediction-time batch norm, Nado et al. 2020)
 `population`  those of the training set through the net as it is now (PreciseBN, Wu & Johnson 2021)
-`adapted`     those of the very inputs that are asked about, without their targets (AdaBN, Li et al. 2016)
+`adapted`     those of the inputs that are evaluated, without their targets (AdaBN, Li et al. 2016)
 
 The last two are taken as in PreciseBN: batches go through the net, each normalized by its own statistics, and mean and
-variance of all that a norm saw replace the running ones while the net is asked. So a small batch matters there too: the
-layers above see what its noisy statistics made. Whatever else differs between training and use, noise or dropout, is as
-in use. Weights and buffers are afterwards what they were.
+variance of all that a norm saw replace the running ones during the evaluation. So the batch size matters there too: the
+layers above see what noisy batch statistics made. Noise and dropout are off, as in evaluation. Weights and buffers are
+restored afterwards.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Inference:
             yield split.pick(chosen)
 
     @contextmanager
-    def asked(self, split: Split) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    def outputs(self, split: Split) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """Inside the `with`, outputs [B, K] and targets [B] or [B, K] of one batch after another."""
         with torch.no_grad(), in_mode(self._parts, "running"), self._whole:
             if self.bn == "population":
@@ -89,9 +89,9 @@ class Inference:
             elif self.bn == "adapted":
                 self._refit(self.batches(split))
             with in_mode(self._norms, "batch" if self.bn == "batch" else "running"):
-                yield self._outputs(split)
+                yield self._each(split)
 
-    def _outputs(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    def _each(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches(split):
             with self._forward:
                 out = self.net.module(batch.x)
@@ -130,8 +130,8 @@ def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> d
     summed = objective(loss, "sum")
     classes = split.y.dtype == torch.int64
     outputs = 1
-    with inference.asked(split) as answers:
-        for out, y in answers:
+    with inference.outputs(split) as batches:
+        for out, y in batches:
             total = total + summed(out, y)
             outputs = 1 if loss == "cross_entropy" else out.shape[1]
             if classes:
@@ -141,10 +141,10 @@ def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> d
 
 
 def at_chance(metrics: dict[str, float], dataset: Dataset, loss: str, reduction: str) -> bool:
-    """Whether a net knows no more than the best constant answer: training accuracy within 5 % of the share of the most
+    """Whether a net is no better than the best constant output: training accuracy within 5 % of the share of the most
     common class or below; in a regression, training loss within 5 % of that of the mean target, or above."""
     y = dataset.train.y
     if dataset.classes is not None:
         return metrics["train_accuracy"] <= 1.05 * torch.bincount(y).max().item() / len(y)
     constant = objective(loss, reduction)(y.mean(dim=0).expand_as(y), y).item()
-    return not metrics["train_loss"] < 0.95 * constant  # so that NaN counts as no better
+    return not metrics["train_loss"] < 0.95 * constant  # NaN counts as no better

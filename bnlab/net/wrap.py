@@ -2,7 +2,7 @@
 
 Legend: B batch, C channels, H W space, L sites.
 
-A tap wraps one module of each site during a forward pass inside the `with`: its norm if that stands between pre and
+A tap wraps one module of each site during a forward pass inside the `with`: its norm if that is between pre and
 act_in, else its activation; or its affine map. Where the nonlinearity sees the sum of a residual block, it wraps two:
 one for pre, and the activation for act_in. A wrapper costs a tenth of a module hook, and nothing outside the `with`.
 This module is also the one place that reads private attributes of torch's tensors (`saved_moments`, `version_of`).

@@ -11,7 +11,7 @@ from bnlab.norms.base import ChannelNorm
 @NORMS.register("affine_only", title="scale and shift only")
 class AffineOnly(ChannelNorm):
     """y = gamma * x + beta per channel, from gamma = 1 and beta = 0: the control for what the parameters of batch norm
-    do by themselves."""
+    do without its statistics."""
 
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__(channels, dims, gamma=True, beta=True)

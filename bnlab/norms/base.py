@@ -1,7 +1,7 @@
-"""What norms with one mean, one scale, one gamma and one beta a channel share. Legend: B batch, C channels, H W space.
+"""Base classes of norms that work per channel, and what norms may declare. Legend: B batch, C channels, H W space.
 
-A norm is a module x [B, C] (dims 0) or [B, C, H, W] (dims 2) -> the same shape. All that training moves, parameters
-apart, is in buffers: so a checkpoint keeps it, and a forward made for measuring leaves it alone (state.py).
+A norm is a module x [B, C] (dims 0) or [B, C, H, W] (dims 2) -> the same shape. What training changes beside the
+parameters is in buffers: a checkpoint keeps it, and a forward made for measuring restores it (core/state.py).
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class BatchMomentsNorm(ChannelNorm):
         self.eps = eps
 
     def batch_norm(self, x: Tensor) -> Tensor:
-        """torch's batch norm: in training by the statistics of x, which it tracks; in use by the running ones."""
+        """torch's batch norm: in training with the statistics of x, which it tracks; in evaluation with the running
+        ones."""
         momentum = 0.0
         if self.training:
             self.num_batches_tracked += 1
@@ -111,8 +112,8 @@ class LpNorm(ChannelNorm, ABC):
 
         y = gamma * (x - mean(x)) / (norm_p(x) + eps) + beta,    norm_p(x) = mean(|x|^p)^(1/p),    norm_inf(x) = max|x|
 
-    over the m = B (dense) or B H W (convolution) values of a channel. In use, running averages of mean and norm replace
-    both. A constant added to x changes the norm, so a bias before it is not without effect.
+    over the m = B (dense) or B H W (convolution) values of a channel. In evaluation, running averages of mean and norm
+    replace both. A constant added to x changes the norm, so a bias before it has an effect.
     """
 
     running_mean: Tensor
@@ -183,14 +184,14 @@ def tensors_of(norm: nn.Module) -> dict[str, Tensor]:
 
 
 class Population(Protocol):
-    """The inputs of a norm that are to give its statistics in use."""
+    """Inputs of a norm, from which its statistics for evaluation are computed."""
 
     def add(self, x: Tensor) -> None:
-        """One more batch of them, [B, C] or [B, C, H, W]."""
+        """Add a batch of them, [B, C] or [B, C, H, W]."""
         ...
 
     def put(self) -> None:
-        """The statistics of all of them into the norm's buffers."""
+        """Write the statistics of all of them into the norm's buffers."""
         ...
 
 
@@ -233,10 +234,10 @@ class _PopulationOfNorms:
 
 
 def population_of(norm: nn.Module) -> Population | None:
-    """What gives a norm the statistics of a population to use: what its method `population()` returns, if it has one;
-    else mean and variance of all values, for a norm with `running_mean`. They go into `running_mean` and, where there
-    is one, `running_var`, or to its method `use_statistics(mean, var)`, each [C] and the variance unbiased. None of a
-    norm that keeps no running mean: its statistics in use, if it has any, stay what they are.
+    """What gives a norm the statistics of a population: what its method `population()` returns, if it has one; else
+    mean and variance of all values, for a norm with `running_mean`. They are written into `running_mean` and, where
+    there is one, `running_var`, or passed to its method `use_statistics(mean, var)`, each [C] and the variance
+    unbiased. None for a norm that keeps no running mean: it evaluates as before.
 
     >>> norm = nn.BatchNorm1d(1)
     >>> population = population_of(norm)
@@ -251,9 +252,9 @@ def population_of(norm: nn.Module) -> Population | None:
 
 
 def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Mean and variance per channel, each [C], with which a norm normalizes in use, as they stand in its buffers: what
+    """Mean and variance per channel, each [C], with which a norm normalizes in evaluation, from its buffers now: what
     its method `statistics_in_use()` returns, if it has one; else `running_mean` and, where there is one, `running_var`.
-    None of a norm that keeps no mean.
+    None for a norm that keeps no mean.
 
     >>> [x.tolist() for x in statistics_in_use(nn.BatchNorm1d(1))], statistics_in_use(nn.LayerNorm(2))
     ([[0.0], [1.0]], None)
@@ -265,14 +266,14 @@ def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
 
 class Noise(nn.Module):
-    """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in use.
+    """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in evaluation.
 
     Each step draws for each channel a mean mu ~ U(-n_mu, n_mu) and a scale sigma ~ U(1, n_sigma), then for each element
 
         m ~ U(mu - r_mu, mu + r_mu),    s ~ N(sigma, r_sigma^2),    x <- s * x + m
 
-    What is drawn is a function of the run's seed, the layer's name, and how many training forwards were made (a
-    buffer): the same after a resume, and on every device.
+    The draws are a function of the run's seed, the site's name, and the number of training forwards so far (a buffer):
+    the same after a resume, and on every device.
     """
 
     steps: Tensor
@@ -284,7 +285,7 @@ class Noise(nn.Module):
         self.bind(0, "")
 
     def bind(self, seed: int, name: str) -> None:
-        """The seed of the run and the name of the layer, from the net's builder."""
+        """See `DrawsNumbers`."""
         self._seed, self._name = seed, name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,8 +296,8 @@ class Noise(nn.Module):
         return scale.to(x) * x + shift.to(x)
 
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """s and m of the coming step, each of the given shape; in float32, whatever the run computes in. The channels'
-        mu and sigma come first, so that they do not depend on the size of the batch."""
+        """s and m of the next step, each of the given shape; always in float32. The channels' mu and sigma come first,
+        so that they do not depend on the size of the batch."""
         generator = stream(self._seed, "noise", self._name, int(self.steps))
         channels = (1, shape[1], *(1 for _ in shape[2:]))
         mu = self.n_mu * (2 * torch.rand(channels, generator=generator) - 1)

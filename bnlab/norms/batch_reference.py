@@ -1,4 +1,4 @@
-"""Batch normalization written from its formula, to hold torch's against. Legend: B batch, C channels, H W space.
+"""Batch normalization written from its formula, a reference for torch's. Legend: B batch, C channels, H W space.
 
 In training, with m = B (dense) or B H W (convolution) values per channel:
 
@@ -6,8 +6,8 @@ In training, with m = B (dense) or B H W (convolution) values per channel:
     y = gamma * x_hat + beta
 
 and the running statistics move by `momentum` towards mean and towards the unbiased variance var * m / (m - 1); with
-`momentum: null` they are the plain average over all batches so far. In use, the running statistics replace mean and
-var. (Ioffe & Szegedy 2015, algorithms 1 and 2.)
+`momentum: null` they are the plain average over all batches so far. In evaluation, the running statistics replace
+mean and var. (Ioffe & Szegedy 2015, algorithms 1 and 2.)
 """
 
 from __future__ import annotations

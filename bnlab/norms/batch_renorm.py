@@ -21,9 +21,9 @@ class BatchRenorm(ChannelNorm):
 
     with the batch's mean and sd = sqrt(var + eps). r and d are constants to the gradient; mu and sigma are those of
     before this batch, and move towards mean and sd by `momentum`. Where nothing is clipped, x_hat = (x - mu) / sigma,
-    which is also what is computed in use: training and use agree. With `ramp_steps: n`, the bounds widen linearly over
+    which is also what evaluation computes: the two agree. With `ramp_steps: n`, the bounds widen linearly over
     the first n steps, from r_max = 1 and d_max = 0, which is batch norm, to the given ones; 0: they hold from the
-    first step. A bias before it is not without effect, through d."""
+    first step. A bias before it has an effect, through d."""
 
     running_mean: Tensor
     running_sd: Tensor

@@ -16,8 +16,8 @@ from bnlab.norms.base import ChannelNorm, Eps
 class FrozenBatch(ChannelNorm):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, with mean and (biased) var of the first training batch; they are
     constants, no gradient passes through them. With `refresh_every: n`, training steps n, 2n, ... replace them by their
-    own batch's *after* they were used, so that all steps but the first are normalized by constants. In use the same
-    as in training; mean 0 and var 1 before any batch was seen. A later change of a bias before it has its effect."""
+    own batch's *after* they were used, so that all steps but the first are normalized by constants. Evaluation does
+    the same; mean 0 and var 1 before any batch was seen. A later change of a bias before it has its effect."""
 
     frozen_mean: Tensor
     frozen_var: Tensor
@@ -44,8 +44,8 @@ class FrozenBatch(ChannelNorm):
 
     @torch.no_grad()
     def _used(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What this step is normalized with; keeps what the next is. With `where`, since to ask a counter on a GPU
-        would make the host wait for it."""
+        """Mean and variance for this step; keeps those for the next. With `where`, since reading a counter on a GPU
+        makes the host wait for it."""
         found = self.moments(x)
         kept = (self.frozen_mean, self.frozen_var)
         first = self.steps == 0

@@ -14,10 +14,10 @@ from bnlab.norms.base import BatchMomentsNorm, Eps, Momentum
 
 @NORMS.register("ghost_batch", title="ghost batch norm", traits={"batch_statistics", "cancels_bias"})
 class GhostBatch(BatchMomentsNorm):
-    """Batch norm of each ghost, a part of the training batch, by itself. A batch of B examples is cut, in its order,
+    """Separate batch norm of each ghost, a part of the training batch. A batch of B examples is cut, in its order,
     into floor(B / ghost_size) ghosts (at least one) whose sizes differ by at most one: of `ghost_size` where that
     divides B, never smaller where B is not. The running statistics move once per ghost, one after the other, so
-    `num_batches_tracked` counts ghosts. In use as batch norm."""
+    `num_batches_tracked` counts ghosts. In evaluation it is batch norm."""
 
     def __init__(
         self, channels: int, dims: int, *, ghost_size: Annotated[int, Ge(2)], eps: Eps, momentum: Momentum, affine: bool

@@ -12,7 +12,7 @@ from bnlab.norms.base import Eps
 @NORMS.register("instance", title="instance norm", traits={"space_statistics", "cancels_bias"})
 def instance(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased moments of one channel of one example, over H, W;
-    the same in training and in use.
+    the same in training and in evaluation.
 
     Raises:
         UsageError: a dense layer, whose channels have one value per example.

@@ -10,8 +10,8 @@ from bnlab.norms.base import ChannelNorm, Momentum
 
 @NORMS.register("mean_only_batch", title="mean-only batch norm", traits={"batch_statistics", "cancels_bias"})
 class MeanOnlyBatch(ChannelNorm):
-    """y = x - mean(x) + beta per channel, gradient through the mean; nothing is divided by anything. In use, the
-    running mean replaces the batch's."""
+    """y = x - mean(x) + beta per channel, gradient through the mean, and no division. In evaluation, the running
+    mean replaces the batch's."""
 
     running_mean: Tensor
 

@@ -10,8 +10,8 @@ from bnlab.norms.base import BatchMomentsNorm, Eps, Factor, Momentum, Noise, Wid
 
 @NORMS.register("noisy_batch", title="noisy batch norm", traits={"batch_statistics", "cancels_bias"})
 class NoisyBatch(BatchMomentsNorm):
-    """Batch norm and then, in training alone, the noise of `Noise`: fresh at every step, for every channel and element.
-    With `norm.position: before` it stands before the nonlinearity, as in the paper."""
+    """Batch norm and then, in training alone, the noise of `Noise`: new at every step, for every channel and element.
+    With `norm.position: before` it is before the nonlinearity, as in the paper."""
 
     def __init__(
         self,

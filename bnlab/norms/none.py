@@ -7,4 +7,4 @@ from bnlab.core.registry import NORMS
 
 @NORMS.register("none", title="no norm")
 def none(channels: int, dims: int) -> None:
-    """Nothing stands between the affine map and the nonlinearity."""
+    """Nothing between the affine map and the nonlinearity."""

@@ -1,4 +1,4 @@
-"""Batch norm whose gradient takes the statistics for constants."""
+"""Batch norm whose gradient treats the statistics as constants."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bnlab.norms.base import BatchMomentsNorm
 )
 class StopgradBatch(BatchMomentsNorm):
     """The values of batch norm, with dy/dx = gamma / sqrt(var + eps): the two terms of its gradient that come from mean
-    and var are left out. Ioffe & Szegedy 2015, section 2, tell what goes wrong: a bias before such a norm grows without
-    end while the loss stays. (Its values do not depend on that bias; `model.bias: auto` therefore leaves it out, and
-    `true` shows the effect.)"""
+    and var are left out. Ioffe & Szegedy 2015, section 2, describe the failure: a bias before such a norm grows without
+    bound while the loss stays constant. (Its values do not depend on that bias; `model.bias: auto` therefore leaves it
+    out, and `true` shows the effect.)"""
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var

@@ -1,4 +1,4 @@
-"""What optimizers share, and learning-rate schedules: functions of the step alone, so that a resume needs no state."""
+"""Types of options of optimizers, and learning-rate schedules: functions of the step, which keep no state."""
 
 from __future__ import annotations
 

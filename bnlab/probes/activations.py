@@ -2,8 +2,8 @@
 
 Legend: B batch, C channels, H W space, L sites; U tensors of one shape, R of all, N channels of all.
 
-The probe batch never changes, so whatever drifts is due to the weights and not to the data. Measured at `pre` (what the
-norm sees) and at `act_in` (what the nonlinearity sees; after a batch norm its moments are beta and gamma^2 by
+The probe batch never changes, so drift is due to the weights and not to the data. Measured at `pre` (what the norm
+sees) and at `act_in` (what the nonlinearity sees; after a batch norm its moments are beta and gamma^2 by
 construction), in the mode in which the net trains: batch statistics of the probe batch.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bnlab.core.registry import PROBES
 from bnlab.core.study import evenly
 from bnlab.net.build import Net
-from bnlab.net.wrap import Sites, one_example
+from bnlab.net.wrap import one_example
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
 HISTOGRAM_LIMIT = 1000.0
@@ -85,17 +85,35 @@ class Activations:
         self.histogram_sites, self.histogram_every = histogram_sites, histogram_every
 
     def layout(self, net: Net, input_shape: tuple[int, ...]) -> Layout:
-        return Layout.of(net, one_example(net, input_shape))
+        seen, sites = one_example(net, input_shape), len(net.sites)
+        tensors = [*seen.act_in, *seen.pre]
+        number = {id(x): index for index, x in reversed(list(enumerate(tensors)))}
+        groups: dict[object, list[int]] = {}
+        for index in sorted(number.values()):
+            x = tensors[index]
+            groups.setdefault(tuple(x.shape) if x.ndim == 2 else index, []).append(index)
+        order = [index for group in groups.values() for index in group]
+        acting = [index for index in order if index < sites]
+        return Layout(
+            groups=list(groups.values()),
+            channels=[(len(of), sum(i < sites for i in of), tensors[of[0]].shape[1]) for of in groups.values()],
+            rows={
+                "pre": [order.index(number[id(x)]) for x in seen.pre],
+                "act_in": [order.index(index) for index in range(sites)],
+            },
+            acting_rows=[acting.index(index) for index in range(sites)],
+            rectified=[isinstance(site.activation, nn.ReLU) for site in net.sites],
+        )
 
     def measure(self, snapshot: Snapshot, layout: Layout) -> Raw:
         seen, sites = snapshot.probe, snapshot.net.sites
         tensors = [*seen.act_in, *seen.pre]
         halves, variances, units, shares, tops = [], [], [], [], []
-        for group in layout.groups:
+        for group, (size, acting, channels) in zip(layout.groups, layout.channels, strict=True):
             # Channels last, a maximum over the positions takes thirty times as long: more than the copy.
             alone = tensors[group[0]].contiguous()[None]
             x = torch.stack([tensors[index] for index in group]) if len(group) > 1 else alone
-            size, batch, channels, *space = x.shape  # U, B, C, and H, W of a convolution
+            batch, space = x.shape[1], x.shape[3:]  # B, and H, W of a convolution
             over = tuple(range(1, 1 + len(space)))  # the positions, counted from the channels
             half = x.view(size, 2, batch // 2, channels, *space).mean(
                 dim=(2, *(3 + axis for axis in over))
@@ -108,8 +126,7 @@ class Activations:
             if self.drift50:
                 shares.append(unit_percentiles(central))
             if any(layout.rectified):
-                acting = x[: sum(index < len(sites) for index in group)]
-                tops.append(acting.amax(dim=(1, *(2 + axis for axis in over))).flatten())
+                tops.append(x[:acting].amax(dim=(1, *(2 + axis for axis in over))).flatten())
         raw = {"halves": torch.cat(halves, dim=1), "var": torch.cat(variances), "unit": torch.cat(units)}
         if shares:
             raw["shares"] = torch.cat(shares, dim=1)
@@ -123,7 +140,7 @@ class Activations:
         return raw
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, layout: Layout) -> tuple[Metrics, Carry]:
-        with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+        with np.errstate(all="ignore"):  # the journal marks what is not finite
             figures, remembered = self._figures(raw, carry, layout)
         metrics = {
             f"{name}.{point}": figure[rows] for point, rows in layout.rows.items() for name, figure in figures.items()
@@ -186,28 +203,6 @@ class Layout:
     """The row of every site's act_in among the act_in tensors of all groups."""
     rectified: list[bool]
     """Which sites have a ReLU."""
-
-    @classmethod
-    def of(cls, net: Net, seen: Sites) -> Layout:
-        """The layout of a net, from what its sites see in some forward pass."""
-        tensors, sites = [*seen.act_in, *seen.pre], len(net.sites)
-        number = {id(x): index for index, x in reversed(list(enumerate(tensors)))}
-        groups: dict[object, list[int]] = {}
-        for index in sorted(number.values()):
-            x = tensors[index]
-            groups.setdefault(tuple(x.shape) if x.ndim == 2 else index, []).append(index)
-        order = [index for group in groups.values() for index in group]
-        acting = [index for index in order if index < sites]
-        return cls(
-            groups=list(groups.values()),
-            channels=[(len(of), sum(i < sites for i in of), tensors[of[0]].shape[1]) for of in groups.values()],
-            rows={
-                "pre": [order.index(number[id(x)]) for x in seen.pre],
-                "act_in": [order.index(index) for index in range(sites)],
-            },
-            acting_rows=[acting.index(index) for index in range(sites)],
-            rectified=[isinstance(site.activation, nn.ReLU) for site in net.sites],
-        )
 
     def by_row(self, values: HostArray, *, acting: bool = False) -> list[HostArray]:
         """[..., N] as one [..., U, C] for each group; with `acting`, of values for the act_in tensors alone."""

@@ -4,8 +4,8 @@ A probe declares what it `needs`; the observer gathers the union of all needs on
 probe the same `Snapshot`. A probe only reads: a run with every probe on is bit for bit the run with none.
 
 Measuring has two halves. `measure` runs at once and reduces large tensors to small ones on the device, without waiting
-for it. `summarize` runs later, on the host, for dozens of steps in a row: right after a training step, with nothing
-of it in the caches, the same small operations would take several times as long.
+for it. `summarize` runs later, on the host, for dozens of steps in a row: right after a training step, when none of its
+data is in the caches, the same small operations take several times as long.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bnlab.net.build import Net
 from bnlab.net.wrap import Sites, TrainingSites
 
 Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data", "test_data"]
-"""What can be asked for:
+"""What a probe can need:
 
 - `training_sites`: `Snapshot.training`, pre of the training forward itself
 - `delta_norms`: the same, with the norm of the loss's gradient at pre
@@ -48,7 +48,7 @@ Metrics = dict[str, HostArray]
 """By journal name: a scalar (), one value a site [L], or a vector."""
 
 NO_DATA = Split(torch.empty(0), torch.empty(0))
-"""What a probe sees that did not ask for a split."""
+"""In place of a split that no probe needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +102,11 @@ class Probe(Protocol):
 
 @runtime_checkable
 class HasLayout(Protocol):
-    """A probe whose two halves need to know how the parts of `Raw` belong to the sites."""
+    """A probe whose two halves share how the parts of `Raw` belong to the sites."""
 
     def layout(self, net: Net, input_shape: tuple[int, ...]) -> Any:
-        """How they do, for a net and the shape of an example. Computed once at set-up, and passed to `measure` and
-        `summarize` as a last argument."""
+        """This layout, from a net and the shape of an example. Computed once at set-up, and passed to `measure` and
+        `summarize` as their last argument."""
         ...
 
 

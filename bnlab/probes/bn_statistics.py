@@ -1,4 +1,4 @@
-"""What a batch norm normalizes with: its running statistics, the noise of a batch's, its gamma and beta.
+"""What a batch norm normalizes with: its running statistics, the noise of batch statistics, its gamma and beta.
 
 Legend: B batch, C channels, H W space, L sites, K batches; m = B (dense) or B H W (convolution) values of a channel
 in a batch; F figures.
@@ -20,7 +20,7 @@ By the law of Luo et al. 2019, over batches of m independent values,
 with rho the excess kurtosis of the population. For disjoint batches of one permutation the first holds on average
 exactly (squared), as in an analysis of variance: no correction for a finite population. Values need not be independent:
 
-- Positions of one image hang together. In a convolution the first ratio is, with S = H W, about
+- Positions of one image are correlated. In a convolution the first ratio is, with S = H W, about
   sqrt(S var(image mean) / sigma_pop^2): up to sqrt(S) where images are bright or dark as a whole, far below 1 where all
   show one pattern.
 - Above a batch norm the batch has lost part of its own noise: the ratio is below 1, and 0 in a linear net, where the
@@ -57,8 +57,8 @@ InUse = dict[int, tuple[Tensor, Tensor | None]]
 
 @PROBES.register("bn_statistics")
 class BNStatistics:
-    """At the state *after* the update: the weights and the running statistics with which one would evaluate now. At
-    sites whose norm keeps a mean for use, at the norm's input, by K forward passes in batch mode; null at others."""
+    """At the state *after* the update, with its weights and running statistics. At sites whose norm keeps a mean for
+    evaluation, at the norm's input, by K forward passes in batch mode; null at others."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
     metrics: ClassVar[Mapping[str, str]] = {
@@ -172,7 +172,7 @@ def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor 
     n = len(moments) * m
     var = biased * n / (n - 1)
     sd = var.sqrt()
-    constant = biased.sqrt() <= ROUNDING * torch.finfo(moments.dtype).eps * mean.abs()  # False for NaN: to be seen
+    constant = biased.sqrt() <= ROUNDING * torch.finfo(moments.dtype).eps * mean.abs()  # False for NaN, which must show
     none = torch.full_like(mean, torch.nan)
     figures = [
         (mean_in_use.to(wide) - mean).abs() / sd,

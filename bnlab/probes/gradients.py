@@ -5,7 +5,7 @@ Legend: B batch, C channels, L sites. Norms are Euclidean, over all entries of a
 An entry of an affine weight's gradient is a sum of terms, delta times x, x what the map is given and delta = dL/dpre:
 over the examples, in a convolution over the positions too. Bjorck et al. 2018, table 1, compare a, the sum of the
 terms' absolute values, with b, the absolute value of their sum: a / b is 1 where all terms have one sign, and large
-where they cancel. How they bring the entries of a kernel together is not clear to us; here it is the median.
+where they cancel. How they combine the entries of a kernel is not clear to us; here it is the median.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Gradients:
         delta_norm = by_site.pop(0) if self.deltas else None
         grad_norm = by_site.pop(0)
         metrics: Metrics = {"grad_norm": grad_norm}
-        with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+        with np.errstate(all="ignore"):  # the journal marks what is not finite
             metrics["grad_norm_total"] = np.asarray(np.linalg.norm(np.append(grad_norm, others)))
             metrics["first_over_last"] = grad_norm[0] / grad_norm[-1]
             if self.updates:

@@ -58,7 +58,7 @@ class ICS:
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         change, same = raw["change"], raw["change"] == 0  # equal gradients: also where both are 0
-        with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+        with np.errstate(all="ignore"):  # the journal marks what is not finite
             relative = np.where(same, change, change / raw["norm"])
             cos = np.clip(raw["dot"] / raw["norm"] / raw["norm_updated"], -1, 1)
         return {"ics": change, "ics_rel": relative, "ics_cos": np.where(same, change.dtype.type(1), cos)}, carry

@@ -4,10 +4,10 @@ Legend: P parameters of the net (flat), K points on the line.
 
 Santurkar et al. 2018, appendix A.2.2 and figure 4. With theta the weights before the update, L the loss of the training
 batch of that step in batch mode, g = dL/dtheta [P] and eta the learning rate, one walks from theta to theta - a_k g for
-K values a_k = f_k eta, the factors f_k spread geometrically over [low, high]. One net, its present gradient, one batch:
-not an envelope of nets that were trained at several learning rates.
+K values a_k = f_k eta, the factors f_k spread geometrically over [low, high]. This is one net, its present gradient and
+one batch, not an envelope of nets that were trained at several learning rates.
 
-g is the gradient whatever the optimizer makes of it; for plain gradient descent the point a = eta is the step itself.
+g is the gradient, for every optimizer; for plain gradient descent the point a = eta is the step itself.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Landscape:
         for prefix in ("", "random_") if self.random else ("",):
             losses, changes = raw[f"{prefix}losses"], raw[f"{prefix}changes"]  # each [K]
             lo, hi, change = losses.min(), losses.max(), changes.max()
-            with np.errstate(all="ignore"):  # what is not finite is said so in the journal
+            with np.errstate(all="ignore"):  # the journal marks what is not finite
                 # With a_k = f_k lr and a direction as long as g: lr / 2 / ||a_k g|| = 1 / (2 f_k ||g||).
                 smoothness = (changes / np.asarray(self.factors, changes.dtype)).max() / (2 * norm)
                 figures = (lo, hi, (hi - lo) / loss, change, change / norm, smoothness)

@@ -13,8 +13,8 @@ so <1, y_hat> = 0 and <y_hat, y_hat> / m = q = var / (var + eps). With dmu/dy = 
     ||dL/dy||^2 = gamma^2 / sigma^2 (||g||^2 - <1, g>^2 / m - (2 - q) <g, y_hat>^2 / m)
 
 exactly, for any eps: the square of the last term is q <g, y_hat>^2 / m, twice its product with g is 2 <g, y_hat>^2 / m.
-The theorem has eps = 0, so q = 1. A batch norm thus scales the gradient by gamma / sigma, and takes out of it its mean
-and its share along the activations.
+The theorem has eps = 0, so q = 1. A batch norm thus scales the gradient by gamma / sigma, and removes its mean and its
+component along the activations.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Lipschitz:
         "2018, theorem 4.1; channels where right is 0 are left out",
         "thm41_raw": "sum over channels of gamma^2 / sigma^2 ||g||^2, g = dL/dz above the batch norm: the squared "
         "gradient below it, were its statistics constants",
-        "thm41_mean": "sum over channels of what the mean takes away from that: gamma^2 / sigma^2 <1, g>^2 / m",
-        "thm41_corr": "sum over channels of what the variance takes away: gamma^2 / sigma^2 (2 - q) <g, y_hat>^2 / m, "
+        "thm41_mean": "sum over channels of what the mean removes from that: gamma^2 / sigma^2 <1, g>^2 / m",
+        "thm41_corr": "sum over channels of what the variance removes: gamma^2 / sigma^2 (2 - q) <g, y_hat>^2 / m, "
         "q = var / (var + eps)",
     }
     groups: ClassVar[Mapping[str, str]] = {
@@ -135,6 +135,6 @@ def summary(of: Terms, dtype: torch.dtype) -> Tensor:
     """A site's figures [4]: the largest relative error of its channels, -1 where none has a right side that is not 0;
     then the sums of raw, mean and corr."""
     right = of.raw - of.mean - of.corr
-    zero = right <= ROUNDING * torch.finfo(dtype).eps * of.raw  # False for NaN, which is to be seen
+    zero = right <= ROUNDING * torch.finfo(dtype).eps * of.raw  # False for NaN, which must show
     error = torch.where(zero, -1.0, (of.left - right).abs() / right).max()
     return torch.stack([error, of.raw.sum(), of.mean.sum(), of.corr.sum()]).to(dtype)

@@ -4,8 +4,8 @@ H = d^2 L / dtheta^2 [P, P] at the weights before the update, on the training ba
 the derivatives pass through the batch's statistics. H is known by its products with vectors only (one backward pass
 through the gradient each); Lanczos iterations (ARPACK) find its largest eigenvalues from these.
 
-Gradient descent with learning rate eta on a quadratic with Hessian H is stable while eta lambda_max / 2 <= 1;
-full-batch training hovers about there, the edge of stability of Cohen et al. 2021.
+Gradient descent with learning rate eta on a quadratic with Hessian H is stable while eta lambda_max / 2 <= 1.
+Full-batch training stays near that bound, the edge of stability of Cohen et al. 2021.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def largest(product: Callable[[Tensor], Tensor], start: Tensor, top: int, tolera
     first = product(start)
     if not bool(torch.isfinite(first).all()):
         return start.new_full((top,), math.nan)
-    if not bool(first.any()):  # of a random vector: then H is 0, as of a net that is dead, and ARPACK cannot begin
+    if not bool(first.any()):  # H is 0, as in a dead net, and ARPACK cannot start
         return start.new_zeros(top)
 
     def on_host(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -89,7 +89,7 @@ def largest(product: Callable[[Tensor], Tensor], start: Tensor, top: int, tolera
             tol=tolerance,
             return_eigenvectors=False,
         )
-    except ArpackError as error:  # those that were found before it gave up
+    except ArpackError as error:  # some may have been found before
         values = getattr(error, "eigenvalues", np.empty(0))
     ordered = np.full(top, np.nan)
     ordered[: len(values)] = np.sort(values)[::-1]

@@ -1,4 +1,4 @@
-"""How far what each layer sees on the test inputs is from what it sees on the training inputs.
+"""The distance between what each layer sees on the test inputs and on the training inputs.
 
 Legend: B batch, C channels, H W space, L sites.
 
@@ -7,10 +7,10 @@ At `pre` of every site, with the mean and variance per channel over all values o
     shift_mean = median over channels of |mu_test - mu_train| / sd_train
     shift_logvar = median over channels of |log(var_test / var_train)|
 
-once in use (`running`), where a shift of the inputs goes on through the layers, and once with each batch's own
-statistics (`batch`), where a norm takes away of it what is a change of its channels' means and variances; what is left
-above the first norm is what no such statistics can undo. Without a shift (`data.shift: none`), what is found is how far
-apart two samples of one distribution are, and what the net has learned by heart.
+once with running statistics (`running`), where a shift of the inputs passes through the layers, and once with each
+batch's own (`batch`), where a norm removes the part of the shift that changes the means and variances of its channels;
+what remains above the first norm is what no such statistics can undo. Without a shift (`data.shift: none`), the
+distance is that of two samples of one distribution, and what the net has memorized.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by
 
 @PROBES.register("shift_drift")
 class ShiftDrift:
-    """At the state *after* the update, as one would evaluate then, by forward passes over both splits in both modes."""
+    """At the state *after* the update, by forward passes over both splits in both modes."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data", "test_data"})
     metrics: ClassVar[Mapping[str, str]] = {

@@ -107,7 +107,7 @@ def _trained(spec: RunSpec, steps: int = 4) -> Setup:
 
 
 def _outputs(inference: Inference, split: Split) -> torch.Tensor:
-    with inference.asked(split) as answers:
+    with inference.outputs(split) as answers:
         return torch.cat([out for out, _ in answers])
 
 
