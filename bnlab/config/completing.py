@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from bnlab.config.compose import Composer, hydra_over
-from bnlab.config.overrides import Overrides
 from bnlab.config.places import available, config_dirs, description
 from bnlab.config.studies import find
 from bnlab.core.errors import UsageError
@@ -97,8 +96,7 @@ def _words(key: str, values: dict[str, Any]) -> list[Offer]:
 
 def _values(config: str | None, dirs: Sequence[Path], given: Sequence[str]) -> dict[str, Any]:
     """The keys of an experiment, or of a study's, with the options of groups that are typed, of several the first."""
-    with hydra_over(dirs):
-        reader = Overrides(dirs)
+    with hydra_over(dirs) as reader:
         try:
             base = find(config or START, dirs).base
         except UsageError:
@@ -106,4 +104,4 @@ def _values(config: str | None, dirs: Sequence[Path], given: Sequence[str]) -> d
         choices = dict(text.split("=", 1) for text in given if text.partition("=")[0] in GROUPS)
         first = {group: names.partition(",")[0] for group, names in choices.items()}
         known = {group: name for group, name in first.items() if name in reader.options[group]}
-        return Composer(base, dirs, reader).values(known)
+        return Composer(base, reader).values(known)

@@ -5,9 +5,9 @@ Entries of plugins that have no YAML are options too.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -25,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.overrides import Overrides, texts
-from bnlab.config.places import available, config_dirs
+from bnlab.config.places import available, config_dirs, packaged_dir
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
@@ -33,27 +32,18 @@ from bnlab.core.text import leaves
 from bnlab.core.typed import option_defaults, option_names
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """What one combination of groups composes to, as Hydra has it and plain, and the keys in it."""
-
-    tree: DictConfig
-    plain: dict[str, Any]
-    known: tuple[str, ...]
-
-
 class Composer:
     """Specs of the experiment `name`. To compose takes Hydra 40 ms, so that a grid composes once for each combination
     of its groups; and a copy of what it composed 8 ms, so that values are set in a plain copy, unless one refers to
     another (`seed=${model.depth}`), which takes OmegaConf to resolve. Needs Hydra set up."""
 
-    def __init__(self, name: str, dirs: Sequence[Path], overrides: Overrides) -> None:
+    def __init__(self, name: str, overrides: Overrides) -> None:
         """Raises UsageError for an unknown experiment."""
-        experiments = available("experiments", dirs)
+        experiments = available("experiments", overrides.dirs)
         if name not in experiments:
             raise UsageError("--config", "no such experiment", name, nearest(name, experiments))
         self.name, self.file, self.overrides = name, experiments[name], overrides
-        self._bases: dict[tuple[str, ...], _Base] = {}
+        self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
 
     def spec(self, overrides: Sequence[str]) -> RunSpec:
         """The spec of one run.
@@ -62,13 +52,15 @@ class Composer:
             UsageError: an unknown group option or key, a wrong type or value, an override bnlab does not take.
         """
         choices, values = self.overrides.split(overrides)
-        base = self._base(tuple(f"{group}={option}" for group, option in choices.items()))
+        tree, plain = self._base(choices)
+        known = [key for key, _ in leaves(plain)]
         for override in values.values():
-            _refuse_unknown_key(override, base.known)
-        set_values = {key: override.value() for key, override in values.items()}
-        plain = self._resolved(base, set_values) if _refers([base.plain, set_values]) else _with(base, set_values)
-        _one_length(plain, list(values))
-        return RunSpec.from_tree(resolved(rounded(plain)))
+            _refuse_unknown_key(override, known)
+        typed = {key: override.value() for key, override in values.items()}
+        refers = "${" in f"{plain}{typed}"  # a value refers to another key
+        found = self._resolved(tree, typed) if refers else _with(plain, typed)
+        _one_length(found, list(values))
+        return RunSpec.from_tree(resolved(rounded(found)))
 
     def values(self, choices: Mapping[str, str]) -> dict[str, Any]:
         """Every key that can be set where these options of groups are chosen, and what it is if it is not.
@@ -76,11 +68,11 @@ class Composer:
         Raises:
             UsageError: an unknown group option.
         """
-        chosen = tuple(f"{group}={self.overrides.option(group, option)}" for group, option in choices.items())
-        return dict(leaves(self._base(chosen).plain))
+        chosen = {group: self.overrides.option(group, option) for group, option in choices.items()}
+        return dict(leaves(self._base(chosen)[1]))
 
-    def _resolved(self, base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
-        tree = copy.deepcopy(base.tree)
+    def _resolved(self, base: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+        tree = copy.deepcopy(base)
         for key, value in values.items():
             try:
                 OmegaConf.update(tree, key, value)
@@ -94,19 +86,20 @@ class Composer:
         assert isinstance(plain, dict)
         return plain
 
-    def _base(self, choices: tuple[str, ...]) -> _Base:
-        if choices not in self._bases:
-            tree = self._composed(list(choices))
+    def _base(self, choices: Mapping[str, str]) -> tuple[DictConfig, dict[str, Any]]:
+        """What these options of groups compose to, as Hydra has it and plain."""
+        key = tuple(f"{group}={option}" for group, option in choices.items())
+        if key not in self._bases:
+            tree = self._composed(list(key))
             plain: Any = OmegaConf.to_container(tree)
-            self._bases[choices] = _Base(tree, plain, tuple(key for key, _ in leaves(plain)))
-        return self._bases[choices]
+            self._bases[key] = tree, plain
+        return self._bases[key]
 
     def _composed(self, choices: list[str]) -> DictConfig:
         try:
             tree = compose(f"experiments/{self.name}", overrides=choices)
             if choices:
-                # What the experiment says of its own model does not hold for another one that the user puts in its
-                # place.
+                # The experiment's settings of its own model do not hold for another one that the user chooses.
                 plain = compose("run", overrides=choices)
                 for group in (choice.partition("=")[0] for choice in choices):
                     tree[group] = OmegaConf.masked_copy(tree[group], list(plain[group]))
@@ -120,26 +113,23 @@ class Composer:
 
 
 @contextmanager
-def hydra_over(dirs: Sequence[Path]) -> Iterator[None]:
-    """Hydra's global state, set up over `dirs` and taken down again."""
-    GlobalHydra.instance().clear()
-    _MorePaths.dirs = [str(folder) for folder in dirs[1:]]
-    Plugins.instance().register(_MorePaths)
-    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    store = ConfigStore.instance()
-    kept = store.repo
-    store.repo = copy.deepcopy(kept)  # what plugins offer to one call is not there for the next
-    try:
+def hydra_over(dirs: Sequence[Path]) -> Iterator[Overrides]:
+    """Hydra's global state, set up over `dirs` and taken down again; what reads overrides meanwhile. A last directory,
+    empty at first, is for entries of plugins: what they add for one call is not there for the next."""
+    with tempfile.TemporaryDirectory(prefix="bnlab-") as own:
+        searched = [*dirs, Path(own)]
+        GlobalHydra.instance().clear()
+        _MorePaths.dirs = [str(folder) for folder in searched[1:]]
+        Plugins.instance().register(_MorePaths)
+        base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
         with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
-            yield
-    finally:
-        store.repo = kept
+            yield Overrides(searched)
 
 
 class _MorePaths(SearchPathPlugin):
     """Appends the packaged configs behind the user's."""
 
-    dirs: tuple[str, ...] | list[str] = ()
+    dirs: Sequence[str] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in self.dirs:
@@ -156,17 +146,9 @@ def _refuse_unknown_key(override: Override, known: Sequence[str]) -> None:
         raise UsageError(key, "no such key", remedy=nearest(key, [*known, *GROUPS]))
 
 
-def _refers(value: Any) -> bool:
-    """Whether a string anywhere in it refers to another key."""
-    if isinstance(value, Mapping):
-        return any(_refers(item) for item in value.values())
-    if isinstance(value, list):
-        return any(_refers(item) for item in value)
-    return isinstance(value, str) and "${" in value
-
-
-def _with(base: _Base, values: Mapping[str, Any]) -> dict[str, Any]:
-    plain = copy.deepcopy(base.plain)
+def _with(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with these values at dotted keys."""
+    plain: dict[str, Any] = copy.deepcopy(dict(tree))
     for key, value in values.items():
         *groups, last = key.split(".")
         node = plain
@@ -194,10 +176,10 @@ def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
 
 
 def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`device=auto` as the device that it is here."""
+    """The tree with the device of this machine in place of `device: auto`."""
     if tree.get("device") != "auto":
         return tree
-    from bnlab.run.host import best_device  # which asks torch
+    from bnlab.run.host import best_device  # which imports torch
 
     return {**tree, "device": best_device()}
 
@@ -211,56 +193,48 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-SHARED = {"model": "_common", "norm": "_placement", "data": "_feed", "optim": "_rate"}
-"""The YAML of each group with the keys that all its entries share."""
-
-
 def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) -> None:
     """Add to the options of `reader`, and to what Hydra finds, the entries without a YAML of the plugins that the
-    overrides name, or else the experiment. They are loaded only where an option is asked for that is not found without
-    them, since that imports torch.
+    overrides name, or else the experiment. They are loaded only if an override chooses an option that is not found
+    without them, since that imports torch.
 
     Raises:
-        UsageError: a plugin that cannot be loaded, or an entry that is asked for with an option that has no value.
+        UsageError: a plugin that cannot be loaded, or an entry that is chosen and has an option without a value.
     """
     read = [reader.read(text) for text in overrides]
     groups = [override for override in read if override.key_or_group in GROUPS]
-    asked = {(one.key_or_group, name) for one in groups for name in texts(one, reader.options[one.key_or_group])}
-    for name in {name for group, name in asked if group == "probes"} & available("probes/one", reader.dirs).keys():
+    chosen = {(one.key_or_group, name) for one in groups for name in texts(one, reader.options[one.key_or_group])}
+    for name in {name for group, name in chosen if group == "probes"} & available("probes/one", reader.dirs).keys():
         _offer_probe(name, reader)
-    if all(name in reader.options[group] for group, name in asked):
+    if all(name in reader.options[group] for group, name in chosen):
         return
     given = [one.value() for one in read if one.key_or_group == "plugins" and not one.is_sweep_override()]
-    files: Any = given[0] if given else _plugins_of(experiment, reader)
+    files: Any = given[0] if given else []
+    if not given and experiment in available("experiments", reader.dirs):
+        files = OmegaConf.to_container(compose(f"experiments/{experiment}").plugins)
     for registry, name in load_plugins([str(file) for file in files] if isinstance(files, list) else []):
         if registry.group in GROUPS:
-            _offer(registry, name, reader, asked=(registry.group, name) in asked)
+            _offer(registry, name, reader, chosen=(registry.group, name) in chosen)
 
 
-def _plugins_of(experiment: str, reader: Overrides) -> Any:
-    if experiment not in available("experiments", reader.dirs):
-        return []
-    return OmegaConf.to_container(compose(f"experiments/{experiment}").plugins)
-
-
-def _offer(registry: Registry[Any], name: str, reader: Overrides, *, asked: bool) -> None:
-    group, constructor, store = registry.group, registry.entry(name).constructor, ConfigStore.instance()
+def _offer(registry: Registry[Any], name: str, reader: Overrides, *, chosen: bool) -> None:
+    """Make an entry of a plugin an option, from a YAML or from the defaults of its constructor."""
+    group, constructor = registry.group, registry.entry(name).constructor
     defaults = option_defaults(constructor)
-    folder, shared = ("probes/one", {"every": 1}) if group == "probes" else (group, {"name": name})
+    folder, own = ("probes/one", {"every": 1}) if group == "probes" else (group, {"name": name})
     if name not in available(folder, reader.dirs):
         lacking = [option for option in option_names(constructor) if option not in defaults]
-        if lacking and asked:
+        if lacking and chosen:
             remedy = f"Give it a default in the constructor of {name}, or a value in configs/{folder}/{name}.yaml."
             raise UsageError(f"{group}.{lacking[0]}", "missing", remedy=remedy)
-        first = [] if group == "probes" else [SHARED[group], "_self_"]
+        # The YAML of a group whose name begins with `_` has the keys that all its entries share.
+        shared = [file.stem for file in (packaged_dir() / folder).glob("_*.yaml")]
         try:
-            store.store(group=folder, name=name, node={"defaults": first, **shared, **defaults})
+            reader.offer(folder, name, {"defaults": [*shared, "_self_"], **own, **defaults})
         except OmegaConfBaseException:
-            raise UsageError(f"{group}={name}", "a default in its constructor is nothing YAML has") from None
+            raise UsageError(f"{group}={name}", "YAML cannot hold a default in its constructor") from None
     if group == "probes":
         _offer_probe(name, reader)
-    elif name not in reader.options[group]:
-        reader.options[group].append(name)
 
 
 def _offer_probe(name: str, reader: Overrides) -> None:
@@ -269,9 +243,7 @@ def _offer_probe(name: str, reader: Overrides) -> None:
     if name not in presets:
         single = f"one/{name}@{name}"
         more = [] if single in presets["economy"].read_text(encoding="utf-8") else [single]
-        ConfigStore.instance().store(group="probes", name=name, node={"defaults": ["economy", *more, "_self_"]})
-    if name not in reader.options["probes"]:
-        reader.options["probes"].append(name)
+        reader.offer("probes", name, {"defaults": ["economy", *more, "_self_"]})
 
 
 def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> RunSpec:
@@ -280,9 +252,7 @@ def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> R
     Raises:
         UsageError: an unknown experiment, group option or key, a wrong type or value, an override bnlab does not take.
     """
-    dirs = config_dirs(user_dir)
-    with hydra_over(dirs):
-        reader = Overrides(dirs)
-        composer = Composer(name, dirs, reader)
+    with hydra_over(config_dirs(user_dir)) as reader:
+        composer = Composer(name, reader)
         offer_plugins(name, overrides, reader)
         return composer.spec(overrides)

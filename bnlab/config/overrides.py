@@ -5,7 +5,7 @@ net), `hydra.*` (silently ignored).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Union
@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep, Sweep, Transformer
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from bnlab.config.places import available
 from bnlab.core.errors import UsageError, nearest
@@ -27,13 +28,25 @@ class Overrides:
     def __init__(self, dirs: Sequence[Path]) -> None:
         self.dirs = dirs
         self._parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        add_functions(self._parser.functions)
+        self._parser.functions.register(name="logspace", func=logspace)
         self._read: dict[str, Override] = {}
 
     @cached_property
     def options(self) -> dict[str, list[str]]:
         """The options of every group."""
         return {group: list(available(group, self.dirs)) for group in GROUPS}
+
+    def offer(self, folder: str, name: str, tree: Mapping[str, Any]) -> None:
+        """Write the YAML of a further option to the last of `dirs`, which is temporary.
+
+        Raises:
+            OmegaConfBaseException: a value that YAML cannot hold.
+        """
+        file = self.dirs[-1] / folder / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(dict(tree)), file)
+        if folder in self.options and name not in self.options[folder]:
+            self.options[folder].append(name)
 
     def read(self, text: str) -> Override:
         """One override of a key or a group that a spec may have.
@@ -136,11 +149,6 @@ def logspace(lo: Number, hi: Number, n: int) -> ChoiceSweep:
     if len(set(values)) < n:
         raise UsageError(name, f"{n} values between {lo:g} and {hi:g} are not {n} to {DIGITS} digits")
     return ChoiceSweep(list=list(values))
-
-
-def add_functions(functions: Any) -> None:
-    """Make bnlab's own functions known to a parser of Hydra's."""
-    functions.register(name="logspace", func=logspace)
 
 
 def texts(override: Override, options: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bnlab.config.compose import hydra_over, resolved, rounded
-from bnlab.config.overrides import Overrides, texts
+from bnlab.config.overrides import texts
 from bnlab.config.places import config_dirs
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import EvalBN, RunSpec
@@ -32,10 +32,8 @@ def load_questions(overrides: Sequence[str], user_dir: Path | None = None) -> li
     Raises:
         UsageError: another key, a key given twice, what is no value.
     """
-    dirs = config_dirs(user_dir)
     axes: dict[str, list[Any]] = {}
-    with hydra_over(dirs):
-        reader = Overrides(dirs)
+    with hydra_over(config_dirs(user_dir)) as reader:
         for text in overrides:
             override = reader.read(text)
             key = override.key_or_group

@@ -31,11 +31,9 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     Raises:
         UsageError: whatever `load` refuses, for any cell; an axis without values, or one that makes no other run.
     """
-    dirs = config_dirs(user_dir)
-    with hydra_over(dirs):
-        reader = Overrides(dirs)
-        study = _typed_over(find(name, dirs), overrides, reader)
-        composer = Composer(study.base, dirs, reader)
+    with hydra_over(config_dirs(user_dir)) as reader:
+        study = _typed_over(find(name, reader.dirs), overrides, reader)
+        composer = Composer(study.base, reader)
         fixed = [f"{key}={typed(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -16,8 +15,7 @@ from bnlab.analysis.load import read_runs, read_study, summary, write_summary
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.record.folder import RunFolder
-from bnlab.record.journal import NOTHING, Journal, columns, read
-from bnlab.record.runs import flat, read_run
+from bnlab.record.journal import NOTHING, Journal
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 0, "lr": 0.1, "train_loss": 2.5, "delta_norm": [1.0, 2.0], "wall_s": 9.5},
@@ -44,45 +42,6 @@ def folder(path: Path, *, seed: int = 0, status: str | None = "finished", run_s:
         journal.append(record)
     journal.close()
     return run
-
-
-def test_a_spec_is_flat_and_a_group_is_its_choice(tmp_path: Path) -> None:
-    found = read_run(folder(tmp_path / "a"))
-    assert found.spec == {"seed": 0, "norm": "batch", "norm.eps": 1e-5, "optim": "sgd", "optim.lr": 0.1}
-    assert found.provenance["claims"] == {"c": "0123456789"}
-    assert flat({"model": {"name": "mlp", "name_of": 1}, "probes": {"landscape": {"low": 0.5}}}) == {
-        "model": "mlp", "model.name_of": 1, "probes.landscape.low": 0.5,
-    }  # fmt: skip
-
-
-def test_series_are_those_of_the_records(tmp_path: Path) -> None:
-    """The slow twin parses every record."""
-    run = folder(tmp_path / "a")
-    names = ["train_loss", "delta_norm", "test_loss", "batch_mean", "nothing"]
-    found = columns(run.journal_file, names)
-    records = list(read(run.journal_file))
-    assert sorted(found) == sorted(names[:-1])
-    for name, series in found.items():
-        having = [record for record in records if name in record]
-        assert series.steps.tolist() == [record["step"] for record in having]
-        slow = np.array([record[name] for record in having], dtype=np.float64)
-        np.testing.assert_array_equal(series.values, slow)
-
-
-def test_a_record_cut_off_by_a_kill_is_none(tmp_path: Path) -> None:
-    run = folder(tmp_path / "a")
-    with open(run.journal_file, "ab") as file:
-        file.write(b'{"step":11,"train_loss":7.0')
-    assert columns(run.journal_file, ["train_loss"])["train_loss"].steps.tolist() == [0, 3]
-    assert columns(tmp_path / "none.jsonl", ["train_loss"]) == {}
-    (tmp_path / "empty.jsonl").write_bytes(b"")
-    assert columns(tmp_path / "empty.jsonl", ["train_loss"]) == {}
-
-
-def test_blanks_between_names_and_values_do_not_matter(tmp_path: Path) -> None:
-    file = tmp_path / "journal.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    assert columns(file, ["delta_norm"])["delta_norm"].values[0].tolist() == [1.0, 2.0]
 
 
 def test_runs_that_ended_count_and_others_are_listed(tmp_path: Path) -> None:

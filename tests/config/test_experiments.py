@@ -336,10 +336,8 @@ def mine(tmp_path: Path) -> Iterator[Path]:
         "# @package _global_\n# A study of my own.\ndefaults:\n  - /run\n  - override /norm: mine\n  - _self_\n"
         f"name: own\nsteps: 6\nplugins: ['{tmp_path / 'my_norm.py'}']\nmodel: {{depth: 2, width: 5}}\n"
     )
-    entries = dict(NORMS._entries)
     yield tmp_path / "configs"
-    NORMS._entries.clear()
-    NORMS._entries.update(entries)
+    NORMS.forget("mine")
     for name in [name for name in sys.modules if name.startswith("bnlab_plugin_")]:
         del sys.modules[name]
 

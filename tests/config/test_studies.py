@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab import config
-from bnlab.config.overrides import logspace
+from bnlab.config.compose import Composer, hydra_over
+from bnlab.config.overrides import logspace, texts
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Cell, Study
 
@@ -101,6 +102,29 @@ def test_an_axis_that_cannot_be_is_told_in_one_line(overrides: list[str], messag
     with pytest.raises(UsageError, match=r".") as caught:
         cells_of(*overrides)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"), [("name='a b'", ["'a b'"]), ("seed=shuffle(1,2)", ["1", "2"]), ("norm=glob(l1)", ["l1"])]
+)
+def test_a_value_is_read_as_the_parser_of_hydra_made_it(typed: str, values: list[str]) -> None:
+    """Hydra keeps it under the private name `Override._value`. If another version renames that, quotes, sweeps without
+    shuffling and globs need another way to it, in `overrides._parsed` alone."""
+    with hydra_over([config.packaged_dir()]) as reader:
+        override = reader.read(typed)
+        assert hasattr(override, "_value")
+        assert texts(override, ["l1", "l2"]) == values
+
+
+def test_what_a_plugin_adds_to_one_call_is_gone_for_the_next() -> None:
+    dirs = [config.packaged_dir()]
+    with hydra_over(dirs) as reader:
+        reader.offer("norm", "added", {"defaults": ["batch", "_self_"], "eps": "1e-3", "more": (1, None)})
+        assert "added" in reader.options["norm"]
+        found = Composer("quickstart", reader).values({"norm": "added"})
+        assert (found["norm.eps"], found["norm.more"]) == ("1e-3", [1, None])  # text stays text
+    with hydra_over(dirs) as reader:
+        assert "added" not in reader.options["norm"]
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1.5, 1e4), st.integers(2, 12))

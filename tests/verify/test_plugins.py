@@ -508,7 +508,7 @@ def _shown(file: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dic
             "scale: object = nn.ReLU",
             "nn.Identity()",
             "options",
-            "norm=mine: a default in its constructor is nothing YAML has.",
+            "norm=mine: YAML cannot hold a default in its constructor.",
         ),
     ],
 )
