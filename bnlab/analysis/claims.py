@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
 from bnlab.analysis.metrics import METRICS
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
-from bnlab.core.spec import GROUPS
-from bnlab.core.study import Claim, Study
+from bnlab.core.spec import GROUPS, canonical
+from bnlab.core.study import Cell, Claim, Study
+from bnlab.record.runs import flat
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
 SIGNS: Mapping[Decision, str] = dict(zip(get_args(Decision), "✓✕~→·", strict=True))
@@ -66,7 +67,38 @@ def check(study: Study, plugins: Iterable[str] = ()) -> None:
     if any(map(unknown_metric, study.claims)):
         load_plugins(plugins)
     for claim in study.claims:
+        if metric := unknown_metric(claim):
+            key = "metric" if metric == claim.metric else "options.of"
+            raise UsageError(f"claims.{claim.name}.{key}", "no such metric", metric, nearest(metric, METRICS.names()))
         check_claim(claim)
+
+
+def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> None:
+    """Refuse claims about arms that the study's grid does not have. Values of the keys that were typed behind the study
+    are not checked: a part of its grid may be run alone.
+
+    Raises:
+        UsageError: no cell has the key, or that value of it.
+    """
+    specs = [flat(cell.spec.tree()) for cell in cells]
+    for claim in study.claims:
+        wanted = [("where", key, [value]) for key, value in claim.where.items()]
+        wanted += [("contrast", key, _each(key, pair)) for key, pair in claim.contrast.items()]
+        for part, key, values in wanted:
+            place, having = f"claims.{claim.name}.{part}", {canonical(spec[key]) for spec in specs if key in spec}
+            if not having:
+                near = nearest(key, {*study.axes, *specs[0]})
+                raise UsageError(place, "no run of this study has such a key", key, near)
+            for value in values if key not in typed else ():
+                if canonical(value) not in having:
+                    known = f"Its runs have: {', '.join(sorted(having))}."
+                    raise UsageError(f"{place}.{key}", "no run of this study has this value", value, known)
+
+
+def _each(key: str, pair: Sequence[Any]) -> list[Any]:
+    """The values of a contrast; of seeds, of both lists."""
+    parts = [value if key == "seed" and isinstance(value, list | tuple) else [value] for value in pair]
+    return [value for part in parts for value in part]
 
 
 def check_claim(claim: Claim) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS, Value, reads
+from bnlab.analysis.metrics import METRICS, MetricError, Value, reads
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import load_plugins
 from bnlab.core.spec import canonical
@@ -44,6 +44,8 @@ class Collection:
     unfinished: tuple[Run, ...] = ()
     copies: tuple[Run, ...] = ()
     no_plugins: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    """By metric: why the summary lacks values of it."""
     _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
 
     def value(self, run: Run, name: str, options: Mapping[str, Any]) -> Value:
@@ -134,7 +136,11 @@ def summary(collection: Collection) -> DataFrame:
         row |= {"status": run.status["status"], "dead": bool(run.status.get("dead", False))}
         row |= {"step": run.status.get("step"), "steps": run.status["steps"]}
         for column, (name, options) in metrics.items():
-            value = collection.value(run, name, options)
+            try:
+                value = collection.value(run, name, options)
+            except MetricError as error:
+                value = NOT_MEASURED
+                collection.failed[name] = str(error)
             row[column] = value.value if math.isfinite(value.value) else None
             row[f"{column}.bound"] = value.bound
         row |= {key: value for key, value in run.status.get("timing", {}).items() if key.endswith("_s")}
@@ -142,6 +148,9 @@ def summary(collection: Collection) -> DataFrame:
     frame = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     bounds = [name for name in (f"{column}.bound" for column in metrics) if name in frame.columns]
     return frame.drop([name for name in bounds if frame[name].null_count() == len(frame)])
+
+
+NOT_MEASURED = Value(math.nan)
 
 
 def write_summary(collection: Collection, file: Path) -> None:

@@ -220,7 +220,7 @@ class _Comparison:
         """Seed -> value. A metric of an arm is given the values of all its seeds at once."""
         found = self._of_runs(side, point)
         if self.metric.of == "arm":
-            spread = self.metric.constructor(np.array([value.value for value in found]), **self.options)
+            spread = self.metric.call(np.array([value.value for value in found]), **self.options)
             found = [Value(float(value)) for value in spread]
         return dict(zip(self.grid.seeds, found, strict=True))
 

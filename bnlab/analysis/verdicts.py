@@ -9,6 +9,7 @@ import numpy as np
 
 from bnlab.analysis.claims import Decision, Verdict, check_claim, threshold, unknown_metric
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics import MetricError
 from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
@@ -63,7 +64,7 @@ def _weigh(collection: Collection, claim: Claim) -> Verdict | _Weighed:
         cautions = (*found.cautions, *cautions)
         if np.isposinf(found.high).all() and (found.low == 0).all():
             raise NotTestedError(f"{claim.metric} is beyond the range of these runs in both arms, at every seed")
-    except NotTestedError as error:
+    except (NotTestedError, MetricError) as error:
         return Verdict(claim=claim, decision="not tested", why=str(error), cautions=cautions)
     p_support, p_refute = ps(found.low, found.high, threshold(claim))
     low, high = interval(found.values)

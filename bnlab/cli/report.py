@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.app import RUNS, Json, Runs, app
+from bnlab.cli.app import FAILED, OK, RUNS, Json, Runs, app
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
-from bnlab.terminal.signs import print_json, say
+from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
@@ -37,18 +37,22 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
                 "report": str(built.path),
                 "claims": [tree(verdict) for verdict in built.verdicts],
                 "figures": list(built.figures),
+                "failed": list(built.failed),
                 "runs": built.runs,
                 "unfinished": [str(run.path) for run in built.unfinished],
             }
         )
-        return
-    from bnlab.terminal.tables import show_verdicts
+    else:
+        from bnlab.terminal.tables import show_verdicts
 
-    show_verdicts(built.verdicts)
-    for line in unfinished(built.unfinished, runs):
-        say(line)
-    say(f"report     {built.path}")
-    say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
+        show_verdicts(built.verdicts)
+        for line in unfinished(built.unfinished, runs):
+            say(line)
+        say(f"report     {built.path}")
+        say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
+    for line in built.failed:
+        complain(line)
+    raise typer.Exit(FAILED if built.failed else OK)
 
 
 def tree(verdict: Verdict) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def sweep(
     """Run a grid of runs, or resume it. Runs that have ended are skipped."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
-    from bnlab.analysis.claims import check, read_expected, unexpected
+    from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
     from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, digests, write_study
 
@@ -62,6 +62,7 @@ def sweep(
     given = overrides or []
     study, cells = configs.load_study(config, given, config_dir)
     check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
+    check_reach(study, cells, {override.partition("=")[0].lstrip("+~") for override in given})
     expected = read_expected(expect_verdicts, study) if expect_verdicts else {}
     workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
     places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
@@ -85,7 +86,7 @@ def sweep(
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
     say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
-    report, verdicts = (None, []) if interrupted else _reported(root)
+    report, verdicts, broken = (None, [], ()) if interrupted else _reported(root)
     if not as_json:
         from bnlab.terminal.tables import show_verdicts
 
@@ -94,7 +95,7 @@ def sweep(
             say(f"report  {report}", out)
     _say_failures(grid.failures, again, places, out)
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
-    for line in changed:
+    for line in (*broken, *changed):
         complain(line)
     if as_json:
         from bnlab.cli.report import tree
@@ -105,7 +106,7 @@ def sweep(
     if interrupted:
         say(f"resume  {again}", out)
         raise typer.Exit(cli.INTERRUPTED)
-    if grid.failures or grid.left:
+    if grid.failures or grid.left or broken:
         raise typer.Exit(cli.FAILED)
     raise typer.Exit(cli.CHANGED if changed else cli.OK)
 
@@ -140,15 +141,15 @@ def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.
         display.close()
 
 
-def _reported(root: Path) -> tuple[Path | None, list[Verdict]]:
-    """The report over the study's runs, and its verdicts."""
+def _reported(root: Path) -> tuple[Path | None, list[Verdict], tuple[str, ...]]:
+    """The report over the study's runs, its verdicts, and a line for each figure that raised an error."""
     from bnlab.report.build import build
 
     try:
         built = build(root)
     except UsageError:  # no run has ended: nothing to report, and the failures are listed anyway
-        return None, []
-    return built.path, list(built.verdicts)
+        return None, [], ()
+    return built.path, list(built.verdicts), built.failed
 
 
 def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:

@@ -35,6 +35,7 @@ def build(root: Path) -> Built:
         figures=tuple(f"{part.path.parent.name}/{name}" for part in parts for name in part.figures),
         unfinished=tuple(run for part in parts for run in part.unfinished),
         runs=sum(part.runs for part in parts),
+        failed=tuple(line for part in parts for line in part.failed),
         parts=parts,
     )
 
@@ -76,7 +77,12 @@ def _one(root: Path) -> Built:
         figures=tuple(figure.drawn.name for figure in figures),
         unfinished=collection.unfinished,
         runs=len(collection.runs),
+        failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if one.failed)),
     )
+
+
+def _line(out: LeftOut) -> str:
+    return f"figure={out.failed}: cannot be drawn, {out.why}"
 
 
 def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
@@ -88,9 +94,13 @@ def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
             for entry in in_order():
                 try:
                     found.append(written(entry.constructor(view, _name(entry.name, view, number))))
-                except Missing as lack:
+                except Exception as error:  # one figure must not cost the verdicts and the others
                     subject = ": ".join(filter(None, (view.setting, entry.subject)))
-                    missing.append(LeftOut(subject=subject, why=str(lack), remedy=lack.remedy))
+                    if isinstance(error, Missing):
+                        missing.append(LeftOut(subject=subject, why=str(error), remedy=error.remedy))
+                    else:
+                        why = f"{type(error).__name__}: {error}"
+                        missing.append(LeftOut(subject=subject, why=why, remedy="", failed=entry.name))
     return found, missing
 
 

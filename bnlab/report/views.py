@@ -160,6 +160,8 @@ class LeftOut:
     subject: str
     why: str
     remedy: str
+    failed: str | None = None
+    """The figure's name, where an error is the reason and not missing measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,8 @@ class Built:
     figures: tuple[str, ...]
     unfinished: tuple[Run, ...]
     runs: int
+    failed: tuple[str, ...] = ()
+    """A line for each figure that raised an error."""
     parts: tuple[Built, ...] = ()
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.analysis.claims import check
+from bnlab.analysis.claims import check, check_reach
 from bnlab.core.errors import UsageError
-from bnlab.core.study import Claim, Study
+from bnlab.core.spec import RunSpec
+from bnlab.core.study import Cell, Claim, Study
 
 
 def study(*claims: Claim) -> Study:
@@ -24,7 +25,11 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"metric": "final_los"}, r"metric: no such metric, got 'final_los'"),
+        ({"metric": "final_los"}, r"^claims.lower_loss.metric: no such metric, got 'final_los'. Did you mean: final_"),
+        (
+            {"metric": "seed_spread", "compare": "difference", "options": {"of": "final_los", "log": True}},
+            r"^claims.lower_loss.options.of: no such metric, got 'final_los'",
+        ),
         ({"options": {"target": 1}}, r"claims.lower_loss.options.target: no such option, got 1"),
         ({"metric": "steps_to", "options": {"target": 0.2}}, r"claims.lower_loss.options.of: missing"),
         ({"metric": "steps_to", "options": STEPS_TO | {"smooth": 0}}, r"options.smooth: must be at least 1, got 0"),
@@ -51,6 +56,54 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
 def test_refused(changes: Mapping[str, Any], match: str, claim_of: Callable[..., Claim]) -> None:
     with pytest.raises(UsageError, match=match):
         check(study(claim_of(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "typed", "match"),
+    [
+        ({}, (), None),
+        ({"where": {"seed": 1}}, (), None),
+        ({"contrast": {"seed": ([0], [1])}}, (), None),
+        (
+            {"contrast": {"nrom": ("batch", "none")}},
+            (),
+            r"^claims.lower_loss.contrast: no run .*, got 'nrom'. .*norm",
+        ),
+        (
+            {"where": {"model.dpeth": 3}},
+            (),
+            r"^claims.lower_loss.where: no run .*, got 'model.dpeth'. .*model.depth",
+        ),
+        (
+            {"where": {"nrom": 3}},
+            ("nrom",),
+            r"^claims.lower_loss.where: no run .* such a key, got 'nrom'",
+        ),
+        (
+            {"contrast": {"norm": ("batch", "layer")}},
+            (),
+            r"""^claims.lower_loss.contrast.norm: no run .* value, got 'layer'. Its runs have: "batch", "none".$""",
+        ),
+        ({"contrast": {"norm": ("batch", "layer")}}, ("norm",), None),
+        ({"where": {"seed": 7}}, (), r"^claims.lower_loss.where.seed: no run of this study has this value, got 7"),
+        ({"contrast": {"seed": ([0], [7])}}, (), r"^claims.lower_loss.contrast.seed: no run .* value, got 7"),
+    ],
+)
+def test_a_claim_about_arms_that_the_grid_lacks_is_refused(
+    changes: Mapping[str, Any],
+    typed: tuple[str, ...],
+    match: str | None,
+    claim_of: Callable[..., Claim],
+    spec_of: Callable[..., RunSpec],
+) -> None:
+    made = study(claim_of(**changes))
+    specs = [spec_of(f"norm={norm}", f"seed={seed}") for norm in ("batch", "none") for seed in (0, 1)]
+    cells = [Cell(spec=spec, config="b", overrides=(), values={}) for spec in specs]
+    if match is None:
+        check_reach(made, cells, typed)
+    else:
+        with pytest.raises(UsageError, match=match):
+            check_reach(made, cells, typed)
 
 
 def test_what_can_be_judged_passes(claim_of: Callable[..., Claim]) -> None:

@@ -124,7 +124,7 @@ def test_a_name_that_neither_bnlab_nor_a_plugin_has_is_refused(here: Path) -> No
     shutil.copy(here / "my_metric.py", here / "other.py")
     study = here / "configs" / "studies" / "mine.yaml"
     study.write_text(study.read_text().replace("metric: steps_per_loss", "metric: steps_per_los"))
-    assert sweep()[2].startswith("metric: no such metric, got 'steps_per_los'. Did you mean: steps_per_loss")
+    assert sweep()[2].startswith("claims.own.metric: no such metric, got 'steps_per_los'. Did you mean: steps_per_loss")
 
 
 def test_it_is_listed_with_its_plugin(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plugins that docs/plugins.md shows: data, optimizer, metric, figure. (Norm, probe, net: tests/verify/test_plugins.py.)"""
+"""Plugins that docs/plugins.md shows: data, optimizer, metric, figure. (Norm, probe, net: tests/verify.)"""
 
 from __future__ import annotations
 

@@ -19,8 +19,10 @@ import polars as pl
 import pytest
 import yaml
 
+from bnlab.analysis.metrics import METRICS
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import load_plugin
 from bnlab.report.build import build
 from bnlab.report.figures import FIGURES, in_order
 from bnlab.report.views import Built
@@ -338,6 +340,58 @@ def test_a_plugin_brings_a_figure_that_comes_after_the_others(tmp_path: Path, wr
     assert lines[0] == "lr,seed,loss"
     assert len(lines) == 1 + 2
     assert "Losses at the end" in (root / "report.html").read_text()
+
+
+BROKEN = '''
+from bnlab import FIGURES, METRICS
+
+
+@METRICS.register("a_word", of="run", source="own", unit="")
+def a_word(run):
+    """A word."""
+    return "high"
+
+
+@METRICS.register("an_error", of="run", source="own", unit="")
+def an_error(run):
+    """An error."""
+    return run.nothing
+
+
+@FIGURES.register("no_figure", subject="nothing")
+def no_figure(view, name):
+    """An error."""
+    raise ValueError("nothing to draw")
+'''
+
+
+def test_what_a_plugin_does_wrong_costs_its_own_part_of_the_report_alone(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN)
+    without = build(grid)
+    study(grid, metric="a_word", at="best_lr", compare="difference", smallest_effect=0.0)
+    load_plugin(str(plugin))
+    try:
+        built = build(grid)
+        assert main(["report", str(grid)]) == 3
+    finally:
+        FIGURES.forget("no_figure")
+        METRICS.forget("a_word")
+        METRICS.forget("an_error")
+    lines = [
+        "metric=a_word: must give a float or a Value, got 'high'.",
+        "metric=an_error: AttributeError in broken.py, line 14: 'Run' object has no attribute 'nothing'.",
+        "figure=no_figure: cannot be drawn, ValueError: nothing to draw",
+    ]
+    assert list(built.failed) == lines
+    assert capsys.readouterr().err.splitlines() == lines
+    assert built.figures == without.figures
+    assert built.verdicts[0].decision == "not tested"
+    assert built.verdicts[0].why == lines[0]
+    assert "nothing to draw" in (grid / "report.html").read_text()
+    assert pl.read_parquet(grid / "summary.parquet")["a_word"].null_count() == built.runs
 
 
 def test_a_report_does_without_a_plugin_that_is_gone(tmp_path: Path, write: Write) -> None:

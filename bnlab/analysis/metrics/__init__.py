@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from bnlab.core.errors import UsageError
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.text import capital
 from bnlab.core.typed import option_names
@@ -35,6 +38,10 @@ class Value:
 
     value: float
     bound: Literal["at least", "at most"] | None = None
+
+
+class MetricError(UsageError):
+    """A user's metric raises an error, or does not give a number."""
 
 
 Curve = Mapping[float, Run]
@@ -80,8 +87,26 @@ class Metric(Entry):
 
     def value(self, of: Run | Curve, /, **options: Any) -> Value:
         """The value of a run or a curve."""
-        found = self.constructor(of, **options)
-        return found if isinstance(found, Value) else Value(float(found))
+        found = self.call(of, **options)
+        try:
+            return found if isinstance(found, Value) else Value(float(found))
+        except (TypeError, ValueError):
+            raise MetricError(f"metric={self.name}", "must give a float or a Value", found) from None
+
+    def call(self, of: Any, /, **options: Any) -> Any:
+        """What the registered function gives.
+
+        Raises:
+            MetricError: an error in a user's function, with the place where it was raised.
+        """
+        try:
+            return self.constructor(of, **options)
+        except Exception as error:
+            if self.constructor.__module__.startswith("bnlab."):
+                raise
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            raise MetricError(f"metric={self.name}", f"{type(error).__name__} in {where}: {error}") from error
 
 
 METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
