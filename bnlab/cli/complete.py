@@ -179,9 +179,9 @@ def _overrides(walk: Walk) -> list[Offer]:
 
     given = walk.given.get("overrides", [])
     if walk.names[0] == "evaluate":
-        from bnlab.config.questions import KEYS
+        from bnlab.config.conditions import KEYS
 
-        return completing.questions(walk.word, given, KEYS)
+        return completing.conditions(walk.word, given, KEYS)
     config, several = walk.given.get("config", [None])[-1], walk.names[0] == "sweep"
     return completing.overrides(walk.word, given, config=config, config_dir=walk.config_dir, several=several)
 

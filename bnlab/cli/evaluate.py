@@ -32,9 +32,9 @@ def evaluate(
 
     The test data may be shifted, and batch norm may use other statistics. Nothing is trained or written.
     """
-    from bnlab.config.questions import asked, load_questions
+    from bnlab.config.conditions import load_conditions, under
 
-    questions = load_questions(overrides or ())
+    conditions = load_conditions(overrides or ())
     from bnlab.cli.runs import spec_of, status_of
     from bnlab.record.folder import runs_below
     from bnlab.terminal.progress import Bars
@@ -44,14 +44,14 @@ def evaluate(
     saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
-    specs = [(folder, [asked(spec_of(folder), question) for question in questions]) for folder in saved]
+    specs = [(folder, [under(spec_of(folder), condition) for condition in conditions]) for folder in saved]
     answers: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as count:
-        count("answer", 0, len(saved) * len(questions))
+        count("answer", 0, len(saved) * len(conditions))
         for folder, of_run in specs:
             for answer in ask(folder, of_run):
                 answers.append(answer)
-                count("answer", len(answers), len(saved) * len(questions))
+                count("answer", len(answers), len(saved) * len(conditions))
     left_out = [folder for folder in folders if folder not in saved]
     if as_json:
         print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})

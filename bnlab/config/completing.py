@@ -1,4 +1,4 @@
-"""What can stand where a user has typed the beginning of an override. No torch: options are found by their files."""
+"""Completions of an override. No torch: options are found by their files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def overrides(
     return list(_keys(begun, values, used))
 
 
-def questions(begun: str, given: Sequence[str], keys: Sequence[str]) -> list[Offer]:
-    """The same for what trained nets are asked."""
+def conditions(begun: str, given: Sequence[str], keys: Sequence[str]) -> list[Offer]:
+    """The same for the conditions of an evaluation."""
     key, equals, value = begun.partition("=")
     if equals:
         return list(_behind(key, value, _words(key, {}), several=True)) if key in keys else []

@@ -19,8 +19,8 @@ from bnlab.core.study import Cell, Study, Value
 from bnlab.core.text import leaves, typed
 
 SLOWEST = "seed"
-"""The axis that varies slowest, wherever it stands: so every arm at every learning rate has a first seed, and a first
-comparison, before any has a second."""
+"""The axis that varies slowest, at any place among the axes: every arm at every learning rate has a first seed, and a
+first comparison, before any has a second."""
 
 
 def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> tuple[Study, list[Cell]]:

@@ -18,7 +18,7 @@ from bnlab import config
 from bnlab.cli import main
 from bnlab.cli.app import app
 from bnlab.cli.complete import SHELLS, completed, script
-from bnlab.config.questions import KEYS
+from bnlab.config.conditions import KEYS
 from bnlab.core.spec import EvalBN
 
 TREE = typer.main.get_command(app)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bnlab.cli import main
-from bnlab.config.questions import KEYS, load_questions
+from bnlab.config.conditions import KEYS, load_conditions
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.record.folder import RunFolder
@@ -151,7 +151,7 @@ def test_a_table_has_a_line_an_answer_and_runs_without_a_checkpoint_are_named(tr
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("optim.lr=1",), "optim.lr: no key by which a trained net can be asked. There are: "),
+        (("optim.lr=1",), "optim.lr: not a key of an evaluation. There are: "),
         (("eval_bn=pop",), "eval_bn: must be 'running', 'batch', 'population' or 'adapted', got 'pop'."),
         (("eval_bn=batch", "eval_bn=running"), "eval_bn: given twice, got 'eval_bn=running'."),
         (("data.shift=blur",), "data.shift_strength: missing, and data.shift=blur needs one."),
@@ -190,5 +190,5 @@ def test_every_key_that_can_be_asked_is_one_of_a_spec(spec_of: SpecOf) -> None:
     for key in KEYS:
         group, _, last = key.rpartition(".")
         assert last in (tree[group] if group else tree)
-    with pytest.raises(UsageError, match=r"^data\.size: no key by which a trained net can be asked"):
-        load_questions(["data.size=3"])
+    with pytest.raises(UsageError, match=r"^data\.size: not a key of an evaluation"):
+        load_conditions(["data.size=3"])

@@ -246,7 +246,7 @@ def test_the_length_of_a_run_is_the_one_that_was_typed(
         (["norm.layers=[]"], "norm.layers: must be 'all' or not be empty, got []."),
     ],
 )
-def test_an_override_that_cannot_be_is_told_in_one_line(overrides: list[str], message: str) -> None:
+def test_an_override_that_is_refused_gives_an_error_of_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=r".") as caught:
         _load(*overrides)
     assert str(caught.value) == message
@@ -272,7 +272,7 @@ def test_a_group_cannot_be_put_under_another_name() -> None:
 
 
 @pytest.mark.parametrize("text", ["optim.lr=${nothing}", "optim.lr=${oc.env:BNLAB_NO_SUCH_VARIABLE}"])
-def test_a_reference_to_nothing_is_told_in_one_line(text: str) -> None:
+def test_a_reference_to_nothing_gives_an_error_of_one_line(text: str) -> None:
     with pytest.raises(UsageError, match=r"^optim\.lr: ") as caught:
         _load(text)
     assert "\n" not in str(caught.value)
@@ -426,7 +426,7 @@ def test_a_file_with_epochs_in_place_of_steps_trains_those(mine: Path) -> None:
 
 
 @pytest.mark.parametrize("body", ["optim: [", "defaults: 3", "optim: ${nothing}"])
-def test_a_broken_file_is_told_by_its_name_in_one_line(mine: Path, body: str) -> None:
+def test_a_broken_file_gives_an_error_of_one_line_with_its_name(mine: Path, body: str) -> None:
     _experiment(mine, body)
     with pytest.raises(UsageError, match=r"mine\.yaml|optim") as caught:
         config.load("mine", [], mine)

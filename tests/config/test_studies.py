@@ -98,7 +98,7 @@ def test_an_axis_names_its_values(key: str, text: str, values: list[object]) -> 
          "Name them one by one."),
     ],
 )  # fmt: skip
-def test_an_axis_that_cannot_be_is_told_in_one_line(overrides: list[str], message: str) -> None:
+def test_an_axis_that_is_refused_gives_an_error_of_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=r".") as caught:
         cells_of(*overrides)
     assert str(caught.value) == message
@@ -145,7 +145,7 @@ def test_logspace_has_its_ends_and_equal_ratios_to_three_digits(lo: float, facto
 
 def test_every_cell_is_the_run_of_its_own_line() -> None:
     """Composing once for all cells of one combination of groups changes nothing: compared with `load`, which composes
-    each anew, over groups, values, options of norms and references to other keys."""
+    each one, over groups, values, options of norms and references to other keys."""
     axes = ["norm=none,batch,noisy_batch", "optim=sgd,adam", "optim.lr=0.1,0.30000000000000004", "seed=range(2)"]
     more = ["probes=none,economy", "model.width=${data.batch_size},8", "data.batch_size=32", "model.init=he"]
     cells = cells_of(*axes, *more)
@@ -254,7 +254,7 @@ def test_what_is_typed_takes_the_place_of_what_the_study_says() -> None:
         ("base: quickstart\naxes: {optim: {lrr: [1, 2]}}", "optim.lrr: no such key"),
     ],
 )
-def test_a_mistake_in_a_study_is_told_in_one_line(body: str, message: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_study_gives_an_error_of_one_line(body: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "mine.yaml").write_text(body)
     with pytest.raises(UsageError, match=r".") as caught:
