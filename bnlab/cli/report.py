@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.app import FAILED, OK, RUNS, Json, Runs, app
+from bnlab.cli.app import FAILED, RUNS, Json, Runs, app
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
@@ -52,7 +52,8 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
         say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
     for line in built.failed:
         complain(line)
-    raise typer.Exit(FAILED if built.failed else OK)
+    if built.failed:
+        raise typer.Exit(FAILED)
 
 
 def tree(verdict: Verdict) -> dict[str, Any]:
