@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, summary_v2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboard.plugins.text.summary_v2 import text_pb
 
-from bnlab.board.events import scalar, summary, tensor_value
+from bnlab.board.events import scalar, tensor_value
 from bnlab.core.spec import ModelSpec
 from bnlab.core.text import command
 from bnlab.record.folder import ENDED
@@ -145,4 +145,4 @@ def _type(value: str | float) -> Any:
 
 def _hparams(tag: str, data: HParamsPluginData) -> bytes:
     """The plugin reads the metadata; the tensor is empty."""
-    return summary([tensor_value(tag, metadata.create_summary_metadata(data), metadata.NULL_TENSOR)])
+    return tensor_value(tag, metadata.create_summary_metadata(data), metadata.NULL_TENSOR)

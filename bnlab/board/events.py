@@ -1,25 +1,32 @@
 """Event files, as TensorBoard reads them: events in the framing of a TFRecord; and the messages in them.
 
 TensorBoard's own writer starts a thread and a queue for each file. bnlab writes the framing itself, for two reasons: a
-run writes records in batches from its loop and must know when they are on the disk, and a file must be complete before
-it gets the name under which TensorBoard finds it (`move`, then `seal`).
+run writes records in batches from its loop and must know when they are on the disk, and a file that replaces another
+must be complete before it gets the name under which TensorBoard finds it (`publish`).
+
+TensorBoard reads a new file in a run's folder after those it knows, and a step that does not exceed the last one
+discards the points from there on. So a new file can replace the old one while a server is running.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DataType
 
 from bnlab.record.folder import RunFolder
 
@@ -34,36 +41,37 @@ SEAL = "bnlab board 1: {:015d} bytes"
 """In the last event. A change of the number makes bnlab write all older files again."""
 
 
-def new_name(ending: str = "") -> str:
-    """A file name that sorts after all earlier ones: TensorBoard reads files in the order of their names and never
-    returns to an earlier one."""
-    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
-    name = f"events.out.tfevents.{seconds:010d}.{rest:06d}.{socket.gethostname()}.{os.getpid()}"
-    return f"{name}.{ending}" if ending else name
-
-
 class EventFile:
     """An event file, open for writing."""
 
-    def __init__(self, folder: Path, *, name: str | None = None) -> None:
-        """A new file in `folder`, which must exist."""
-        self.path = folder / (name or new_name())
+    def __init__(self, folder: Path) -> None:
+        """A new file in `folder`, which must exist. TensorBoard does not read it until `publish`."""
+        self.path = folder / PART
         self._file = open(self.path, "wb")  # noqa: SIM115  (closed by close())
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add(self, step: int, wall_s: float, summary: bytes) -> None:
-        """One event. `summary` is a serialized Summary, or several in a row: protobuf joins their repeated fields."""
+        """One event. `summary` is a serialized Summary, or several in a row: protobuf joins their repeated fields. An
+        empty one is not written."""
+        if not summary:
+            return
         head = Event(wall_time=wall_s, step=step).SerializeToString()
         self._write(head + _SUMMARY_FIELD + _varint(len(summary)) + summary)
 
     def flush(self) -> None:
         self._file.flush()
 
-    def move(self, name: str) -> None:
-        """Give the file another name in its folder."""
+    def publish(self, ending: str) -> None:
+        """Replace the other event files of the folder by this one, whose name then ends in `ending`. The name sorts
+        after theirs: TensorBoard reads files in the order of their names and never returns to an earlier one."""
+        old = list(self.path.parent.glob(PATTERN))
+        seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+        name = f"events.out.tfevents.{seconds:010d}.{micros:06d}.{socket.gethostname()}.{os.getpid()}.{ending}"
         self._file.close()
         self.path = self.path.replace(self.path.with_name(name))
         self._file = open(self.path, "ab")  # noqa: SIM115  (closed by close())
+        for file in old:
+            file.unlink(missing_ok=True)
 
     def seal(self, wall_s: float, shown: int) -> None:
         """The last event, which TensorBoard ignores: the file shows the whole of a journal of `shown` bytes."""
@@ -71,7 +79,10 @@ class EventFile:
         self._write(Event(wall_time=wall_s, session_log=log).SerializeToString())
 
     def close(self) -> None:
+        """A file that was not published is removed."""
         self._file.close()
+        if self.path.name == PART:
+            self.path.unlink(missing_ok=True)
 
     def _write(self, message: bytes) -> None:
         """Length, its masked checksum, the message, its masked checksum."""
@@ -97,9 +108,24 @@ def profile_of(folder: RunFolder) -> Profile | None:
     return next((profile for profile in get_args(Profile) if files[0].name.endswith(f".{profile}")), None)
 
 
+def write(folder: Path, by_step: Mapping[int, bytes]) -> None:
+    """Make the run in `folder` show these summaries and nothing else. A run that shows them already is left as it is:
+    its file's name ends in their hash."""
+    events = [(step, by_step[step]) for step in sorted(by_step) if by_step[step]]
+    digest = hashlib.sha256(repr(events).encode()).hexdigest()[:16]
+    if max((file.name for file in folder.glob(PATTERN)), default="").endswith(f".{digest}"):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = EventFile(folder)
+    for step, message in events:
+        file.add(step, time.time(), message)
+    file.publish(digest)
+    file.close()
+
+
 def scalar(tag: str, value: float) -> bytes:
     """A Summary of one number. Its four bytes are the last of the message."""
-    return summary([Summary.Value(tag=tag, simple_value=value)])
+    return _summary(Summary.Value(tag=tag, simple_value=value))
 
 
 def histogram(tag: str, counts: Sequence[float], limits: Sequence[float]) -> bytes:
@@ -114,18 +140,25 @@ def histogram(tag: str, counts: Sequence[float], limits: Sequence[float]) -> byt
         bucket_limit=limits[1:],
         bucket=counts,
     )
-    return summary([Summary.Value(tag=tag, histo=histo)])
+    return _summary(Summary.Value(tag=tag, histo=histo))
 
 
-def summary(values: Sequence[Any]) -> bytes:
-    """A serialized Summary of these values."""
-    message: bytes = Summary(value=values).SerializeToString()
+def _summary(value: Any) -> bytes:
+    """A serialized Summary of one value."""
+    message: bytes = Summary(value=[value]).SerializeToString()
     return message
 
 
-def tensor_value(tag: str, metadata: Any, tensor: Any) -> Any:
-    """A value for one of TensorBoard's plugins, which its metadata names."""
-    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+def tensor_value(tag: str, metadata: Any, tensor: Any) -> bytes:
+    """A Summary for one of TensorBoard's plugins, which its metadata names."""
+    return _summary(Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
+
+
+def strings(tag: str, metadata: Any, values: Sequence[bytes], *, is_vector: bool = False) -> bytes:
+    """A Summary of a tensor of strings: a vector, or a scalar of one string."""
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))] if is_vector else [])
+    tensor = TensorProto(dtype=DataType.DT_STRING, tensor_shape=shape, string_val=values)
+    return tensor_value(tag, metadata, tensor)
 
 
 _SUMMARY_FIELD = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])

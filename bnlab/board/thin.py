@@ -18,11 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from bnlab.board.events import scalar
+from bnlab.board.events import histogram, scalar
 from bnlab.board.tags import Source
+from bnlab.probes.activations import HISTOGRAM_LIMIT, histogram_edges
 from bnlab.record.journal import Record
 
 PER_BUCKET = 3
+MOST_STEPS = 50
+"""With histograms."""
+PREFIX = "histogram."
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -30,9 +34,8 @@ class Template:
     """The summary of records with the same keys, serialized once by protobuf; for each record only its numbers are
     replaced. Hundreds of scalars then cost little more than one."""
 
-    def __init__(self, sources: Sequence[Source], sites: int, *, histograms: bool = False) -> None:
-        """`histograms`: whether such records have some; they are not in the template."""
-        self.histograms, self.sites, self.tags = histograms, sites, [tag for tag, _, _ in sources]
+    def __init__(self, sources: Sequence[Source], sites: int) -> None:
+        self.sites, self.tags = sites, [tag for tag, _, _ in sources]
         self.scalars = [metric for _, metric, index in sources if index == -1]
         self.vectors = list(dict.fromkeys(metric for _, metric, index in sources if index != -1))
         row = {metric: number for number, metric in enumerate(self.vectors)}
@@ -184,3 +187,32 @@ def _last_row(there: Mask) -> np.ndarray[Any, Any]:
     """The last row in which a tag is present; of one that is absent, the last."""
     rows: np.ndarray[Any, Any] = len(there) - 1 - np.flip(there, axis=0).argmax(axis=0)
     return rows
+
+
+class Histograms:
+    """The histograms of a run's records at 50 steps at most: one in each of 50 equal parts of the run."""
+
+    def __init__(self, steps: int) -> None:
+        """`steps`: of the whole run."""
+        self.steps, self.left_out = max(1, steps), False
+        self._part = -1
+        self._limits = [-2 * HISTOGRAM_LIMIT, *histogram_edges(), 2 * HISTOGRAM_LIMIT]  # tails just outside the limit
+
+    def of(self, record: Record) -> bytes:
+        """Those to write for this record, such as `histogram.act_in.L03_fc` under `9_hist_act_in/L03_fc`."""
+        keys = [key for key in record if key.startswith(PREFIX)]
+        part = min(record["step"] * MOST_STEPS // self.steps, MOST_STEPS - 1)
+        if part == self._part:
+            self.left_out |= bool(keys)
+            return b""
+        if keys:
+            self._part = part
+        return b"".join(self._one(key, record[key]) for key in keys)
+
+    def _one(self, key: str, counts: Sequence[float]) -> bytes:
+        """TensorBoard's linear axis runs from the first bin to the last, so empty bins at the ends are left out."""
+        _, point, site = key.split(".", 2)
+        counts = np.asarray(counts, dtype=np.float64).tolist()  # a running record has float32, whose sums would differ
+        filled = [index for index, count in enumerate(counts) if count] or [len(counts) // 2]
+        low, high = filled[0], filled[-1]
+        return histogram(f"9_hist_{point}/{site}", counts[low : high + 1], self._limits[low : high + 2])

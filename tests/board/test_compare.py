@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from bnlab.board.compare import Compared, build, files_of
+from bnlab.board.compare import Chart, Compared, build, files_of, layout
 from bnlab.board.compare.lines import AVERAGED
-from bnlab.board.content import Band, Category, Lines, layout
 from bnlab.board.tags import hidden_sites
 from bnlab.board.tags import tags as tags_of_a_run
 from bnlab.core.errors import UsageError
@@ -255,17 +255,18 @@ def test_rows_have_charts_of_one_kind_and_bands_in_reverse(made: tuple[Compared,
 
 
 def test_a_tag_with_signs_of_regular_expressions_is_matched_alone() -> None:
+    message = layout({"t": [Chart(title="a", tags=("g/a.b (c)", "g/a"))]})
     found = layout_pb2.Layout()
-    found.ParseFromString(layout([Category(title="t", charts=(Lines(title="a", tags=("g/a.b (c)", "g/a")),))]))
+    found.ParseFromString(Summary.FromString(message).value[0].tensor.string_val[0])
     one, other = found.category[0].chart[0].multiline.tag
     assert [tag for tag in ("g/a.b (c)", "g/axb (c)", "g/a.b (c)d") if re.match(one, tag)] == ["g/a.b (c)"]
     assert [tag for tag in ("g/a", "g/a.b (c)") if re.match(other, tag)] == ["g/a"]
 
 
 def test_lines_and_bands_in_one_row_are_refused() -> None:
-    mixed: Any = (Lines(title="a", tags=("g/a",)), Band(title="b", value="g/b", low="g/c", high="g/d"))
+    mixed = [Chart(title="a", tags=("g/a",)), Chart(title="b", tags=("g/b", "g/c", "g/d"), band=True)]
     with pytest.raises(AssertionError, match="the page would reorder them"):
-        layout([Category(title="t", charts=mixed)])
+        layout({"t": mixed})
 
 
 def test_figures_are_those_of_the_report_and_verdicts_are_told(swept: Path, made: tuple[Compared, Path]) -> None:

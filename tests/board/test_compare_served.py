@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from bnlab.board import serve
-from bnlab.board.compare import build, files_of
-from bnlab.board.content import Content, write
+from bnlab.board.compare import build, files_of, text
+from bnlab.board.compare.lines import by_step
+from bnlab.board.events import write
 from bnlab.board.serve.server import Server, command, compare_link
 from bnlab.cli import main
 
@@ -160,8 +161,9 @@ def test_tensorboard_answers_with_the_layout_and_the_lines(
 def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(
     tmp_path: Path, asked: Callable[[str], Any]
 ) -> None:
-    def of(*points: tuple[int, float]) -> Content:
-        return Content(series={"a/b": points}, texts={"0_figures/t": str(points)})
+    def of(*points: tuple[int, float]) -> dict[int, bytes]:
+        found = by_step({"a/b": points})
+        return found | {0: text("0_figures/t", str(points)) + found[0]}
 
     run = tmp_path / "logs" / "batch norm" / "lr=1"
     write(run, of((0, 1.0), (10, 2.0), (20, 3.0)))

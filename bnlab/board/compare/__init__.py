@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import struct
 from collections.abc import Collection as AnyOf
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as layouts
+from tensorboard.plugins.image import metadata as images
+from tensorboard.plugins.text import metadata as texts
 
 from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
@@ -16,17 +22,21 @@ from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.analysis.verdicts import judge
 from bnlab.board.compare.lines import (
     AROUND,
+    AVERAGED,
     DEPTH,
+    LANDSCAPE,
     PLACES,
+    ROWS,
     UNITS,
     Comparison,
     GridPoint,
+    by_step,
     comparison_of,
+    log10_of,
     moments_of,
     series_of,
 )
-from bnlab.board.content import Band, Category, Content, Image, Lines, layout, write
-from bnlab.board.events import PATTERN
+from bnlab.board.events import PATTERN, strings, write
 from bnlab.board.tags import hidden_sites
 from bnlab.core.text import count
 from bnlab.record.folder import find_runs
@@ -36,27 +46,16 @@ from bnlab.report.views import prepare
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
 BOTH = "both seeds"
-LANDSCAPE = "Landscape along the gradient"
-BANDS = (
-    ("Loss and accuracy", "log10 training loss", "1_progress/log10_loss"),
-    ("Loss and accuracy", "log10 test loss", "1_progress/log10_eval_loss"),
-    ("Loss and accuracy", "test accuracy", "1_progress/eval_accuracy"),
-    (LANDSCAPE, "log10 change of the gradient", "5_landscape/log10_grad_change"),
-    (LANDSCAPE, "log10 of it over the gradient's norm", "5_landscape/log10_grad_change_rel"),
-    ("Drift and gradients", "log10 drift of means, before the norm", "2_drift_mean_pre/00_log10_median_of_layers"),
-    ("Drift and gradients", "log10 drift, what activations see", "2_drift_mean_act_in/00_log10_median_of_layers"),
-    ("Drift and gradients", "log10 norm of the gradient", "4_grad_norm/00_log10_total"),
-)
-"""Rows, titles and tags of means over seeds, each with its interval. The page has no logarithmic axis in its address,
-so what spans decades is shown as its logarithm."""
-DEPTH_TITLES = {
-    "drift_mean.pre": "log10 drift of means",
-    "grad_norm": "log10 gradient norm",
-    "act_var.pre": "log10 variance of pre-activations",
-}
 
-Files = tuple[tuple[str, int, int], ...]
-"""Names, sizes and times."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A chart of the Custom Scalars page. Each run has a line for each tag; in a `band`, a line with an interval around
+    it, whose three tags have the same steps."""
+
+    title: str
+    tags: tuple[str, ...]
+    band: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +67,14 @@ class Compared:
     runs: int
 
 
-def files_of(root: Path) -> Files:
-    """The files that a comparison is made of: while these stay the same, so does it."""
+def files_of(root: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files that a comparison is made of: while these stay the same, so does it."""
     found = []
-    for folder in find_runs(root):
-        for file in (folder.journal_file, folder.status_file):
-            with contextlib.suppress(OSError):
-                seen = file.stat()
-                found.append((str(file), seen.st_size, seen.st_mtime_ns))
-    return tuple(found)
+    for file in (file for run in find_runs(root) for file in (run.journal_file, run.status_file)):
+        with contextlib.suppress(OSError):
+            seen = file.stat()
+            found.append((str(file), seen.st_size, seen.st_mtime_ns))
+    return found
 
 
 def build(root: Path, logs: Path) -> Compared:
@@ -94,48 +92,86 @@ def build(root: Path, logs: Path) -> Compared:
     for point in sorted(found.points, key=lambda point: place.get(point.name, len(place))):
         series = series_of(point.runs, moments)
         tags |= set(series)
-        write(logs / point.name, Content(series=series))
+        write(logs / point.name, by_step(series))
     names = [point.name for point in found.points]
     for file in logs.glob(f"*/*/{PATTERN}"):  # lines whose runs are gone
         if file.parent.relative_to(logs).as_posix() not in names:
             shutil.rmtree(file.parent)
-    texts = {"how_to_read": how_to_read(found.points, found.shown), "runs": table_of_runs(found.points)}
-    images: dict[str, Image] = {}
+    rows = page(tags, band=_band(found.points), layers=_layers(found), moments=moments)
+    shown = {"how_to_read": how_to_read(found.points, found.shown), "runs": table_of_runs(found.points)}
+    figures = []
     if found.ended.runs:
         if verdicts := judge(found.ended):
-            texts["verdicts"] = verdict_list(verdicts, found.ended)
+            shown["verdicts"] = verdict_list(verdicts, found.ended)
         drawn, _ = draw_all(prepare(found.ended))
         for number, figure in enumerate(drawn, 1):
             about = f"**{figure.drawn.title}.** {figure.drawn.note}"
-            images[f"0_figures/{number:02d}_{figure.drawn.name}"] = Image(png=figure.png, description=about)
-    rows = page(tags, band=_band(found.points), layers=_layers(found), moments=moments)
-    texts = {f"0_figures/{name}": text for name, text in texts.items()}
-    write(logs, Content(texts=texts, images=images, layout=layout(rows)))
+            figures.append(image(f"0_figures/{number:02d}_{figure.drawn.name}", figure.png, about))
+    messages = [layout(rows), *(text(f"0_figures/{name}", markdown) for name, markdown in shown.items()), *figures]
+    write(logs, {0: b"".join(messages)})
     return Compared(names=tuple(names), shown=found.shown, runs=sum(len(point.runs) for point in found.points))
 
 
-def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequence[int]) -> list[Category]:
-    """The rows of charts on the Custom Scalars page for which there are `tags`. `band` says what the intervals are;
-    `layers` names the first, the middle and the last hidden layer; `moments` are the steps of depth profiles."""
-    rows: dict[str, list[Lines] | list[Band]] = {}
-    for row, title, tag in BANDS:
-        charts: list[Any] = rows.setdefault(f"{row}; band: {band}", [])
-        if row == LANDSCAPE and not charts:
-            value, low, high = AROUND.values()
-            charts.append(Band(title="log10 loss; band: within reach of a step", value=value, low=low, high=high))
-        charts.append(Band(title=title, value=tag, low=f"{tag}.lo", high=f"{tag}.hi"))
+def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequence[int]) -> dict[str, list[Chart]]:
+    """Title -> charts, the rows of the Custom Scalars page for which there are `tags`. `band` says what the intervals
+    are; `layers` names the first, the middle and the last hidden layer; `moments` are the steps of depth profiles."""
+    rows: dict[str, list[Chart]] = {f"{row}; band: {band}": [] for row in ROWS}
+    around = Chart(title="log10 loss; band: within reach of a step", tags=tuple(AROUND.values()), band=True)
+    rows[f"{LANDSCAPE}; band: {band}"].append(around)
+    for line in AVERAGED:
+        if line.title:
+            tag = log10_of(line.tag) if line.log else line.tag
+            chart = Chart(title=line.title, tags=(tag, f"{tag}.lo", f"{tag}.hi"), band=True)
+            rows[f"{line.row}; band: {band}"].append(chart)
     rows["Percentiles 15, 50, 85 of the input of one activation (Ioffe & Szegedy 2015, figure 1)"] = [
-        Lines(title=layer, tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()))
+        Chart(title=layer, tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()))
         for place, layer in zip(PLACES, layers, strict=True)
     ]
-    for metric, title in DEPTH_TITLES.items():
+    for tag, title in DEPTH.values():
         rows[f"{title}, layer by layer (x axis: layer, the last is the head)"] = [
-            Lines(title=f"at step {moment}", tags=(f"{DEPTH[metric]}_{place}",))
+            Chart(title=f"at step {moment}", tags=(f"{tag}_{place}",))
             for place, moment in zip(PLACES, moments, strict=True)
         ]
-    there = {title: tuple(chart for chart in charts if set(chart.tags) <= set(tags)) for title, charts in rows.items()}
+    there = {title: [chart for chart in charts if set(chart.tags) <= set(tags)] for title, charts in rows.items()}
     shown = [(title, charts) for title, charts in there.items() if charts]
-    return [Category(title=f"{number}. {title}", charts=charts) for number, (title, charts) in enumerate(shown, 1)]
+    return {f"{number}. {title}": charts for number, (title, charts) in enumerate(shown, 1)}
+
+
+def layout(rows: Mapping[str, Sequence[Chart]]) -> bytes:
+    """The layout of the Custom Scalars page, as a Summary: rows of charts, which are all bands or none."""
+    found = layout_pb2.Layout()
+    for title, charts in rows.items():
+        bands = [chart for chart in charts if chart.band]
+        assert len(bands) in (0, len(charts)), "the page would reorder them"
+        added = found.category.add(title=title)
+        for chart in reversed(bands):  # the page reverses them
+            value, low, high = chart.tags
+            series = layout_pb2.MarginChartContent.Series(value=value, lower=low, upper=high)
+            added.chart.add(title=chart.title, margin=layout_pb2.MarginChartContent(series=[series]))
+        for chart in charts[len(bands) :]:
+            content = layout_pb2.MultilineChartContent(tag=map(exactly, chart.tags))
+            added.chart.add(title=chart.title, multiline=content)
+    return strings(layouts.CONFIG_SUMMARY_TAG, layouts.create_summary_metadata(), [found.SerializeToString()])
+
+
+def exactly(tag: str) -> str:
+    """A regular expression that matches only this tag: the page shows every tag that begins with a match.
+
+    >>> exactly("9_depth/log10_act_var.first")
+    '^9_depth/log10_act_var\\\\.first$'
+    """
+    return f"^{re.escape(tag)}$"
+
+
+def text(tag: str, markdown: str) -> bytes:
+    """A Summary of a text."""
+    return strings(tag, texts.create_summary_metadata(tag, ""), [markdown.encode()])
+
+
+def image(tag: str, png: bytes, about: str) -> bytes:
+    """A Summary of an image and the text below it."""
+    size = [str(pixels).encode() for pixels in struct.unpack(">II", png[16:24])]  # width and height
+    return strings(tag, images.create_summary_metadata(tag, about), [*size, png], is_vector=True)
 
 
 def verdict_list(found: Sequence[Verdict], collection: Collection) -> str:

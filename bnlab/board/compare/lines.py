@@ -8,7 +8,7 @@ interval, `1_progress/log10_loss.lo` and `.hi`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from bnlab.analysis.load import Collection, read_runs
 from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.analysis.statistics import t_half_width
-from bnlab.board.content import Points
+from bnlab.board.events import scalar
 from bnlab.board.tags import hidden_sites
 from bnlab.core.errors import UsageError
 from bnlab.core.study import evenly
@@ -28,6 +28,8 @@ from bnlab.report.build import studies_in
 from bnlab.report.figures import in_order
 from bnlab.report.views import Group, Prepared, View, even, median, prepare
 
+Points = Sequence[tuple[int, float]]
+"""Steps and values, in the order of the steps."""
 MOST_SHOWN = 6
 """Runs that are shown at first: TensorBoard has seven colours."""
 FEWEST = 2
@@ -147,41 +149,47 @@ def _has_records(run: Run) -> bool:
     return "steps" in run.status and run.folder.journal_bytes > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+MEDIAN = "{}/00_median_of_layers"
+
+
+@dataclass(frozen=True, slots=True)
 class Averaged:
     """A measurement that is averaged over seeds: its tag, its mean (geometric if `log`, else of a share of 1), and what
-    is done with each seed's values before."""
+    is done with each seed's values before. With a `title` it has a chart in a row of the page, of the mean and its
+    interval. The page has no logarithmic axis in its address, so what spans decades is shown as its logarithm."""
 
     metric: str
     tag: str
+    row: str = ""
+    title: str = ""
     log: bool = True
     smooth: bool = False
-    layers: bool = False
-    """One value a layer, of which the median is shown, at steps of equal distance: drift is smaller between
-    measurements that are closer together."""
 
     def of(self, series: Series) -> Series:
-        """What is averaged of one seed's series."""
+        """What is averaged of one seed's series. Of one value a layer, the median is shown, at steps of equal distance:
+        drift is smaller between measurements that are closer together."""
         if self.smooth:
             return Series(series.steps, trailing_median(series.values, SMOOTHED))
-        if self.layers and len(series):
+        if series.values.ndim > 1:
             kept = even(series.steps.astype(np.float64))
             return Series(series.steps[kept], median(series.values[kept].T))
         return series
 
 
+LOSSES, LANDSCAPE, DRIFT = ROWS = ("Loss and accuracy", "Landscape along the gradient", "Drift and gradients")
+"""Rows of charts on the Custom Scalars page."""
 AVERAGED = (
-    Averaged(metric="train_loss", tag="1_progress/loss", smooth=True),
-    Averaged(metric="test_loss", tag="1_progress/eval_loss"),
-    Averaged(metric="train_accuracy", tag="1_progress/accuracy", log=False),
-    Averaged(metric="test_accuracy", tag="1_progress/eval_accuracy", log=False),
-    Averaged(metric="drift_mean.pre", tag="2_drift_mean_pre/00_median_of_layers", layers=True),
-    Averaged(metric="drift_mean.act_in", tag="2_drift_mean_act_in/00_median_of_layers", layers=True),
-    Averaged(metric="drift_logvar.pre", tag="3_drift_logvar_pre/00_median_of_layers", layers=True),
-    Averaged(metric="drift_logvar.act_in", tag="3_drift_logvar_act_in/00_median_of_layers", layers=True),
-    Averaged(metric="grad_norm_total", tag="4_grad_norm/00_total", smooth=True),
-    Averaged(metric="grad_change", tag="5_landscape/grad_change"),
-    Averaged(metric="grad_change_rel", tag="5_landscape/grad_change_rel"),
+    Averaged("train_loss", "1_progress/loss", LOSSES, "log10 training loss", smooth=True),
+    Averaged("test_loss", "1_progress/eval_loss", LOSSES, "log10 test loss"),
+    Averaged("train_accuracy", "1_progress/accuracy", log=False),
+    Averaged("test_accuracy", "1_progress/eval_accuracy", LOSSES, "test accuracy", log=False),
+    Averaged("drift_mean.pre", MEDIAN.format("2_drift_mean_pre"), DRIFT, "log10 drift of means, before the norm"),
+    Averaged("drift_mean.act_in", MEDIAN.format("2_drift_mean_act_in"), DRIFT, "log10 drift, what activations see"),
+    Averaged("drift_logvar.pre", MEDIAN.format("3_drift_logvar_pre")),
+    Averaged("drift_logvar.act_in", MEDIAN.format("3_drift_logvar_act_in")),
+    Averaged("grad_norm_total", "4_grad_norm/00_total", DRIFT, "log10 norm of the gradient", smooth=True),
+    Averaged("grad_change", "5_landscape/grad_change", LANDSCAPE, "log10 change of the gradient"),
+    Averaged("grad_change_rel", "5_landscape/grad_change_rel", LANDSCAPE, "log10 of it over the gradient's norm"),
 )
 AROUND = {
     "train_loss": "5_landscape/log10_loss",
@@ -193,11 +201,11 @@ UNITS = {"act_p15.act_in": "p15", "act_p50.act_in": "p50", "act_p85.act_in": "p8
 PLACES = ("first", "middle", "last")
 """Of hidden layers, and of steps."""
 DEPTH = {
-    "drift_mean.pre": "9_depth/log10_drift",
-    "grad_norm": "9_depth/log10_grad_norm",
-    "act_var.pre": "9_depth/log10_act_var",
+    "drift_mean.pre": ("9_depth/log10_drift", "log10 drift of means"),
+    "grad_norm": ("9_depth/log10_grad_norm", "log10 gradient norm"),
+    "act_var.pre": ("9_depth/log10_act_var", "log10 variance of pre-activations"),
 }
-"""Profiles over depth: the layer, counted from 1, takes the place of the step."""
+"""Tags and titles of profiles over depth: the layer, counted from 1, takes the place of the step."""
 
 READS = tuple(dict.fromkeys([*(line.metric for line in AVERAGED), *AROUND, *UNITS, *DEPTH]))
 """Measurements."""
@@ -226,7 +234,7 @@ def series_of(runs: Sequence[Run], moments: Sequence[int]) -> dict[str, Points]:
             for place, layer in zip(PLACES, hidden_sites(seeds.values.shape[-1]), strict=True):
                 mean = over_seeds(Series(seeds.steps, seeds.values[:, :, layer]), log=False)
                 series[f"6_act_percentiles_act_in/{place}_{suffix}"] = _points(mean.steps, mean.mean)
-    for metric, tag in DEPTH.items():
+    for metric, (tag, _) in DEPTH.items():
         if (seeds := aligned([run.series(metric) for run in runs])) is not None:
             layers = np.arange(1, seeds.values.shape[-1] + 1)
             for place, moment in zip(PLACES, moments, strict=True):
@@ -234,6 +242,15 @@ def series_of(runs: Sequence[Run], moments: Sequence[int]) -> dict[str, Points]:
                     mean = over_seeds(Series(layers, seeds.values[:, at]), log=True)
                     series[f"{tag}_{place}"] = _points(mean.steps, np.log10(mean.mean))
     return {tag: points for tag, points in series.items() if points}
+
+
+def by_step(series: Mapping[str, Points]) -> dict[int, bytes]:
+    """Step -> Summary of the points there."""
+    found: dict[int, list[bytes]] = {}
+    for tag, points in series.items():
+        for step, value in points:
+            found.setdefault(step, []).append(scalar(tag, value))
+    return {step: b"".join(messages) for step, messages in found.items()}
 
 
 def moments_of(collection: Collection) -> tuple[int, int, int]:
