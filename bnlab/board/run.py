@@ -54,7 +54,8 @@ class Board:
         """`extent`: the planned one. `spec`: the run's spec.yaml, for its card and its row in the HParams table."""
         self.folder, self.sites, self.extent, self.profile, self.spec = folder, list(sites), extent, profile, spec
         self._file = EventFile(folder)
-        self._templates: dict[tuple[str, ...], Template] = {}
+        self._templates: dict[tuple[str, ...], tuple[Template, bool]] = {}
+        """By the keys of a record; and whether such a record has histograms to show."""
         self._thinner = Thinner(limit=POINTS[profile], records=extent.records)
         self._histograms = Histograms(extent.steps)
         self._records, self._last, self._first_loss = 0, (0, 0.0), math.nan
@@ -86,10 +87,11 @@ class Board:
         if keys not in self._templates:
             sources = tags(record, self.sites)
             shown = sources if self.profile == "full" else [source for source in sources if source[0] in LIGHT]
-            self._templates[keys] = Template(shown, len(self.sites))
-        template = self._templates[keys]
+            has_histograms = self.profile == "full" and any(key.startswith(PREFIX) for key in keys)
+            self._templates[keys] = Template(shown, len(self.sites)), has_histograms
+        template, has_histograms = self._templates[keys]
         values = template.values(record)
-        histograms = self._histograms.of(record) if self.profile == "full" else b""
+        histograms = self._histograms.of(record) if has_histograms else b""
         if self._thinner.thins:
             self._file.add(step, wall_s, histograms)
             self._write(self._thinner.add(TagValues(step=step, wall_s=wall_s, template=template, values=values)))

@@ -72,14 +72,14 @@ class Serving:
         lines: Sequence[str],
         meanwhile: Callable[[Server], None] = Server.wait,
     ) -> None:
-        """Start TensorBoard on `logs` with so many runs, say `lines` and the link, open it, and call `meanwhile`, until
-        Ctrl-C or SIGTERM.
+        """Start TensorBoard on `logs` with so many runs, print `lines` and the link, open it, and call `meanwhile`,
+        until a KeyboardInterrupt.
 
         Raises:
             UsageError: the server does not start, or ends.
         """
         words = command(logs, port=self.port, bind_all=self.bind_all, runs=runs)
-        with interruptible(), contextlib.suppress(KeyboardInterrupt), Server(words) as server:
+        with Server(words) as server:
             base = server.address()
             for line in lines:
                 self.say(line)

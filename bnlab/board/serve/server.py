@@ -152,23 +152,13 @@ OVERVIEW = (
     "2_drift_mean_pre/00_median_of_layers",
     "4_grad_norm/00_total",
 )
-"""The tags to pin, where a run has them; board/tags.py gives them their names."""
+"""The tags to pin, if a run has them; board/tags.py names them."""
 
 TICKED = 40
 """As many runs, all of them, are ticked at first in TensorBoard's older pages; of more, none."""
 
 HEAD_BYTES = 1 << 18
 """Of an event file: its first event, which names the tags, and more."""
-
-
-def norm_names(runs: Iterable[str]) -> list[str]:
-    """The norms that the run names tell apart, in the order of the names: the part before `lr=...`.
-
-    >>> norm_names(["a/batch/lr=1/seed=0-f", "a/none/lr=1/seed=0-e", "lr=2/seed=0-d"])
-    ['batch', 'none']
-    """
-    found = (match.group(1) for run in runs if (match := re.search(r"(?:^|/)([^/]+)/lr=", run)))
-    return list(dict.fromkeys(found))
 
 
 def colour_regex(runs: Sequence[str]) -> str | None:
@@ -179,15 +169,15 @@ def colour_regex(runs: Sequence[str]) -> str | None:
     >>> colour_regex(["batch/lr=1/seed=0", "batch/lr=2/seed=0"])
     '(?:^|/)(lr=[^/]+)/'
     """
-    norms = norm_names(runs)
+    norms = {match[1] for run in runs if (match := re.search(r"(?:^|/)([^/]+)/lr=", run))}
     if len(norms) > 1:
         return f"(?:^|/)({'|'.join(re.escape(norm) for norm in sorted(norms))})/lr="
-    rates = {match.group(1) for run in runs if (match := re.search(r"(?:^|/)(lr=[^/]+)/", run))}
+    rates = {match[1] for run in runs if (match := re.search(r"(?:^|/)(lr=[^/]+)/", run))}
     return "(?:^|/)(lr=[^/]+)/" if len(rates) > 1 else None
 
 
 def tags_to_pin(files: Iterable[Path]) -> list[str]:
-    """Those of `OVERVIEW` that a file names: tags stand in event files as they are."""
+    """Those of `OVERVIEW` that occur in a file, which has its tags as plain text."""
     seen: set[str] = set()
     for file in files:
         with open(file, "rb") as opened:
@@ -214,8 +204,8 @@ def compare_link(base: str, runs: Sequence[str], shown: Sequence[str], pins: Seq
     """The address of the Custom Scalars page on which `shown` of the `runs` are ticked, or all that match a pattern;
     the Time Series page beside it is set up as for single runs.
 
-    That page keeps its state behind the `#`: the ticks as JSON in base 64. What is not named there is ticked where
-    there are few runs, so that what is not to be is named too. The run at the top has no series, but the figures.
+    That page keeps its state behind the `#`: the ticks as JSON in base 64. If there are few runs, the page ticks those
+    that are not named there, so all are named. The run at the top has the figures and no series.
     """
     state = {"_smoothingWeight": "0"}
     if pattern is not None:
