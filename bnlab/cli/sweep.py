@@ -18,7 +18,7 @@ from bnlab.terminal.signs import complain, is_screen, print_json, say
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
     from bnlab.core.study import Cell, Study
-    from bnlab.sweep.base import Executor
+    from bnlab.sweep.executors import Executor
     from bnlab.sweep.run import Standing, Sweep
     from bnlab.terminal.progress import Tally
 

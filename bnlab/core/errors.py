@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from bnlab.core.text import typed
+from bnlab.core.text import quoted
 
 _NOTHING = object()
 
@@ -18,7 +18,7 @@ class UsageError(ValueError):
     """
 
     def __init__(self, key: str, problem: str, value: object = _NOTHING, remedy: str = "") -> None:
-        got = "" if value is _NOTHING else f", got {_shown(value)}"
+        got = "" if value is _NOTHING else f", got {quoted(value)}"
         super().__init__(f"{key}: {problem}{got}." + (f" {remedy}" if remedy else ""))
 
     @property
@@ -37,11 +37,6 @@ class DataError(UsageError):
     @property
     def lines(self) -> tuple[str, ...]:
         return self._lines
-
-
-def _shown(value: object) -> str:
-    """`true` and `null` as a user types them; strings in quotes."""
-    return typed(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ AtLeastOne = Annotated[int, Ge(1)]
 Activation = Literal["relu", "sigmoid", "tanh", "linear"]
 Shift = Literal["none", "brightness", "contrast", "blur", "noise", "rotation", "colour", "prior"]
 EvalBN = Literal["running", "batch", "population", "adapted"]
-"""The statistics that norms use in an evaluation; see bnlab/evaluate.py."""
+"""The statistics that norms use in an evaluation; see bnlab/net/evaluate.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormSpec:
-    """A normalization and the layers it stands on."""
+    """A normalization and the layers that have it."""
 
     name: str
     layers: Literal["all"] | Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
@@ -149,11 +149,8 @@ class RunSpec:
             UsageError: a value of the wrong type or out of range, by its key.
         """
         refuse_unknown(cls, tree, "")
-        for key, kind in GROUPS.items():
-            if isinstance(tree.get(key), Mapping) and "options" not in {
-                field.name for field in dataclasses.fields(kind)
-            }:
-                refuse_unknown(kind, tree[key], f"{key}.")
+        if isinstance(tree.get("launch"), Mapping):  # the one group without options
+            refuse_unknown(LaunchSpec, tree["launch"], "launch.")
         spec: RunSpec = check_tree(cls, {key: _with_options(key, value) for key, value in tree.items()})
         return spec
 

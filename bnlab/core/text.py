@@ -23,6 +23,15 @@ def typed(value: Any) -> str:
     return repr(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
+def quoted(value: object) -> str:
+    """A value as errors show it: `true` and `null` as one types them; strings in quotes, so that `'1'` is not `1`.
+
+    >>> quoted(None), quoted("1"), quoted([0.5, 1.5])
+    ('null', "'1'", '[0.5, 1.5]')
+    """
+    return typed(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """A number in few characters; `-` for one that was not measured.
 

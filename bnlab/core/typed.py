@@ -1,4 +1,4 @@
-"""Values checked against annotations, with pydantic; its findings told as `UsageError`s.
+"""Values checked against annotations, with pydantic, whose errors become `UsageError`s.
 
 Strict: an integer may stand where a float is wanted, and nothing else is converted.
 """
@@ -28,7 +28,7 @@ def check_tree(kind: type, tree: Mapping[str, Any], prefix: str = "") -> Any:
         # Through JSON, because pydantic's strict mode accepts lists for tuples and mappings for dataclasses only there.
         return _adapter(kind).validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise _told(error, tree, prefix) from None
+        raise _usage_error(error, tree, prefix) from None
 
 
 def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
     try:
         checked = options_model(constructor).model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
-        raise _told(error, options, prefix=f"{prefix}.") from None
+        raise _usage_error(error, options, prefix=f"{prefix}.") from None
     return {name: getattr(checked, name) for name in known}
 
 
@@ -76,15 +76,17 @@ def words_of(kind: Any) -> list[str]:
 
 def option_defaults(constructor: Callable[..., Any]) -> dict[str, Any]:
     """Those options that the constructor itself gives a value, as a user's own may; bnlab's defaults are in YAML."""
-    parameters = inspect.signature(constructor).parameters.values()
-    options = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    return {option.name: option.default for option in options if option.default is not option.empty}
+    return {option.name: option.default for option in _options(constructor) if option.default is not option.empty}
 
 
 def option_names(constructor: Callable[..., Any]) -> list[str]:
     """The keyword-only parameters: what a YAML must set. Positional ones are what bnlab passes itself."""
+    return [option.name for option in _options(constructor)]
+
+
+def _options(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
     parameters = inspect.signature(constructor).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 @cache
@@ -96,7 +98,7 @@ def _hints(constructor: Callable[..., Any], prefix: str) -> dict[str, Any]:
     """The types of its parameters.
 
     Raises:
-        UsageError: an annotation that is no name in its module.
+        UsageError: an annotation that is not a name in its module.
     """
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     try:
@@ -114,7 +116,7 @@ def options_model(constructor: Callable[..., Any]) -> Any:
     return create_model("Options", __config__=config, **fields)
 
 
-def _told(error: ValidationError, tree: Mapping[str, Any], prefix: str) -> UsageError:
+def _usage_error(error: ValidationError, tree: Mapping[str, Any], prefix: str) -> UsageError:
     """The first offending key; where its type is a union, every alternative's complaint."""
     found = error.errors(include_url=False)
     path = _path(found[0]["loc"], tree)
@@ -143,7 +145,7 @@ def _path(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> tuple[str, ...
 
 
 def _wanted(item: Any) -> str:
-    """What the value must be, as it goes on after `must`."""
+    """What the value must be, as it follows `must`."""
     bound = item.get("ctx", {})
     match item["type"]:
         case "greater_than":

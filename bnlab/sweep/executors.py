@@ -1,4 +1,5 @@
-"""On this machine, several at once, each item in a fresh process of its own.
+"""Executors run a function on items and yield the outcome of each: one after the other in this process (`Inline`), or
+several at once on this machine, each item in a fresh process of its own (`Local`).
 
 On Linux the processes are forked from a server that has imported torch and never run anything (preload.py): a fresh
 process in 20 ms, as isolated as one that starts from nothing in two seconds. Elsewhere they start from nothing.
@@ -19,17 +20,84 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, process
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
-from bnlab.sweep.base import Executor, Inline, Item, Outcome
 
 TICK_S = 0.1
 """Seconds between two checks whether to stop."""
 
 GRACE_S = 30.0
 """How long a process may take to stop before it is killed; its last checkpoint remains."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[Item]):
+    """What came of one item: a value, or an error in one line when the function raised or its process died."""
+
+    item: Item
+    value: Any = None
+    error: str | None = None
+
+
+class Executor(Protocol):
+    """`run(function, items)` yields outcomes as they are completed, in whatever order. The function must be one that
+    can be imported by name, and running it twice on an item must do no harm. One item's death costs that item alone."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether every item runs in a process of its own."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many items run at once."""
+        ...
+
+    def run(
+        self,
+        function: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        begun: Callable[[Item], None] = lambda item: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Outcome[Item]]:
+        """`items` are taken one by one, when a worker is free; `begun` is called with each. `stopped` is called several
+        times a second: once it is true no item is begun, and running ones are signalled to stop and have their
+        outcomes as usual. Closing the iterator early does the same, without outcomes."""
+        ...
+
+
+class Inline:
+    """An executor. An item that kills its process kills the sweep."""
+
+    apart, workers = False, 1
+
+    def run(
+        self,
+        function: Callable[[Item], Any],
+        items: Iterable[Item],
+        *,
+        begun: Callable[[Item], None] = lambda item: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Outcome[Item]]:
+        """See `Executor`; the function itself must ask whether it should stop."""
+        waiting = iter(items)
+        while not stopped():
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            begun(item)
+            try:
+                value = function(item)
+            except Exception as error:
+                yield Outcome(item=item, error=f"{type(error).__name__}: {error}")
+            else:
+                yield Outcome(item=item, value=value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +120,7 @@ class _Worker(Generic[Item]):
 
 
 class Local:
-    """An executor (base.py). `places` are the environments in which items run, one item at a time in each."""
+    """An executor. `places` are the environments in which items run, one item at a time in each."""
 
     apart = True
 

@@ -21,7 +21,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.study import Cell, Study, varying
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, state_of
-from bnlab.sweep.base import Executor, Outcome
+from bnlab.sweep.executors import Executor, Outcome
 from bnlab.sweep.task import BUSY, REFUSED, Task, train_apart, train_task
 
 POLL_S = 0.25

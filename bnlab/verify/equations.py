@@ -63,9 +63,11 @@ def identities() -> Iterator[Identity]:
         yield deviations_scatter(values)
 
 
-def scalars(name: str, left: Tensor, right: Tensor, tolerance: float) -> Identity:
-    a, b = left.item(), right.item()
-    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=abs(a / b - 1), tolerance=tolerance)
+def scalars(name: str, left: Tensor | float, right: Tensor | float, tolerance: float, error: float = 0.0) -> Identity:
+    """Two numbers and their relative difference, or a larger `error` found beside it."""
+    a, b = float(left), float(right)
+    apart = max(abs(a / b - 1), error)
+    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=apart, tolerance=tolerance)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -223,14 +225,8 @@ def a_line_begins_at_the_loss() -> Identity:
     loss, grads = gradient_at(net.module, state, x, y, LOSS)
     at_zero = loss_at(net.module, line(state, grads, 0.0), x, y, LOSS).detach()
     moved = max(relative(buffer.double(), state.buffers[name].double()) for name, buffer in net.module.named_buffers())
-    identity = scalars("the loss along a line begins at the loss", at_zero, LOSS(net.module(x), y).detach(), 1e-14)
-    return Identity(
-        name=identity.name,
-        left=identity.left,
-        right=identity.right,
-        error=max(identity.error, moved, (loss - at_zero).abs().item()),
-        tolerance=identity.tolerance,
-    )
+    error = max(moved, (loss - at_zero).abs().item())
+    return scalars("the loss along a line begins at the loss", at_zero, LOSS(net.module(x), y).detach(), 1e-14, error)
 
 
 def nothing_precedes_the_first_site() -> Identity:
@@ -258,27 +254,21 @@ def gradients_grow(activation: str, batch: int) -> Identity:
     """The squared norm of the gradient at the pre-activations of a wide random net, growth per layer, against Yang
     et al. 2019, theorem 8. Geometric mean over 4 nets of width 512, in float32."""
     measured = measured_growth(activation, batch, norm="batch")
-    return scalars(
-        f"gradient growth with batch norm, {activation}, batch {batch}",
-        torch.tensor(measured),
-        torch.tensor(gradient_growth(batch, activation)),
-        0.03,
-    )
+    name = f"gradient growth with batch norm, {activation}, batch {batch}"
+    return scalars(name, measured, gradient_growth(batch, activation), 0.03)
 
 
 def gradients_do_not_grow_without_norm() -> Identity:
     """Without a norm, He's initialization keeps the gradient's norm (He et al. 2015, section 2.2)."""
     measured = measured_growth("relu", 64, norm="none")
-    return scalars("gradient growth without a norm, relu, He", torch.tensor(measured), torch.tensor(1.0), 0.05)
+    return scalars("gradient growth without a norm, relu, He", measured, 1.0, 0.05)
 
 
 def means_scatter(values: int) -> Identity:
     """The means of batches of m scatter by sigma / sqrt(m) (Luo et al. 2019): 4,000 batches from a skewed
     population."""
     batches, sigma, _ = draw_batches(values)
-    return scalars(
-        f"scatter of batch means, {values} values", batches.mean(dim=1).std(), torch.tensor(sigma / values**0.5), 0.05
-    )
+    return scalars(f"scatter of batch means, {values} values", batches.mean(dim=1).std(), sigma / values**0.5, 0.05)
 
 
 def deviations_scatter(values: int) -> Identity:
@@ -286,11 +276,11 @@ def deviations_scatter(values: int) -> Identity:
     batches, sigma, rho = draw_batches(values)
     expected = sigma * ((rho + 2) / (4 * values)) ** 0.5
     measured = batches.std(dim=1, correction=0).std()
-    return scalars(f"scatter of batch standard deviations, {values} values", measured, torch.tensor(expected), 0.1)
+    return scalars(f"scatter of batch standard deviations, {values} values", measured, expected, 0.1)
 
 
 def draw_batches(values: int) -> tuple[Tensor, float, float]:
-    """4,000 batches [4000, m] of a rectified-and-shifted normal variable, its standard deviation and excess
+    """4,000 batches [4000, m] of a shifted and rectified normal variable, its standard deviation and excess
     kurtosis."""
     x = torch.randn(4000, values, generator=stream(0, "noise", "scatter", values), dtype=torch.float64)
     population = F.relu(torch.randn(10**6, generator=stream(0, "noise", "population"), dtype=torch.float64) + 1)

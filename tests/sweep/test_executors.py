@@ -15,8 +15,7 @@ import pytest
 from bnlab import config
 from bnlab.core.errors import UsageError
 from bnlab.sweep import executors as local
-from bnlab.sweep.base import Executor, Inline
-from bnlab.sweep.executors import Local, cores, executor, places
+from bnlab.sweep.executors import Executor, Inline, Local, cores, executor, places
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 

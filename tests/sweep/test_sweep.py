@@ -21,7 +21,7 @@ from bnlab.analysis.claims import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.base import Inline
+from bnlab.sweep.executors import Inline
 from bnlab.sweep.run import Sweep as Sweeping
 from bnlab.sweep.run import look
 

@@ -31,12 +31,13 @@ def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
 
 
 def _biased_running_variance(patch: Patch) -> None:
-    track = BatchReference._track
+    track = BatchReference.track_moments
 
-    def biased(self: BatchReference, mean: Tensor, var: Tensor, values: int) -> None:
-        track(self, mean, var * (values - 1) / values, values)
+    def biased(self: BatchReference, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        values = x.numel() // x.shape[1]
+        track(self, x, mean, var * (values - 1) / values)
 
-    patch.setattr(BatchReference, "_track", biased)
+    patch.setattr(BatchReference, "track_moments", biased)
 
 
 def _unbiased_variance(patch: Patch) -> None:
