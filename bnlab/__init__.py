@@ -7,9 +7,17 @@ metrics and figures; `read_runs`, which gives the runs below a folder, and `judg
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnlab.core import moved
+
+if TYPE_CHECKING:
+    from bnlab.analysis.load import read_runs
+    from bnlab.analysis.metrics import METRICS
+    from bnlab.analysis.verdicts import judge
+    from bnlab.core.errors import UsageError
+    from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+    from bnlab.report.figures import FIGURES
 
 __version__ = "0.1.0"
 
@@ -27,7 +35,19 @@ _FACE = {
 }
 """Name -> the module that has it; imported when it is first asked for, so that help comes at once."""
 
-__all__ = ["__version__", *_FACE]
+__all__ = [
+    "DATA",
+    "FIGURES",
+    "METRICS",
+    "MODELS",
+    "NORMS",
+    "OPTIMIZERS",
+    "PROBES",
+    "UsageError",
+    "__version__",
+    "judge",
+    "read_runs",
+]
 
 moved.install()
 

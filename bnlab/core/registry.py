@@ -173,6 +173,9 @@ def load_plugin(file: str) -> Registered:
     path = Path(file).resolve()
     if not path.is_file():
         raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
+    package = Path(__file__).parents[1]
+    if path.is_relative_to(package):  # an entry of bnlab's own
+        return _registered_in(".".join(("bnlab", *path.relative_to(package).with_suffix("").parts)))
     module_name = f"bnlab_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     if module_name in sys.modules:
         return _BROUGHT[module_name]
@@ -188,6 +191,16 @@ def load_plugin(file: str) -> Registered:
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
         raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Fix it.") from error
+
+
+def _registered_in(module: str) -> Registered:
+    importlib.import_module(module)
+    return [
+        (registry, name)
+        for registry in REGISTRIES
+        for name, entry in registry._entries.items()
+        if entry.constructor.__module__ == module
+    ]
 
 
 def _brought_by(plugin: str, run: Callable[[], object]) -> Registered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+import bnlab
 from bnlab import config
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Entry, Registry, load_plugins
+from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Entry, Registry, load_plugin, load_plugins
 from bnlab.core.typed import check_options, option_names
 
 PACKAGED = config.packaged_dir()
@@ -201,3 +203,16 @@ def test_a_plugin_that_failed_is_tried_again_and_not_taken_for_loaded(tmp_path: 
     for _ in range(2):
         with pytest.raises(Exception, match="in the plugin"):
             load_plugins([str(file)])
+
+
+def test_a_file_of_the_package_gives_the_entries_it_registers() -> None:
+    """So that `bnlab verify --plugin` can check what a contributor adds inside bnlab."""
+    folder = Path(bnlab.__file__).parent
+    assert load_plugin(str(folder / "norms" / "l2.py")) == [(NORMS, "l2")]
+    assert {name for _, name in load_plugin(str(folder / "analysis" / "metrics" / "rates.py"))} >= {"max_stable_lr"}
+
+
+def test_the_public_names_come_from_their_homes() -> None:
+    assert set(bnlab.__all__) == {*bnlab._FACE, "__version__"} == set(dir(bnlab))
+    for name, home in bnlab._FACE.items():
+        assert getattr(bnlab, name) is getattr(importlib.import_module(home), name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bnlab import config
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.adopt import build_net
 from bnlab.net.build import Net, normed_layers
 from bnlab.net.wrap import site_shapes
 from bnlab.run.setup import refuse_single_values
@@ -257,7 +258,7 @@ def test_every_model_shows_each_site_once_in_order_and_takes_any_norm(
             continue  # refused there
         spec = spec_of(f"norm={norm}", model=name)
         shape = (8,) if name == "deep_linear" else (2, 8, 8)
-        net: Net = MODELS.build(name, spec.model.options, shape, 3, spec.model, spec.norm, 0)
+        net = build_net(spec.model, spec.norm, shape, 3, 0)
         before = bits_of(net.module.state_dict())
         shapes = site_shapes(net, shape)
         assert bits_of(net.module.state_dict()) == before

