@@ -29,7 +29,7 @@ from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Record, read, without_clock
 from bnlab.run.setup import Setup, assemble
 from bnlab.run.train import Status, train
-from bnlab.verify.findings import bits
+from bnlab.verify.checks import bits
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -124,7 +124,7 @@ def run(tmp_path: Path) -> Callable[..., Ended]:
 
 @pytest.fixture
 def bits_of() -> Callable[[Any], Any]:
-    """See `bnlab.verify.findings.bits`."""
+    """See `bnlab.verify.checks.bits`."""
     return bits
 
 

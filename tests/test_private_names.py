@@ -26,12 +26,12 @@ PLACES = {
     ("net/wrap.py", "_version"): "a module that changes tensors in place is measured wrongly, and not refused",
     ("sweep/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
     ("config/overrides.py", "_value"): "quoted strings and sweeps on the command line cannot be read",
-    ("verify/run_contract.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
-    ("verify/run_contract.py", "_forward_hooks"): "hooks that a probe leaves on a module are not found",
-    ("verify/run_contract.py", "_forward_pre_hooks"): "the same",
-    ("verify/run_contract.py", "_backward_pre_hooks"): "the same",
-    ("verify/run_contract.py", "_state_dict_hooks"): "the same",
-    ("verify/run_contract.py", "_load_state_dict_pre_hooks"): "the same",
+    ("verify/checks.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
+    ("verify/checks.py", "_forward_hooks"): "hooks that a probe leaves on a module are not found",
+    ("verify/checks.py", "_forward_pre_hooks"): "the same",
+    ("verify/checks.py", "_backward_pre_hooks"): "the same",
+    ("verify/checks.py", "_state_dict_hooks"): "the same",
+    ("verify/checks.py", "_load_state_dict_pre_hooks"): "the same",
 }
 """File and private name -> what happens in its place, should a version of the library not have it."""
 READ_BY_NAME = {name for _, name in PLACES}

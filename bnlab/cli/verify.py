@@ -18,7 +18,7 @@ from bnlab.terminal.signs import print_json, say
 if TYPE_CHECKING:
     from bnlab.core.registry import Entry, Registry
     from bnlab.core.spec import RunSpec
-    from bnlab.verify.findings import Finding
+    from bnlab.verify.checks import Finding
 
 SMALL = {
     "quickstart": ("model.depth=2", "model.width=6", "optim.lr=0.05"),
@@ -106,8 +106,8 @@ def _say_count(all_of_them: int, broken: int, what: str, start: float) -> None:
 
 def _checked(registry: Registry[Any], name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
     from bnlab.core.spec import GROUPS
+    from bnlab.verify.checks import Finding
     from bnlab.verify.contract import contract
-    from bnlab.verify.findings import Finding
 
     group = registry.group
     if group not in GROUPS:

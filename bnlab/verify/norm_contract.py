@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from bnlab.core.registry import NORMS
 from bnlab.core.state import Mode, State, outputs_at, outputs_now
 from bnlab.norms.base import DrawsNumbers
-from bnlab.verify.findings import BrokenError, bits, global_random_states, unlike
+from bnlab.verify.checks import BrokenError, bits, global_random_states, unlike
 
 C = 6
 SHAPES = {0: (12, C), 2: (4, C, 3, 2)}

@@ -17,7 +17,7 @@ from bnlab.net.adopt import adopted, build_net
 from bnlab.net.build import Net
 from bnlab.net.wrap import Tap
 from bnlab.run.setup import assemble
-from bnlab.verify.run_contract import CHECKS
+from bnlab.verify.checks import RUN_CHECKS
 
 MODEL = ModelSpec(name="mine", activation="relu", init="he", init_scale=1.0, init_std=0.1, bias="auto", options={})
 BATCH = NormSpec(
@@ -238,7 +238,7 @@ def registered() -> Iterator[None]:
 def test_its_runs_keep_the_contract(norm: str, spec_of: Callable[..., RunSpec]) -> None:
     spec = spec_of(f"norm={norm}", "probes=full", "probes.activations.batch=24", "steps=7", model="cnn")
     spec = replace(spec, model=replace(spec.model, name="mine", options={"width": 4}))
-    for check in CHECKS.values():
+    for check in RUN_CHECKS.values():
         check([spec])
     assert len(assemble(spec).net.sites) == 4
 

@@ -17,7 +17,7 @@ from bnlab.core.spec import RunSpec
 from bnlab.net.evaluate import evaluate
 from bnlab.net.wrap import AffineTap, NormTap, of_training
 from bnlab.run.setup import Setup, assemble
-from bnlab.verify.run_contract import refuse_differences, trace
+from bnlab.verify.checks import refuse_differences, trace
 
 SpecOf = Callable[..., RunSpec]
 

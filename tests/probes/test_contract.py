@@ -8,8 +8,8 @@ import pytest
 
 from bnlab import config
 from bnlab.core.spec import RunSpec
-from bnlab.verify.run_contract import PROBE_CHECKS as CHECKS
-from bnlab.verify.run_contract import Measured, measured_by
+from bnlab.verify.contract import PROBE_CHECKS as CHECKS
+from bnlab.verify.contract import Measured, measured_by
 
 NAMES = list(config.available("probes/one", [config.packaged_dir()]))
 SMALL = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bnlab.core.spec import RunSpec
-from bnlab.verify.run_contract import refuse_differences, trace
+from bnlab.verify.checks import refuse_differences, trace
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

@@ -23,8 +23,7 @@ from bnlab.record.folder import RunFolder
 from bnlab.run.observe import Schedule, first_non_finite_site
 from bnlab.run.setup import assemble
 from bnlab.run.train import RunFailedError, train
-from bnlab.verify.findings import BrokenError, unlike
-from bnlab.verify.run_contract import Trace, hooks, refuse_differences, trace
+from bnlab.verify.checks import BrokenError, Trace, hooks, refuse_differences, trace, unlike
 
 OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
 FULL = (

@@ -22,10 +22,10 @@ from bnlab.core.registry import NORMS, PROBES, REGISTRIES
 from bnlab.core.seeds import stream
 from bnlab.core.spec import RunSpec
 from bnlab.net.build import Net
-from bnlab.verify import norm_contract, run_contract
-from bnlab.verify.findings import Finding, findings
+from bnlab.verify import norm_contract
+from bnlab.verify.checks import Finding, findings
+from bnlab.verify.contract import PROBE_CHECKS, measured_by
 from bnlab.verify.norm_contract import Layer
-from bnlab.verify.run_contract import measured_by
 
 SpecOf = Callable[..., RunSpec]
 DOCS = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -417,14 +417,14 @@ BROKEN_PROBES: list[tuple[Any, str, str]] = [
 
 def _of_probe(probe: Any, spec: RunSpec, *only: str) -> list[Finding]:
     PROBES.register("mine")(probe)
-    checks = {name: check for name, check in run_contract.PROBE_CHECKS.items() if name in only or not only}
+    checks = {name: check for name, check in PROBE_CHECKS.items() if name in only or not only}
     return list(findings("probes=mine", checks, measured_by("mine", {}, [spec])))
 
 
 @pytest.mark.parametrize("probe", [Norms, Draws])
 def test_a_good_probe_passes_every_check(probe: Any, spec_of: SpecOf) -> None:
     found = _of_probe(probe, spec_of("norm=batch", "steps=7"))
-    assert [one.why for one in found] == [None] * len(run_contract.PROBE_CHECKS)
+    assert [one.why for one in found] == [None] * len(PROBE_CHECKS)
 
 
 @pytest.mark.parametrize(("probe", "check", "line"), BROKEN_PROBES, ids=lambda value: getattr(value, "__name__", ""))
