@@ -18,8 +18,8 @@ import yaml
 
 import bnlab.cli
 from bnlab import DATA, METRICS, MODELS, NORMS, OPTIMIZERS, PROBES
-from bnlab.cli.app import app
-from bnlab.cli.list import names
+from bnlab.cli import app
+from bnlab.cli.names import names
 from bnlab.config import description, packaged_dir
 from bnlab.core.registry import Entry, Registry
 from bnlab.core.spec import GROUPS, RunSpec

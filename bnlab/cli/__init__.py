@@ -1,15 +1,121 @@
-"""The command line: the only importer of typer. One file a command; what a command needs is imported inside its
-function, so that help is fast."""
+"""The command line: the only importer of typer. Here are the application, and what several commands share: options,
+exit codes, signals, and how a user's mistake is shown. What a command needs is imported inside its function, so that
+help is fast."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, TextIO
 
-from bnlab.cli.app import main
+import typer
 
-__all__ = ["main"]
+from bnlab import __version__
+from bnlab.core.errors import UsageError, nearest
+from bnlab.terminal.signs import complain, say
 
-COMMANDS = ("train", "sweep", "evaluate", "runs", "report", "list", "complete", "verify")
+OK, USAGE, FAILED, CHANGED, INTERRUPTED = 0, 2, 3, 4, 130
+"""Exit codes: done; a mistake of the user; a run or a check failed; another verdict than expected; Ctrl-C."""
+
+RUNS = Path("runs")
+
+app = typer.Typer(
+    name="bnlab",
+    help="A laboratory for one question: what does batch normalization really do to training?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines; no live display.")]
+ConfigDir = Annotated[
+    Path | None, typer.Option(help="Your own configs, searched before the packaged ones.  [default: ./configs]")
+]
+RunsDir = Annotated[Path, typer.Option("--runs", help="The folder that run folders are written to.")]
+Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or one run.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again at step 0 and overwrite what is there.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="bnlab")
+    except UsageError as error:
+        for line in error.lines:
+            complain(line)
+        raise SystemExit(USAGE) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"bnlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+class Stop:
+    """Notes SIGINT, SIGTERM and SIGHUP. The loop reads `reason` before every step, saves a checkpoint and returns. A
+    second signal changes nothing, so that it cannot break a file that is being written."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+        # A closed terminal interrupts a run in the same way; under nohup the signal stays ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note)
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+    def _note(self, number: int, frame: object) -> None:
+        self.reason = signal.Signals(number).name
+
+
+def words_out(as_json: bool) -> TextIO:
+    """Where words for people go: stdout belongs to the object of --json."""
+    return sys.stderr if as_json else sys.stdout
+
+
+def no_config(config_dir: Path | None, *kinds: str) -> UsageError:
+    """The error of a command without --config: it lists the configs of these kinds."""
+    from bnlab.config import available, config_dirs
+
+    dirs = config_dirs(config_dir)
+    return UsageError(
+        "--config", "missing", remedy=nearest("", [name for kind in kinds for name in available(kind, dirs)])
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside it, an error of the file system is the mistake of --runs.
+
+    Raises:
+        UsageError: a file cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(error.filename or path)) from None
+
+
+COMMANDS = ("train", "sweep", "runs", "names", "complete", "verify")
 """Files of commands, in the order of the help."""
 
 for _name in COMMANDS:

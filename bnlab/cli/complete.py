@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bnlab.cli.app import app
+from bnlab.cli import app
 from bnlab.core.errors import UsageError, nearest
 from bnlab.terminal.signs import say
 
@@ -208,7 +208,7 @@ def _columns() -> list[str]:
 
 
 def _kinds(walk: Walk) -> list[Offer]:
-    from bnlab.cli.list import KINDS
+    from bnlab.cli.names import KINDS
 
     return [(kind, "") for kind in KINDS]
 

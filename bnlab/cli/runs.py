@@ -1,23 +1,107 @@
-"""`bnlab runs`: a table of runs, or the card of one. Nothing here imports torch."""
+"""`bnlab evaluate`, `runs`, `report` and `view`: what trained runs show. Only `evaluate` imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.app import RUNS, Json, Runs, app
-from bnlab.terminal.signs import print_json, say
+from bnlab.cli import FAILED, RUNS, Json, Plain, Runs, app
+from bnlab.core.errors import UsageError
+from bnlab.core.text import count
+from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
+    from bnlab.analysis.claims import Verdict
+    from bnlab.core.spec import RunSpec
     from bnlab.record.folder import RunFolder
+    from bnlab.record.runs import Run
 
 COLUMNS = ("run", "status", "norm", "lr", "seed", "step", "steps", "train_loss", "test_accuracy", "age_s")
 """Keys of every row of the table."""
 
 SAME_COLUMN = ("norm.name", "optim.lr")
 """Keys that are columns under another name."""
+
+MOST_NAMED = 5
+"""Runs that have not ended and are listed one by one."""
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="One run, or a folder of runs.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
+    ] = None,
+    as_json: Json = False,
+    plain: Plain = False,
+) -> None:
+    """Evaluate trained nets under other conditions.
+
+    The test data may be shifted, and batch norm may use other statistics. Nothing is trained or written.
+    """
+    from bnlab.config.conditions import load_conditions, under
+
+    conditions = load_conditions(overrides or ())
+    from bnlab.record.folder import runs_below
+    from bnlab.terminal.progress import Bars
+    from bnlab.terminal.tables import show_answers
+
+    folders = runs_below(runs)
+    saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
+    if not saved:
+        raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
+    specs = [(folder, [under(spec_of(folder), condition) for condition in conditions]) for folder in saved]
+    answers: list[dict[str, Any]] = []
+    with Bars(sys.stderr, plain=plain) as progress:
+        progress("answer", 0, len(saved) * len(conditions))
+        for folder, of_run in specs:
+            for answer in ask(folder, of_run):
+                answers.append(answer)
+                progress("answer", len(answers), len(saved) * len(conditions))
+    left_out = [folder for folder in folders if folder not in saved]
+    if as_json:
+        print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})
+        return
+    show_answers(answers)
+    for folder in left_out:
+        say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
+
+
+def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+    """Loss and accuracy of the net in a run's checkpoint, under each of the specs.
+
+    Raises:
+        UsageError: a spec that cannot be evaluated, or a checkpoint of another net.
+    """
+    from bnlab.net.evaluate import evaluate as evaluated
+    from bnlab.probes.base import to_host
+    from bnlab.run import checkpoint, host
+    from bnlab.run.setup import assemble
+
+    for spec in specs:
+        host.prepare(spec.threads)
+        setup = assemble(spec)
+        step = checkpoint.restore_weights(folder.checkpoint_file, setup.net.module)
+        test = setup.dataset.test
+        found: dict[str, Any] = to_host(evaluated(setup.inference, test, spec.loss, spec.reduction))
+        yield {
+            "run": str(folder.path),
+            "status": status_of(folder)["status"],
+            "step": step,
+            "shift": spec.data.shift,
+            "shift_strength": spec.data.shift_strength,
+            "eval_bn": spec.eval_bn,
+            "eval_batch_size": spec.eval_batch_size,
+            "examples": len(test),
+            "metrics": {f"test_{name}": float(value) for name, value in found.items()},
+        }
 
 
 @app.command()
@@ -125,3 +209,93 @@ def card(folder: RunFolder) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+@app.command()
+def report(runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Build verdicts, figures and report.html from runs."""
+    from bnlab.report.build import build
+
+    start = time.perf_counter()
+    built = build(runs)
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(
+            {
+                "report": str(built.path),
+                "claims": [tree(verdict) for verdict in built.verdicts],
+                "figures": list(built.figures),
+                "failed": list(built.failed),
+                "runs": built.runs,
+                "unfinished": [str(run.path) for run in built.unfinished],
+            }
+        )
+    else:
+        from bnlab.terminal.tables import show_verdicts
+
+        show_verdicts(built.verdicts)
+        for line in unfinished(built.unfinished, runs):
+            say(line)
+        say(f"report     {built.path}")
+        say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
+    for line in built.failed:
+        complain(line)
+    if built.failed:
+        raise typer.Exit(FAILED)
+
+
+def tree(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as --json has it."""
+    return {
+        "name": verdict.claim.name,
+        "verdict": verdict.decision,
+        "effect": verdict.effect,
+        "interval": None if verdict.interval is None else list(verdict.interval),
+        "p": verdict.p,
+        "n": verdict.n,
+        "why": verdict.why,
+        "cautions": list(verdict.cautions),
+    }
+
+
+def unfinished(runs: Sequence[Run], root: Path) -> list[str]:
+    """A line for each of the first runs that have not ended, and one that counts the rest.
+
+    >>> unfinished([], Path("runs"))
+    []
+    """
+    lines = []
+    for run in runs[:MOST_NAMED]:
+        step = run.status.get("step")
+        at = f" at step {step}" if isinstance(step, int | float) and math.isfinite(step) else ""
+        place = run.path.relative_to(root) if run.path != root else run.path
+        lines.append(f"left out   {place}: {run.state}{at}")
+    if len(runs) > MOST_NAMED:
+        lines.append(f"left out   {len(runs) - MOST_NAMED} more that have not ended; see: bnlab runs {root}")
+    return lines
+
+
+@app.command()
+def view(
+    runs: Runs = RUNS,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link and open no browser.")] = False,
+    run_filter: Annotated[
+        str | None, typer.Option("--filter", metavar="REGEX", help="Show only the runs that match.")
+    ] = None,
+    bind_all: Annotated[bool, typer.Option("--bind-all", help="Serve other machines too. There is no login.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The arms of a sweep side by side, averaged over seeds.")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="All tags of every run, even of more than 50 runs.")] = False,
+) -> None:
+    """Open TensorBoard on runs, coloured by norm."""
+    if compare and full:
+        raise UsageError("--full", "cannot be used with --compare", remedy="A comparison has tags of its own.")
+    from bnlab.board import serve
+
+    serving = serve.Serving(port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
+    if compare:
+        serve.view_comparison(runs, serving)
+    else:
+        serve.view_runs(runs, serving, full=full)

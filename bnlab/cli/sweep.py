@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bnlab.cli import app as cli
+from bnlab import cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
@@ -98,7 +98,7 @@ def sweep(
     for line in (*broken, *changed):
         complain(line)
     if as_json:
-        from bnlab.cli.report import tree
+        from bnlab.cli.runs import tree
 
         claims = [tree(verdict) for verdict in verdicts]
         rows = [_row(standing, places) for standing in grid.standings.values()]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bnlab.cli import app as cli
+from bnlab import cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command
 from bnlab.terminal.signs import complain, is_screen, print_json, say

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.app import FAILED, OK, ConfigDir, Json, app
-from bnlab.cli.list import data
+from bnlab.cli import FAILED, OK, ConfigDir, Json, app
+from bnlab.cli.names import data
 from bnlab.core.errors import UsageError
 from bnlab.terminal.signs import print_json, say
 

@@ -15,8 +15,7 @@ import pytest
 import typer
 
 from bnlab import config
-from bnlab.cli import main
-from bnlab.cli.app import app
+from bnlab.cli import app, main
 from bnlab.cli.complete import SHELLS, completed, script
 from bnlab.config.conditions import KEYS
 from bnlab.core.spec import EvalBN

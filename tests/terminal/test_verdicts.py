@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bnlab.analysis.claims import SIGNS, Verdict, read_expected, unexpected
-from bnlab.cli.report import tree
+from bnlab.cli.runs import tree
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.terminal.tables import show_verdicts

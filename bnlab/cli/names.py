@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bnlab.cli.app import INTERRUPTED, ConfigDir, Json, Plain, app, words_out
+from bnlab.cli import INTERRUPTED, ConfigDir, Json, Plain, app, words_out
 from bnlab.core.errors import UsageError, nearest
 from bnlab.terminal.signs import complain, print_json, say
 
@@ -55,38 +56,49 @@ KINDS: dict[str, str | Callable[[], Rows]] = {
 }
 """What `bnlab list` takes: the folder of configs that a kind stands for, or what lists it."""
 
+RENAMED = {
+    "metrics": "series of a journal, once `list metrics`: bnlab list measurements",
+    "figures": "what claims name, once `list figures`: bnlab list metrics",
+}
+"""Kinds that once had another meaning, and where that is now (docs/decisions/018-one-house.md)."""
+
 
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
     config_dir: ConfigDir = None,
+    plugin: Annotated[str | None, typer.Option(metavar="FILE", help="List what your own file registers too.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the names of one kind, with a line on each.
 
     measurements: the series that probes and the loop write to a journal. metrics: what the claims of a study may name.
-    figures: the plots of a report. (Formerly `list metrics` listed measurements, and
-    `list figures` metrics.)
+    figures: the plots of a report.
     """
-    found = names(kind, config_dir)
+    found = names(kind, config_dir, plugin)
     if as_json:
         print_json({kind: found})
     elif found:
         from bnlab.terminal.tables import show_names
 
         show_names(found)
+        if kind in RENAMED:
+            complain(RENAMED[kind])
     else:
         say(f"no {kind}")
 
 
-def names(kind: str, config_dir: Path | None) -> Rows:
-    """Name and description of everything of one kind.
+def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows:
+    """Name and description of everything of one kind, with what a plugin registers.
 
     Raises:
-        UsageError: an unknown kind.
+        UsageError: an unknown kind, or a plugin that cannot be loaded.
     """
     if kind not in KINDS:
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, KINDS))
+    from bnlab.core.registry import load_plugins
+
+    brought = load_plugins([plugin]) if plugin else []
     source = KINDS[kind]
     if not isinstance(source, str):
         return source()
@@ -97,6 +109,11 @@ def names(kind: str, config_dir: Path | None) -> Rows:
     if kind == "probes":
         single = available("probes/one", dirs).items()
         found += [(name, f"{description(file)} `probes=NAME` adds it to economy.") for name, file in single]
+    listed = {name for name, _ in found}
+    for registry, name in brought:
+        if registry.group == source and name not in listed:
+            lines = (inspect.getdoc(registry[name].constructor) or "").splitlines()
+            found.append((name, lines[0] if lines else f"From {plugin}."))
     return [{"name": name, "description": text} for name, text in found]
 
 
