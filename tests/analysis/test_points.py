@@ -103,7 +103,7 @@ def test_matched_lr_where_nothing_trains_is_not_tested(
         paired(collect(sweep(dead)), claim_of(at="matched_lr"))
 
 
-def test_a_curve_goes_over_the_rates_in_their_order(
+def test_a_curve_has_its_rates_in_increasing_order(
     sweep: Callable[..., list[Run]], collect: Collect, claim_of: ClaimOf
 ) -> None:
     changes = {("none", 10.0, seed): {"status": "diverged"} for seed in range(3)}

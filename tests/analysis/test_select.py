@@ -160,7 +160,7 @@ def test_a_key_of_the_selection_has_a_column(root: Path) -> None:
     assert "norm.name" not in lines[0]
 
 
-def test_a_selection_of_no_run_says_so(root: Path) -> None:
+def test_an_empty_selection_is_reported(root: Path) -> None:
     assert said("runs", root, "--where", "norm=bach") == (0, "none of 4 runs\n", "")
     assert said("runs", root, "--where", "norm=bach", "--json") == (0, '{"runs": []}\n', "")
 

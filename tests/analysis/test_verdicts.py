@@ -206,7 +206,9 @@ def test_a_target_that_is_not_reached_is_a_bound(
     assert verdict.effect == (None if effect is None else pytest.approx(effect))
 
 
-def test_a_claim_that_was_edited_after_runs_began_says_so(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+def test_a_claim_that_was_edited_after_runs_began_is_reported(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
     claim = claim_of()
     began = [{"claims": {claim.name: claim.digest}}] * 6 + [{"claims": {claim.name: "another"}}] * 4 + [{}] * 2
     runs = [

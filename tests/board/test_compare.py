@@ -269,7 +269,7 @@ def test_lines_and_bands_in_one_row_are_refused() -> None:
         layout({"t": mixed})
 
 
-def test_figures_are_those_of_the_report_and_verdicts_are_told(swept: Path, made: tuple[Compared, Path]) -> None:
+def test_figures_are_those_of_the_report_and_verdicts_are_shown(swept: Path, made: tuple[Compared, Path]) -> None:
     found = shown(made[1])
     pictures = {tag.rpartition("/")[2]: tag for tag in found.Tags()["tensors"] if re.search(r"/\d\d_", tag)}
     reported = {file.stem: file.read_bytes() for file in (swept / "figures").glob("*.png")}
@@ -305,7 +305,7 @@ def test_what_has_not_changed_is_not_written_again(swept: Path, made: tuple[Comp
     assert files_of(swept) == seen
 
 
-def test_what_has_changed_is_written_again_and_what_has_gone_goes(root: Path, tmp_path: Path) -> None:
+def test_changed_lines_are_rewritten_and_missing_ones_removed(root: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     build(root, logs)
     before, seen = files(logs), files_of(root)
@@ -320,7 +320,7 @@ def test_what_has_changed_is_written_again_and_what_has_gone_goes(root: Path, tm
     assert not (logs / "no norm" / "lr=0.05").exists()
 
 
-def test_a_run_that_goes_on_waits_until_there_are_too_few_that_ended(root: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_counts_only_where_too_few_have_ended(root: Path, tmp_path: Path) -> None:
     first, second, _ = sorted(root.glob("batch/lr=0.05/seed=*"))
     running(first, 6)
     build(root, tmp_path / "logs")

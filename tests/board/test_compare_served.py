@@ -104,7 +104,7 @@ def test_a_filter_takes_the_place_of_the_choice() -> None:
         ((".", "--filter", "("), r"^--filter: not a regular expression \(.*\), got '\('\.$"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_left(
+def test_a_mistake_gives_one_line_and_nothing_is_left(
     words: tuple[str, ...],
     said: str,
     swept: Path,

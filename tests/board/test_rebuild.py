@@ -51,7 +51,7 @@ def long(spec_of: Callable[..., RunSpec], run: Callable[..., Any]) -> Any:
     return run(spec_of(*LONG))
 
 
-def test_a_file_made_anew_is_the_one_written_by_the_run(
+def test_a_rebuilt_file_equals_the_one_written_by_the_run(
     spec_of: Callable[..., RunSpec], run: Callable[..., Any], long: Any
 ) -> None:
     short = run(spec_of("probes=standard", "probes.activations.batch=24"), "short")
@@ -108,7 +108,7 @@ def test_there_and_back_again_is_the_same(spec_of: Callable[..., RunSpec], run: 
     assert events(ended.folder) == full
 
 
-def test_a_file_that_was_not_written_to_its_end_is_made_anew(long: Any) -> None:
+def test_an_incomplete_file_is_rebuilt(long: Any) -> None:
     whole = events(long.folder)
     file = file_of(long.folder)
     assert sealed_bytes(file) == long.folder.journal_file.stat().st_size
@@ -148,7 +148,7 @@ def test_a_run_that_somebody_is_at_work_on_is_not_touched(long: Any, monkeypatch
     assert rebuild(long.folder, "light")
 
 
-def test_the_old_file_goes_when_the_new_one_is_complete(long: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_file_is_removed_when_the_new_one_is_complete(long: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every moment there is a complete file under a name that TensorBoard looks at."""
     seen: list[tuple[int, bool]] = []
     add, unlink = Board.add, Path.unlink

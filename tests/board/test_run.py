@@ -175,7 +175,7 @@ def test_a_histogram_has_its_counts_in_its_bins_without_the_empty_ends(tmp_path:
     assert histo.sum_squares == pytest.approx(sum(count * x * x for count, x in weighted), rel=1e-9, abs=1e-9)
 
 
-def test_every_tag_stands_in_a_numbered_group(spec_of: Callable[..., RunSpec], run: Callable[..., Any]) -> None:
+def test_every_tag_has_a_numbered_group(spec_of: Callable[..., RunSpec], run: Callable[..., Any]) -> None:
     """TensorBoard sorts groups by name: the loss must come first."""
     ended = run(spec_of("probes=full", "probes.activations.batch=24"))
     found = sorted({value.tag for event in _events(ended.folder.path) for value in event.summary.value})

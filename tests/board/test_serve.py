@@ -151,7 +151,7 @@ def test_a_browser_is_opened_only_where_somebody_sees_it(
     assert serve.with_browser(environment, platform) is seen
 
 
-def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
+def test_the_server_answers_only_this_machine_by_default() -> None:
     words = server.command(Path("/r"), port=0, bind_all=False, runs=4)
     assert words[:3] == [sys.executable, "-c", server.CHILD]
     assert " ".join(words[3:]) == (
@@ -166,14 +166,14 @@ def test_the_server_answers_this_machine_alone_unless_told_otherwise() -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_or_empty_directory_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_empty_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^RUNS: no such directory, got '.*nowhere'\. Train one first: bnlab train"):
         view_runs(tmp_path / "nowhere", Serving())
     with pytest.raises(UsageError, match=r"^RUNS: no TensorBoard events in this directory, got '.*'\. Train one first"):
         view_runs(tmp_path, Serving())
 
 
-def test_a_filter_that_is_no_regular_expression_is_told(runs: Path) -> None:
+def test_a_filter_that_is_no_regular_expression_is_reported(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"^--filter: not a regular expression \(.*\), got '\('\.$"):
         view_runs(runs, Serving(run_filter="("))
 
@@ -277,7 +277,7 @@ def test_the_server_ends_however_view_ends(
 
 
 @pytest.mark.parametrize("display", ["", ":0"])
-def test_where_no_browser_would_be_seen_the_way_from_elsewhere_is_told(display: str, runs: Path) -> None:
+def test_where_no_browser_would_be_seen_the_way_from_elsewhere_is_reported(display: str, runs: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SSH_", "DISPLAY", "WAYLAND_"))}
     words = [sys.executable, "-m", "bnlab", "view", "--no-open", str(runs)]
     seen = kept | ({"DISPLAY": display} if display else {})
@@ -293,7 +293,7 @@ def test_where_no_browser_would_be_seen_the_way_from_elsewhere_is_told(display: 
     assert len(told) == (sys.platform not in ("darwin", "win32") and not display)
 
 
-def test_a_server_that_ends_is_told(runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]) -> None:
+def test_a_server_that_ends_is_reported(runs: Path, viewed: Callable[..., tuple[subprocess.Popen[str], str]]) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("finds the process in /proc, which Linux has")
     process, _ = viewed(str(runs))

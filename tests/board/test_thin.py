@@ -91,7 +91,7 @@ def test_it_keeps_what_the_slow_twin_keeps(records: list[dict[str, float]], limi
 
 
 @given(recorded(), st.integers(5, 30))
-def test_no_spike_and_no_end_is_lost_and_there_are_no_more_points_than_asked_for(
+def test_no_spike_and_no_end_is_lost_and_the_points_are_at_most_the_limit(
     records: list[dict[str, float]], limit: int
 ) -> None:
     found = thinned(records, limit)

@@ -40,7 +40,7 @@ def brought(root: Path, *, full: bool = False) -> list[str]:
     return said
 
 
-def test_many_full_runs_become_light_ones_and_full_ones_again_when_asked(
+def test_many_full_runs_become_light_and_full_again_with_the_option(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert brought(three) == []
@@ -61,7 +61,7 @@ def test_many_full_runs_become_light_ones_and_full_ones_again_when_asked(
     assert stamps(three) == before
 
 
-def test_only_what_is_not_complete_is_made_anew(three: Path) -> None:
+def test_only_incomplete_files_are_rebuilt(three: Path) -> None:
     [cut] = (three / "1").glob(PATTERN)
     cut.write_bytes(cut.read_bytes()[:1000])
     before = stamps(three)
@@ -85,7 +85,7 @@ def test_events_of_a_version_without_profiles_stay_unless_they_are_too_many(
 
 
 @pytest.mark.parametrize("broken", ["not: [a, spec", "not: a spec", "nor this"])
-def test_what_cannot_be_read_stays_and_is_told(broken: str, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_kept_and_reported(broken: str, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (three / "1" / "spec.yaml").write_text(broken)
     [kept] = (three / "1").glob(PATTERN)
     monkeypatch.setattr(serve, "FULL_RUNS", 2)
@@ -96,7 +96,7 @@ def test_what_cannot_be_read_stays_and_is_told(broken: str, three: Path, monkeyp
     assert list(three.rglob(".board.part")) == []
 
 
-def test_what_cannot_be_written_stays_and_is_told(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_is_kept_and_reported(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "FULL_RUNS", 2)
     (three / "2" / ".board.part").mkdir()  # in the way of the new file, for root too
     assert brought(three)[-1] == "could not write the events of 1 run; the old ones stay"

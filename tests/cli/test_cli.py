@@ -22,6 +22,7 @@ import yaml
 
 from bnlab import __version__, config
 from bnlab.cli import main
+from bnlab.core.registry import load_plugin
 
 TINY = ("--config", "quickstart", "steps=20", "model.depth=2", "model.width=8")
 LONG = ("--config", "quickstart", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
@@ -206,7 +207,7 @@ EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()])
         (["list", "norms", "--config-dir", "nowhere"], "--config-dir: no such directory, got 'nowhere'."),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+def test_a_mistake_gives_one_line_and_nothing_is_written(
     words: list[str], line: str | None, bnlab: Callable[..., Said], tmp_path: Path
 ) -> None:
     said = bnlab(*words)
@@ -224,7 +225,7 @@ def test_an_unknown_option_is_a_mistake_too(bnlab: Callable[..., Said]) -> None:
     assert "No such option: --bogus" in said.err
 
 
-def test_a_status_that_cannot_be_read_is_told(bnlab: Callable[..., Said]) -> None:
+def test_a_status_that_cannot_be_read_is_reported(bnlab: Callable[..., Said]) -> None:
     path = Path(bnlab("train", *TINY, "--json").json["run"])
     (path / "status.json").write_text("{")
     said = bnlab("train", *TINY, "--json")
@@ -297,9 +298,7 @@ def test_a_divergence_is_a_result(bnlab: Callable[..., Said]) -> None:
     assert set(said.json["diverged"]) == {"step", "loss", "site"}
 
 
-def test_a_failure_is_told_in_one_line_that_names_the_log(
-    bnlab: Callable[..., Said], tmp_path: Path, start: Start
-) -> None:
+def test_a_failure_gives_one_line_that_names_the_log(bnlab: Callable[..., Said], tmp_path: Path, start: Start) -> None:
     (tmp_path / "mine" / "norm").mkdir(parents=True)
     (tmp_path / "mine" / "norm" / "broken.yaml").write_text("# Breaks.\ndefaults: [_placement, _self_]\nname: broken\n")
     (tmp_path / "broken.py").write_text(
@@ -330,7 +329,7 @@ def test_show_prints_the_spec_and_trains_nothing(bnlab: Callable[..., Said], tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_does_not_stop_a_run(tmp_path: Path) -> None:
+def test_a_reader_that_disconnects_does_not_stop_a_run(tmp_path: Path) -> None:
     words = shlex.join([sys.executable, "-m", "bnlab", "train", *TINY])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | head -1"], cwd=tmp_path, capture_output=True, text=True
@@ -344,7 +343,7 @@ def test_a_reader_that_goes_away_does_not_stop_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(number: signal.Signals, tmp_path: Path, start: Start) -> None:
+def test_an_interrupted_run_says_how_to_resume(number: signal.Signals, tmp_path: Path, start: Start) -> None:
     process = start("train", *LONG, "--runs", "my runs")
     wait_for(lambda: has_records(tmp_path), "record")
     os.kill(process.pid, number)
@@ -501,3 +500,60 @@ def test_list_says_when_there_is_nothing(bnlab: Callable[..., Said], tmp_path: P
     (tmp_path / "configs" / "studies" / "mine.yaml").write_text("# My own study.\n")
     listed = bnlab("list", "studies", "--json").json["studies"]
     assert {"name": "mine", "description": "My own study."} in listed
+
+
+OWN = '''
+"""Entries of a user."""
+from bnlab import FIGURES, METRICS, NORMS, PROBES
+
+
+@METRICS.register("own_metric", of="run", source="own", unit="")
+def metric(run) -> float:
+    """A metric."""
+    return 1.0
+
+
+@FIGURES.register("own_figure", subject="a subject")
+def figure(view, name):
+    """A figure."""
+
+
+@NORMS.register("own_norm")
+class Norm:
+    """A norm."""
+
+
+@PROBES.register("own_probe")
+class Probe:
+    """A probe."""
+
+    metrics = {"own_measurement": "something measured"}
+'''
+
+
+def test_list_with_a_plugin_names_its_entries_too(bnlab: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    own = {
+        "metrics": ("own_metric", "A metric"),
+        "figures": ("own_figure", "a subject"),
+        "norms": ("own_norm", "A norm."),
+        "probes": ("own_probe", "A probe."),
+        "measurements": ("own_measurement", "something measured"),
+    }
+    try:
+        for kind, entry in own.items():
+            listed = bnlab("list", kind, "--plugin", "own.py", "--json").json[kind]
+            assert entry in [(item["name"], item["description"]) for item in listed]
+            assert len(listed) > 1
+    finally:
+        for registry, name in load_plugin("own.py"):
+            registry.forget(name)
+    assert bnlab("list", "norms", "--plugin", "gone.py").err.startswith("plugins: no such file, got 'gone.py'.")
+
+
+@pytest.mark.parametrize(("kind", "meant"), [("metrics", "measurements"), ("figures", "metrics")])
+def test_list_of_a_renamed_kind_names_its_successor(kind: str, meant: str, bnlab: Callable[..., Said]) -> None:
+    said = bnlab("list", kind)
+    assert said.code == 0
+    assert f"bnlab list {meant}" in said.err
+    assert bnlab("list", kind, "--json").err == ""

@@ -141,7 +141,7 @@ def test_completing_does_not_import_torch() -> None:
     assert done.stdout.splitlines() == ["optim.lr=\t0.3 if it is not set", "False"]
 
 
-def test_an_unknown_shell_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_shell_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["completion", "bsh"])
     assert capsys.readouterr().err == "SHELL: no completion for it, got 'bsh'. Did you mean: bash?\n"

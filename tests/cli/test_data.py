@@ -88,7 +88,7 @@ def test_files_taken_from_a_folder_are_said_to_be_there_and_train(
     assert bnlab(*TRAIN).code == 0
 
 
-def test_a_download_is_told_in_lines_where_there_is_no_screen(
+def test_a_download_prints_lines_where_there_is_no_terminal(
     bnlab: Callable[..., Said], site: list[str], tmp_path: Path
 ) -> None:
     place = tmp_path / "home" / "mnist"
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_refused_by_name_before_a_run_begins(
         (("mnist", "--from", "nowhere"), "--from: no such directory, got 'nowhere'."),
     ],
 )
-def test_what_cannot_be_fetched_is_told_in_one_line(
+def test_a_failed_download_gives_one_line(
     words: tuple[str, ...], line: str, bnlab: Callable[..., Said], tmp_path: Path
 ) -> None:
     assert bnlab("data", "fetch", *words) == Said(2, "", f"{line}\n")

@@ -69,7 +69,7 @@ def _metrics(run: Path) -> dict[str, float]:
         ("eval_bn=running", "data.shift=prior", "data.shift_strength=1"),
     ],
 )
-def test_the_answer_is_that_of_a_run_trained_to_be_asked_so(
+def test_the_result_is_that_of_a_run_trained_with_the_same_settings(
     asked: tuple[str, ...], trained: Callable[..., Path]
 ) -> None:
     plain, asked_itself = trained(), trained(*asked)  # under priors of one decade: 36 + 28 + 21 + ... + 4 examples
@@ -80,7 +80,7 @@ def test_the_answer_is_that_of_a_run_trained_to_be_asked_so(
     assert answer["examples"] == (148 if "data.shift=prior" in asked else 359)
 
 
-def test_all_ways_are_asked_where_none_is_typed_and_combinations_are_in_the_order_of_the_keys(
+def test_all_modes_are_evaluated_by_default_and_combinations_follow_the_order_of_the_keys(
     trained: Callable[..., Path],
 ) -> None:
     run = trained()
@@ -101,7 +101,7 @@ def test_nothing_is_written(trained: Callable[..., Path]) -> None:
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()} == before
 
 
-def test_a_run_s_own_shift_is_asked_unless_another_is_typed(trained: Callable[..., Path]) -> None:
+def test_a_run_is_evaluated_under_its_own_shift_unless_another_is_given(trained: Callable[..., Path]) -> None:
     run = trained("data.shift=blur", "data.shift_strength=1")
     (own,), (none,) = _answers(run, "eval_bn=running"), _answers(run, "eval_bn=running", "data.shift=none")
     assert (own["shift"], own["shift_strength"]) == ("blur", 1)
@@ -110,7 +110,9 @@ def test_a_run_s_own_shift_is_asked_unless_another_is_typed(trained: Callable[..
     assert none["metrics"] == _metrics(trained())
 
 
-def test_a_run_of_less_precision_is_asked_in_full_and_on_any_device(trained: Callable[..., Path]) -> None:
+def test_a_run_trained_in_lower_precision_is_evaluated_in_full_precision_on_any_device(
+    trained: Callable[..., Path],
+) -> None:
     """TF32 is a thing of CUDA alone: a run trained there can be asked on a processor."""
     run = trained()
     before = _metrics(run)
@@ -120,7 +122,7 @@ def test_a_run_of_less_precision_is_asked_in_full_and_on_any_device(trained: Cal
     assert answer["metrics"] == before
 
 
-def test_a_run_from_before_there_were_these_keys_can_be_asked(trained: Callable[..., Path]) -> None:
+def test_a_run_older_than_these_keys_can_be_evaluated(trained: Callable[..., Path]) -> None:
     run = trained()
     spec = yaml.safe_load((run / "spec.yaml").read_text())
     for key in ("eval_bn", "eval_batch_size"):
@@ -158,7 +160,7 @@ def test_a_table_has_a_line_an_answer_and_runs_without_a_checkpoint_are_named(tr
         (("eval_bn=batch", "eval_batch_size=1"), "eval_batch_size: gives norm=batch one value per channel at L00_fc"),
     ],
 )
-def test_what_cannot_be_asked_is_told_in_one_line(
+def test_an_impossible_evaluation_gives_one_line(
     words: tuple[str, ...], line: str, trained: Callable[..., Path]
 ) -> None:
     code, out, err = _said("evaluate", trained(), *words)
@@ -166,7 +168,7 @@ def test_what_cannot_be_asked_is_told_in_one_line(
     assert err.startswith(line)
 
 
-def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_told(trained: Callable[..., Path]) -> None:
+def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_reported(trained: Callable[..., Path]) -> None:
     run = trained()
     (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
     code, out, err = _said("evaluate", run)
@@ -185,7 +187,7 @@ def test_with_json_progress_is_on_stderr(trained: Callable[..., Path], monkeypat
     assert [line.split("  ")[0] for line in err.splitlines()] == ["answer 1/2", "answer 2/2"]
 
 
-def test_every_key_that_can_be_asked_is_one_of_a_spec(spec_of: SpecOf) -> None:
+def test_every_key_of_evaluate_is_a_key_of_the_spec(spec_of: SpecOf) -> None:
     tree: Any = spec_of().tree()
     for key in KEYS:
         group, _, last = key.rpartition(".")

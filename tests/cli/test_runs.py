@@ -112,7 +112,7 @@ def test_a_heartbeat_tells_of_owners_elsewhere(tmp_path: Path) -> None:
     assert known(run)["status"] == "interrupted"
 
 
-def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Path) -> None:
+def test_a_process_id_reused_by_another_process_is_not_the_owner(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100})
     owner(run, host=socket.gethostname(), pid=os.getpid(), heartbeat_s=time.time())
     (run.path / "lock").touch()

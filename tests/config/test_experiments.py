@@ -57,7 +57,7 @@ def test_every_packaged_experiment_can_be_assembled_under_its_own_name(name: str
 
 @pytest.mark.parametrize("norm", list(config.available("norm", [config.packaged_dir()])))
 @pytest.mark.parametrize("name", sorted(ONE_A_MODEL.values()))
-def test_every_norm_goes_with_an_experiment_of_every_model(name: str, norm: str) -> None:
+def test_every_norm_composes_with_an_experiment_of_every_model(name: str, norm: str) -> None:
     spec = config.load(name, _fitting(name, f"norm={norm}"))
     assert spec.norm.name == norm
     if norm == "instance" and spec.model.name in ("mlp", "deep_linear"):
@@ -68,13 +68,13 @@ def test_every_norm_goes_with_an_experiment_of_every_model(name: str, norm: str)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_goes_with_every_probe(name: str) -> None:
+def test_every_experiment_composes_with_every_probe(name: str) -> None:
     assemble(config.load(name, _fitting(name, "probes=full")))
 
 
 @pytest.mark.parametrize("probes", list(config.available("probes", [config.packaged_dir()])))
 @pytest.mark.parametrize("name", sorted(ONE_A_MODEL.values()))
-def test_every_set_of_probes_goes_with_an_experiment_of_every_model(name: str, probes: str) -> None:
+def test_every_preset_of_probes_composes_with_an_experiment_of_every_model(name: str, probes: str) -> None:
     assemble(config.load(name, _fitting(name, f"probes={probes}")))
 
 
@@ -342,7 +342,7 @@ def mine(tmp_path: Path) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_a_user_s_yaml_goes_before_the_packaged_one(mine: Path) -> None:
+def test_a_user_s_yaml_takes_precedence_over_the_packaged_one(mine: Path) -> None:
     assert config.load("quickstart", [], mine).norm.options["eps"] == 0.5
     assert _load().norm.options["eps"] == 1e-5
     assert config.load("quickstart", ["norm=batch_reference"], mine).norm.options["eps"] == 1e-5
@@ -379,7 +379,7 @@ def test_configs_in_the_working_directory_are_found_without_being_named(
     assert config.load("own", []).name == "own"
 
 
-def test_a_config_dir_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_config_dir_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--config-dir: no such directory, got '.*nowhere'\.$"):
         config.load("quickstart", [], tmp_path / "nowhere")
 
@@ -433,14 +433,14 @@ def test_a_broken_file_gives_an_error_of_one_line_with_its_name(mine: Path, body
     assert "\n" not in str(caught.value)
 
 
-def test_an_experiment_without_a_name_says_so(mine: Path) -> None:
+def test_an_experiment_without_a_name_is_reported(mine: Path) -> None:
     (mine / "experiments" / "nameless.yaml").write_text("# @package _global_\n# Mine.\ndefaults: [/run, _self_]\n")
     with pytest.raises(UsageError, match=r"^name: missing\. Experiment nameless must give it a value\.$"):
         config.load("nameless", [], mine)
 
 
 @pytest.mark.parametrize("probe", ["ics", "sharpness", "gradients"])
-def test_any_probe_can_be_named_alone_and_comes_beside_those_of_economy(probe: str) -> None:
+def test_any_probe_can_be_chosen_by_name_and_joins_those_of_economy(probe: str) -> None:
     economy = config.load("quickstart", ["probes=economy"]).probes.options
     named = config.load("quickstart", [f"probes={probe}"]).probes.options
     assert set(named) == {*economy, probe}

@@ -218,7 +218,7 @@ def test_a_study_s_axes_are_lists_or_in_the_grammar_of_the_command_line() -> Non
     )
 
 
-def test_what_is_typed_takes_the_place_of_what_the_study_says() -> None:
+def test_typed_overrides_replace_those_of_the_study() -> None:
     typed = ["optim.lr=0.1,0.2,0.3", "norm=batch", "steps=5,6", "model.depth=3", "model.init=glorot", "name=mine"]
     study, cells = config.load_study("tiny", typed, CONFIGS)
     assert study.name == "mine"

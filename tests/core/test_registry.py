@@ -189,7 +189,7 @@ def test_a_plugin_may_not_take_the_name_of_one_of_bnlab_s_own(imported: bool, tm
         load_plugins([str(tmp_path / "my_batch.py")])
 
 
-def test_a_plugin_that_is_not_there_is_named() -> None:
+def test_a_missing_plugin_is_named() -> None:
     with pytest.raises(
         UsageError, match=r"^plugins: no such file, got 'nowhere\.py'\. Give a path to a Python file\.$"
     ):

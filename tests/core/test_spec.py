@@ -290,7 +290,7 @@ def test_canonical_text_keeps_large_integers_whole() -> None:
         ("plugins", "my.py", "plugins: must be a list, got 'my.py'."),
     ],
 )
-def test_a_wrong_value_is_told_by_its_key_in_one_line(key: str, value: Any, message: str) -> None:
+def test_a_wrong_value_gives_one_line_with_its_key(key: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match="^" + key) as caught:
         RunSpec.from_tree(_with(key, value))
     assert str(caught.value) == message
@@ -332,7 +332,7 @@ def test_the_nearest_known_word_is_proposed() -> None:
     assert nearest("zzz", [str(number) for number in range(41)]) == ""
 
 
-def test_the_id_knows_a_plugin_by_its_content(spec_of: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_the_id_depends_on_a_plugin_s_content(spec_of: Callable[..., RunSpec], tmp_path: Path) -> None:
     here, there = tmp_path / "a.py", tmp_path / "b.py"
     here.write_text("X = 1\n")
     there.write_text("X = 1\n")

@@ -185,7 +185,7 @@ def test_products_with_the_hessian_are_differences_of_gradients(mode: Mode, bits
     assert all(param.grad is None for param in net.parameters())
 
 
-def test_a_gradient_may_be_asked_of_some_parameters_only() -> None:
+def test_a_gradient_can_be_taken_for_some_parameters_only() -> None:
     net, (x, y) = _net(), _batch()
     state = State.of(net)
     loss, grads = gradient_at(net, state, x, y, LOSS)

@@ -354,7 +354,7 @@ def test_every_epoch_is_a_permutation_cut_into_whole_batches(count: int, size: i
 
 
 @given(steps=st.lists(st.integers(0, 200), min_size=1, max_size=20))
-def test_a_batch_depends_on_its_step_and_not_on_the_steps_asked_for_before(steps: list[int]) -> None:
+def test_a_batch_depends_on_its_step_and_not_on_the_steps_requested_before(steps: list[int]) -> None:
     shared = Batches(_numbered(37), 5, 3)
     for step in steps:
         assert torch.equal(shared.at(step).y, Batches(_numbered(37), 5, 3).at(step).y)

@@ -254,7 +254,7 @@ def test_label_noise_replaces_its_fraction_by_uniform_classes(fraction: float) -
     assert torch.equal(noisy.train.y[smaller != y], smaller[smaller != y])
 
 
-def test_label_noise_comes_through_the_config_and_is_the_same_for_every_seed(spec_of: Callable[..., RunSpec]) -> None:
+def test_label_noise_is_set_by_the_config_and_equal_for_every_seed(spec_of: Callable[..., RunSpec]) -> None:
     clean = assemble(spec_of("data=digits")).dataset.train.y
     noisy = [assemble(spec_of("data=digits", "data.label_noise=0.5", f"seed={s}")).dataset.train.y for s in (0, 1)]
     assert torch.equal(noisy[0], noisy[1])

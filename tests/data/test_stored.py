@@ -59,7 +59,7 @@ def test_other_content_is_kept_elsewhere(home: Path) -> None:
         load(other, _stored.decode_idx, classes=10)
 
 
-def test_images_are_mapped_and_writing_to_them_reaches_nobody(home: Path) -> None:
+def test_images_are_mapped_and_writes_to_them_stay_private(home: Path) -> None:
     images = _load().train
     assert isinstance(images, Images)
     file = home / "train_x.npy"
@@ -107,7 +107,7 @@ def test_where_the_first_root_cannot_be_written_the_user_s_cache_is_used(
     assert _bytes_of(_load()) == first
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(home: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_running_one_kept(home: Path) -> None:
     old, young = home.parent / f".{home.name}.old", home.parent / f".{home.name}.young"
     for folder in (old, young):
         folder.mkdir(parents=True)

@@ -254,7 +254,7 @@ def test_only_what_is_not_there_or_damaged_is_downloaded(site: Site, tiny: Tiny,
     assert site.asked == [f"/good/{name}-labels-idx1-ubyte.gz" for name in ("train", "t10k")]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked_for(
+def test_a_read_only_folder_is_reported_before_any_request(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")

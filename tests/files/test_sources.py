@@ -230,7 +230,7 @@ def test_a_damaged_archive_is_refused_by_name(tiny: Tiny, tmp_path: Path) -> Non
     refused("holds far more than it should")
 
 
-def test_a_folder_in_the_place_of_a_file_is_no_file(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_is_not_taken_for_one(tiny: Tiny, tmp_path: Path) -> None:
     files = tiny("mnist")
     del files["train-images-idx3-ubyte"]
     (_put(tmp_path / "mnist", files) / "train-images-idx3-ubyte").mkdir()
@@ -286,6 +286,6 @@ def test_what_is_there_in_files_or_decoded_need_not_be_fetched(
     assert present(SOURCES["cifar10"])
 
 
-def test_a_missing_file_in_a_named_folder_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_in_a_named_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"train-images-idx3-ubyte cannot be read \(No such file"):
         contents(SOURCES["mnist"], tmp_path)

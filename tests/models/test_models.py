@@ -286,7 +286,7 @@ def test_every_model_shows_each_site_once_in_order_and_takes_any_norm(
         ((1, 1), 1, {1}),
     ],
 )
-def test_the_norm_stands_on_all_every_nth_or_the_listed_layers(layers: Any, every: int, expected: set[int]) -> None:
+def test_the_norm_is_on_all_every_nth_or_the_listed_layers(layers: Any, every: int, expected: set[int]) -> None:
     norm = replace(NORM, layers=layers, every=every)
     assert normed_layers(norm, 5) == expected
     net = _mlp(norm, width=[3] * 5, depth=None)

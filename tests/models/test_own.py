@@ -175,7 +175,7 @@ def test_a_named_block_shows_the_sum_that_its_nonlinearity_sees(norm: NormSpec) 
     torch.testing.assert_close(act_in, normed + tap.sites.act_in[0].relu())
 
 
-def test_weights_start_from_the_run_s_seed_whatever_the_norm_and_whatever_was_drawn_before() -> None:
+def test_initial_weights_depend_on_the_seed_and_not_on_the_norm_or_earlier_draws() -> None:
     one = [site.affine.get_parameter("weight") for site in _net(Plain).sites]
     torch.rand(7)
     for norm in (GROUP, NONE):
@@ -198,7 +198,7 @@ def test_weights_start_from_the_run_s_seed_whatever_the_norm_and_whatever_was_dr
         (Plain, replace(GROUP, options=GROUP.options | {"groups": 5}), r"norm\.groups: "),  # type: ignore[operator]
     ],
 )
-def test_what_cannot_be_told_is_refused_with_the_way_out(kind: type[nn.Module], norm: NormSpec, message: str) -> None:
+def test_what_cannot_be_inferred_is_refused_with_a_remedy(kind: type[nn.Module], norm: NormSpec, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         _net(kind, norm)
 
@@ -217,12 +217,12 @@ def test_names_that_cannot_be_are_refused(sites: Any, message: str) -> None:
         _net(kind)
 
 
-def test_a_forward_that_fails_is_told_in_one_line() -> None:
+def test_a_forward_that_fails_gives_one_line() -> None:
     with pytest.raises(ValueError, match=r"^model=mine: RuntimeError in a forward of 2 x \[1, 4, 4\]: "):
         adopted(Bare((1, 4, 4), 3), MODEL, NONE, (1, 4, 4), 0)
 
 
-def test_a_module_without_norms_goes_without() -> None:
+def test_a_module_without_norms_stays_without_norms() -> None:
     assert [site.name for site in _net(Bare, NONE).sites] == ["L00_1", "L01_3"]
 
 

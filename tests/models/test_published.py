@@ -360,7 +360,7 @@ def test_a_net_for_images_refuses_anything_else(name: str, spec_of: Callable[...
         MODELS.build(name, spec.model.options, (6,), 4, spec.model, spec.norm, 0)
 
 
-def test_a_depth_or_a_shortcut_that_there_is_not_is_refused() -> None:
+def test_an_unknown_depth_or_shortcut_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^model\.depth: must be 6n \+ 2, got 18\. Use 8, 14, 20"):
         _resnet(18)
     with pytest.raises(ValueError, match=r"^model\.depth: must be 6n \+ 2, got 2\."):
@@ -378,7 +378,7 @@ def test_a_layer_past_the_shortcuts_is_refused() -> None:
         _resnet(norm=replace(NORM, layers=(9,)))
 
 
-def test_a_group_norm_that_does_not_divide_says_so(spec_of: Callable[..., RunSpec]) -> None:
+def test_a_group_norm_whose_groups_do_not_divide_the_channels_is_refused(spec_of: Callable[..., RunSpec]) -> None:
     with pytest.raises(ValueError, match=r"^norm\.groups: "):
         assemble(spec_of("norm=group", "norm.groups=3", model="resnet"))
 

@@ -204,7 +204,7 @@ def test_whole_split_adapted_to_itself_is_one_batch(spec_of: SpecOf) -> None:
     assert (adapted - by_batch).abs().max() > 0
 
 
-def test_noise_and_dropout_are_as_in_use_whatever_the_statistics(spec_of: SpecOf) -> None:
+def test_noise_and_dropout_are_as_in_evaluation_for_all_statistics(spec_of: SpecOf) -> None:
     """`noisy_batch` without its noise is `batch`: of equal weights, equal answers in every mode but the running one,
     whose statistics were taken under noise."""
     quiet, noisy = (assemble(spec_of(f"norm={name}", "dtype=float64")) for name in ("batch", "noisy_batch"))
@@ -308,16 +308,14 @@ def _dataset(y: torch.Tensor, classes: int | None) -> Dataset:
 @pytest.mark.parametrize(
     ("accuracy", "expected"), [(0.0, True), (0.5, True), (0.525, True), (0.5251, False), (0.9, False)]
 )
-def test_a_classifier_at_chance_knows_no_more_than_the_most_common_class(accuracy: float, expected: bool) -> None:
+def test_a_classifier_at_chance_predicts_the_most_common_class(accuracy: float, expected: bool) -> None:
     dataset = _dataset(torch.tensor([0, 0, 1, 2]), 3)
     assert at_chance({"train_accuracy": accuracy}, dataset, "cross_entropy", "mean") is expected
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("share", "expected"), [(2.0, True), (1.0, True), (0.951, True), (0.949, False), (0.1, False)])
-def test_a_regression_at_chance_knows_no_more_than_the_mean_target(
-    share: float, reduction: str, expected: bool
-) -> None:
+def test_a_regression_at_chance_predicts_the_mean_target(share: float, reduction: str, expected: bool) -> None:
     y = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, 8.0]])
     squares = (4 + 0 + 4) + (16 + 0 + 16)  # around the means 3 and 4
     constant = squares if reduction == "sum" else squares / 6

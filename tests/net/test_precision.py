@@ -120,7 +120,7 @@ def test_tf32_is_on_in_training_steps_alone(low: Setup) -> None:
         (("precision=bfloat16", "dtype=float64"), r"^precision: cannot go with dtype=float64, got 'bfloat16'"),
     ],
 )
-def test_a_precision_that_there_is_not_is_refused(overrides: tuple[str, ...], message: str, spec_of: SpecOf) -> None:
+def test_an_unknown_precision_is_refused(overrides: tuple[str, ...], message: str, spec_of: SpecOf) -> None:
     with pytest.raises(UsageError, match=message):
         assemble(spec_of(*overrides))
 
@@ -128,7 +128,7 @@ def test_a_precision_that_there_is_not_is_refused(overrides: tuple[str, ...], me
 @pytest.mark.parametrize(
     ("cuda", "mps", "best"), [(True, False, "cuda"), (True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
-def test_device_auto_is_the_best_there_is_and_the_id_says_which(
+def test_device_auto_is_the_best_available_and_is_part_of_the_id(
     cuda: bool, mps: bool, best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bnlab.run.host import best_device

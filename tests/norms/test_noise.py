@@ -205,7 +205,7 @@ def test_noise_changes_the_run_and_noise_without_width_does_not(
     assert losses["noisy"][0] != losses["batch"][0]
 
 
-def test_a_copy_draws_what_the_original_would() -> None:
+def test_a_copy_draws_the_same_numbers_as_the_original() -> None:
     norm = _norm("noisy_batch")
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     norm(x)

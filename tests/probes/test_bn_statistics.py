@@ -245,7 +245,7 @@ IN_USE = {
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS.names()))
-def test_a_norm_in_use_shifts_and_scales_by_the_statistics_it_is_said_to_use(norm: str, spec_of: SpecOf) -> None:
+def test_a_norm_in_evaluation_uses_the_statistics_it_declares(norm: str, spec_of: SpecOf) -> None:
     """In eval mode y = gamma (x - mean) / sqrt(var + eps) + beta, for any x."""
     model = "cnn" if norm == "instance" else "mlp"
     layer = assemble(spec_of(f"norm={norm}", "dtype=float64", model=model)).net.sites[0].norm

@@ -169,7 +169,7 @@ def test_a_resumed_run_remembers_where_the_medians_have_been(spec_of: SpecOf, ru
 
 
 @pytest.mark.parametrize(("preset", "measured"), [("economy", False), ("standard", True), ("full", True)])
-def test_it_is_measured_where_there_is_time_for_it(preset: str, measured: bool, spec_of: SpecOf) -> None:
+def test_presets_switch_it_on_as_documented(preset: str, measured: bool, spec_of: SpecOf) -> None:
     options = spec_of(f"probes={preset}").probes.options
     assert options["activations"]["drift50"] is measured
     assert options["gradients"]["cancellation"] is (preset == "full")

@@ -94,7 +94,7 @@ def test_on_a_quadratic_the_effective_smoothness_is_its_curvature_along_the_grad
     assert found["loss_range"] == pytest.approx((max(losses) - min(losses)) / float((residual**2).sum()), rel=1e-12)
 
 
-def test_random_directions_are_as_long_as_asked_and_differ_by_seed_and_step() -> None:
+def test_random_directions_have_the_given_length_and_differ_by_seed_and_step() -> None:
     like = {"a": torch.zeros(3, 2), "b": torch.zeros(4)}
     norm = torch.tensor(2.5)
     one = random_direction(like, norm, 0, 1)
@@ -118,9 +118,7 @@ def test_a_standard_run_of_200_points_has_50_of_the_landscape(spec_of: SpecOf) -
     assert len(due) == 50
 
 
-def test_a_loss_that_overflows_on_the_way_is_said_so_and_not_hidden(
-    spec_of: SpecOf, trained: Callable[..., Any]
-) -> None:
+def test_a_loss_that_overflows_during_training_is_reported(spec_of: SpecOf, trained: Callable[..., Any]) -> None:
     run = trained(spec_of(*PROBED, "norm=none", "dtype=float32", "probes.landscape.high=1e38"))
     for record in run.records:
         assert record["loss_hi"] is None or record["loss_hi"] > 1e30

@@ -40,7 +40,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_second_owner_is_refused_with_the_name_of_the_first(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     message = rf"process {holder.pid} on {socket.gethostname()} is training this run\. Wait for it, or stop it\.$"
     with pytest.raises(UsageError, match=message), RunFolder(tmp_path).owned():
         pass
@@ -98,7 +98,7 @@ def test_an_owner_on_another_host_with_an_old_heartbeat_has_lost_its_run(tmp_pat
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}"])
-def test_an_owner_file_that_says_nothing_useful_stops_nobody(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_owner_file_stops_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / "owner.json").write_text(text)
     with RunFolder(tmp_path).owned():
         assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()

@@ -81,7 +81,7 @@ def test_a_last_line_cut_anywhere_is_not_a_record(path: Path) -> None:
         assert list(read(path)) == RECORDS[: sum(end <= cut for end in ends)]
 
 
-def test_a_journal_is_cut_to_what_a_checkpoint_vouches_for_and_goes_on_from_there(path: Path) -> None:
+def test_a_journal_is_cut_to_its_checkpoint_and_continued_from_there(path: Path) -> None:
     data = path.read_bytes()
     kept = data.index(b"\n") + 1
     path.write_bytes(data + b'{"step": 30, "tr')
@@ -92,7 +92,7 @@ def test_a_journal_is_cut_to_what_a_checkpoint_vouches_for_and_goes_on_from_ther
     assert list(read(path)) == RECORDS[:2]
 
 
-def test_only_the_first_bytes_are_read_if_so_asked(path: Path) -> None:
+def test_only_the_first_bytes_are_read_on_request(path: Path) -> None:
     data = path.read_bytes()
     first = data.index(b"\n") + 1
     assert list(read(path, keep_bytes=first)) == RECORDS[:1]

@@ -201,7 +201,7 @@ def test_what_was_not_measured_is_said_with_what_to_do(tmp_path: Path, write: Wr
     assert text.count("probes=economy") == 2
 
 
-def test_a_report_of_runs_that_all_diverged_says_so(tmp_path: Path, write: Write) -> None:
+def test_a_report_of_runs_that_all_diverged_is_reported(tmp_path: Path, write: Write) -> None:
     journal = [{"step": 0, "train_loss": 2.0}, {"step": 1, "train_loss": None}]
     for lr in (1.0, 10.0):
         write(tmp_path / "g", lr=lr, status="diverged", journal=journal)

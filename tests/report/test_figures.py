@@ -170,7 +170,7 @@ NORMED = {"norm": "batch", "norm.layers": "all", "norm.every": 1, "norm.position
 NORMED |= {"model": "mlp", "model.activation": "relu", "data.batch_size": 64}
 
 
-def test_growth_with_depth_leaves_the_head_out_and_stands_beside_the_theory(run_of: MakeRun, view: Make) -> None:
+def test_growth_with_depth_excludes_the_head_and_is_drawn_beside_the_theory(run_of: MakeRun, view: Make) -> None:
     rows = [[8.0, 4.0, 2.0, 100.0]]
     arms = view(
         {"no norm": [run_of(delta_norm=[[1.0, 1.0, 1.0, 9.0]])], "batch norm": [run_of(delta_norm=rows, spec=NORMED)]}

@@ -29,7 +29,7 @@ def test_arms_are_norms_with_the_control_first(grid: Path) -> None:
     assert len({group.look.marker for group in view.groups}) == 2
 
 
-def test_an_option_that_only_one_norm_has_is_no_arm(tmp_path: Path, write: Write) -> None:
+def test_an_option_of_one_norm_alone_does_not_make_an_arm(tmp_path: Path, write: Write) -> None:
     write(tmp_path, norm="ghost_batch", spec={"norm.ghost_size": 16})
     write(tmp_path, norm="none")
     assert prepare(read_runs(tmp_path)).order == ("no norm", "ghost batch norm")

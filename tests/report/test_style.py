@@ -39,7 +39,7 @@ def test_contrast_is_that_of_wcag() -> None:
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
 
 
-def test_in_the_dark_every_colour_of_a_drawing_but_paper_stands_out() -> None:
+def test_in_dark_mode_every_colour_of_a_figure_has_contrast() -> None:
     drawing = " ".join(f"fill: {color}" for color in (PAPER, style.INK, style.MUTED, *(look.color for look in ALL)))
     turned = re.findall("#[0-9a-f]{6}", dark(drawing))
     assert turned[0] == DARK_PAPER

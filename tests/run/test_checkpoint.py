@@ -122,7 +122,7 @@ def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(
     assert state_bits(setup) == state_bits(whole.setup)
 
 
-def test_a_run_started_anew_in_another_process_equals_the_one_in_this(
+def test_a_run_repeated_in_another_process_equals_this_one(
     spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     """A fresh interpreter, another hash seed, killed once by another process."""
@@ -211,7 +211,7 @@ def test_a_power_cut_at_any_write_costs_nothing_but_time(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.5, 0.75, 0.99])
-def test_what_a_journal_holds_behind_the_checkpoint_is_written_anew(
+def test_journal_lines_after_the_checkpoint_are_written_again(
     share: float, spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     """A kill some steps after the checkpoint leaves records that it does not vouch for, the last one cut anywhere."""
@@ -227,7 +227,7 @@ def test_what_a_journal_holds_behind_the_checkpoint_is_written_anew(
     _equal(spec, folder, whole, state_bits)
 
 
-def test_every_probe_that_there_is_measures_the_same_after_a_kill_before_any_step(
+def test_every_probe_measures_the_same_after_a_kill_before_any_step(
     spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     """Each of them at every step, those too that are costly and therefore rarely due."""
@@ -260,7 +260,7 @@ def test_every_probe_that_there_is_measures_the_same_after_a_kill_before_any_ste
 
 @pytest.mark.parametrize("case", sorted(CASES))
 @pytest.mark.parametrize("stops", [[0], [1, 5, 11], list(range(12))])
-def test_a_run_asked_to_stop_is_interrupted_and_goes_on_where_it_was(
+def test_a_stopped_run_is_interrupted_and_resumes_where_it_was(
     stops: list[int], case: str, spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     model, overrides = CASES[case]

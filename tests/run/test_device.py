@@ -47,7 +47,7 @@ def test_probes_leave_a_run_alone(model: str, norm: str, precision: str, tmp_pat
 
 
 @pytest.mark.parametrize(("model", "norm"), NETS)
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_an_interrupted_run_resumes_where_it_was(
     model: str, norm: str, run: Callable[..., Any], spec_of: SpecOf, state_bits: Callable[[Any], Any]
 ) -> None:
     spec = spec_of(f"norm={norm}", "steps=10", f"device={DEVICE}", *FULL, model=model)

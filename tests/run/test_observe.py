@@ -342,7 +342,7 @@ def test_a_batch_norm_hides_no_non_finite_site_before_it(spec_of: Callable[..., 
 
 
 @given(steps=st.integers(1, 5000), points=st.integers(1, 400), eval_points=st.integers(1, 400))
-def test_a_schedule_has_the_first_and_the_last_step_and_not_more_points_than_asked(
+def test_a_schedule_has_the_first_and_last_step_and_at_most_the_given_points(
     steps: int, points: int, eval_points: int
 ) -> None:
     schedule = Schedule(steps=steps, points=points, eval_points=eval_points)

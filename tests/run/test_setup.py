@@ -44,7 +44,7 @@ def test_another_seed_has_other_weights_batches_and_probe_batch(model: str, spec
     assert not torch.equal(one.observer.probe_batch.x, other.observer.probe_batch.x)
 
 
-def test_the_probe_batch_is_of_the_training_split_and_of_the_size_asked_for(spec_of: SpecOf) -> None:
+def test_the_probe_batch_is_of_the_training_split_and_has_the_given_size(spec_of: SpecOf) -> None:
     setup = assemble(spec_of("probes.activations.batch=40"))
     batch = setup.observer.probe_batch
     assert len(batch) == 40
@@ -124,7 +124,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(overrides: list[str], message
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused(device: str, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(device: str, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(

@@ -111,7 +111,7 @@ def test_the_last_record_and_the_status_agree(spec_of: SpecOf, run: Run) -> None
     assert ended.status["timing"]["run_s"] > ended.status["timing"]["measure_s"] > 0
 
 
-def test_a_listener_hears_every_record(spec_of: SpecOf, run: Run) -> None:
+def test_a_listener_receives_every_record(spec_of: SpecOf, run: Run) -> None:
     heard: list[Any] = []
     ended = run(spec_of(), listen=heard.append)
     assert [record["step"] for record in heard] == [record["step"] for record in ended.records]

@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked
 
 
 @pytest.mark.parametrize("made", [Inline(), Local([{}, {}])], ids=["inline", "local"])
-def test_every_item_has_its_outcome_whatever_became_of_the_others(made: Executor) -> None:
+def test_every_item_has_an_outcome_independent_of_the_others(made: Executor) -> None:
     begun: list[float] = []
     outcomes = list(made.run(math.sqrt, [4.0, -1.0, 9.0], begun=begun.append))
     assert begun == [4.0, -1.0, 9.0]
@@ -57,7 +57,7 @@ def test_each_place_has_its_environment_and_one_item_at_a_time() -> None:
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
-def test_items_are_taken_as_there_is_room_for_them() -> None:
+def test_items_start_as_workers_become_free() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:

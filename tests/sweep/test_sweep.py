@@ -117,7 +117,7 @@ def test_a_dry_run_imports_no_torch() -> None:
         (["--expect-verdicts", "no.yaml"], "--expect-verdicts: no such file or directory, got 'no.yaml'."),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+def test_a_mistake_gives_one_line_and_nothing_is_written(
     words: list[str], line: str, sweep: Sweep, tmp_path: Path
 ) -> None:
     said = sweep(*words)
@@ -147,7 +147,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(sweep: Sweep, 
     assert files_below(tmp_path / "runs") == now
 
 
-def test_the_study_lies_beside_its_runs_and_its_claims_in_each(sweep: Sweep, tmp_path: Path) -> None:
+def test_the_study_is_saved_beside_its_runs_and_its_claims_in_each(sweep: Sweep, tmp_path: Path) -> None:
     run = sweep("seed=0", "norm=batch", "optim.lr=0.05", "--json").json["runs"][0]["run"]
     study = config.load_study("tiny", ["seed=0", "norm=batch", "optim.lr=0.05", "launch=inline"], CONFIGS)[0]
     written = yaml.safe_load((tmp_path / "runs" / "tiny" / "study.yaml").read_text())
@@ -207,7 +207,7 @@ def test_plain_lines_tell_each_tenth(sweep: Sweep) -> None:
         ("seed=range(6)", None),
     ],
 )
-def test_too_few_seeds_for_a_verdict_are_told_at_launch(seeds: str, line: str | None, sweep: Sweep) -> None:
+def test_too_few_seeds_for_a_verdict_are_reported_at_launch(seeds: str, line: str | None, sweep: Sweep) -> None:
     first = sweep(seeds, "norm=none", "optim.lr=0.05", "steps=2").out.splitlines()[0]
     assert (first == line) is (line is not None)
     assert sweep("--config", "mlp_digits", "steps=2", "model.width=4").out.startswith("run 1/1")
@@ -216,7 +216,7 @@ def test_too_few_seeds_for_a_verdict_are_told_at_launch(seeds: str, line: str | 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_failure_costs_that_run_alone_and_is_told_with_its_log(
+def test_one_failure_costs_one_run_and_is_reported_with_its_log(
     sweep: Sweep, fragile: tuple[str, ...], tmp_path: Path
 ) -> None:
     said = sweep(*fragile)
@@ -235,7 +235,7 @@ def test_one_failure_costs_that_run_alone_and_is_told_with_its_log(
     assert lines[-1].endswith("--retry-failed")
 
 
-def test_what_failed_is_run_again_only_when_asked(sweep: Sweep, fragile: tuple[str, ...], tmp_path: Path) -> None:
+def test_failed_runs_are_repeated_only_with_the_option(sweep: Sweep, fragile: tuple[str, ...], tmp_path: Path) -> None:
     assert sweep(*fragile).code == 3
     (tmp_path / "broken").unlink()
     before = files_below(tmp_path / "runs")
@@ -255,7 +255,7 @@ def test_fail_fast_begins_nothing_more(sweep: Sweep, fragile: tuple[str, ...]) -
     assert [run["state"] for run in said.json["runs"]] == ["finished", "failed", "not started", "not started"]
 
 
-def test_a_cell_that_cannot_be_set_up_is_told_and_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
+def test_a_cell_that_cannot_be_set_up_is_reported_and_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
     said = sweep("norm=none,instance", "seed=0", "optim.lr=0.05", "--json")
     assert said.code == 3
     assert [run["state"] for run in said.json["runs"]] == ["finished", "not started"]
@@ -341,7 +341,7 @@ def test_the_state_of_a_cell_is_that_of_its_folder(status: dict[str, Any] | None
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def test_verdicts_are_told_and_held_against_what_was_expected(
+def test_verdicts_are_printed_and_compared_with_the_expected_ones(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = config.load_study("tiny", [], CONFIGS)[0].claims[0]

@@ -210,7 +210,7 @@ def test_there_are_at_most_four_frames_a_second(shown: Shown, clock: Any) -> Non
     assert 36 <= out.written.count("\x1b[?2026h") <= 41
 
 
-def test_arms_are_told_apart_by_all_that_varies(shown: Shown, clock: Any) -> None:
+def test_arms_differ_by_everything_that_varies(shown: Shown, clock: Any) -> None:
     _, out = shown(grid("model.depth=2,3", "norm=none,batch", "seed=0,1", "optim.lr=0.1"), 60, 16)
     assert [line.split("  ")[0] for line in out.lines[2:8]] == [
         "norm", "─" * 25, "none depth=2", "batch depth=2", "none depth=3", "batch depth=3",

@@ -146,7 +146,7 @@ def test_a_frame_of_fewer_lines_leaves_none_behind(shown: Shown, clock: Clock) -
     assert out.screen.cursor.y == 3
 
 
-def test_what_is_printed_meanwhile_stands_above(
+def test_output_during_the_display_is_printed_above_it(
     screen_of: Callable[..., Screen], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = screen_of(60, 16)

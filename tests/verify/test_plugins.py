@@ -462,7 +462,7 @@ def test_what_the_docs_show_keeps_the_contract_and_trains(name: str, text: str, 
     assert ('"turned":' in journal) == (name == "my_probe")
 
 
-def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_goes_before_its_defaults(there: Path) -> None:
+def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_overrides_its_defaults(there: Path) -> None:
     assert [name for name, _ in EXAMPLES] == ["my_norm", "my_probe", "my_net"]
     (there / "my_norm.py").write_text(EXAMPLES[0][1])
     given = ["plugins=[my_norm.py]", "norm=my_norm"]
@@ -512,7 +512,7 @@ def _shown(file: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dic
         ),
     ],
 )
-def test_what_cannot_be_built_says_why(
+def test_a_net_that_cannot_be_built_gives_the_reason(
     option: str, result: str, check: str, line: str, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (there / "mine.py").write_text(NORM.format(option=option, result=result))
@@ -540,7 +540,7 @@ def test_a_file_that_is_no_plugin_is_refused(text: str | None, message: str, the
         check_plugin("mine.py", None, as_json=True)
 
 
-def test_a_broken_plugin_is_told_in_one_line_and_the_command_exits_3(there: Path) -> None:
+def test_a_broken_plugin_gives_one_line_and_the_command_exits_3(there: Path) -> None:
     body = EXAMPLES[0][1].replace("with torch.no_grad():", "if True:")
     (there / "my norm's.py").write_text(body)
     done = _bnlab(there, "verify", "--plugin", "my norm's.py")

@@ -26,7 +26,7 @@ def test_every_identity_holds() -> None:
     assert len({identity.name for identity in checked}) == len(checked) >= 20
 
 
-def test_an_error_that_is_not_a_number_is_no_agreement() -> None:
+def test_an_error_of_nan_is_not_an_agreement() -> None:
     assert not Identity(name="", left="", right="", error=float("nan"), tolerance=1.0).ok
 
 
