@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
@@ -10,7 +11,7 @@ from bnlab.core.errors import UsageError
 from bnlab.record.folder import RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import in_order
-from bnlab.report.views import Built, LeftOut, Missing, Prepared, View, prepare
+from bnlab.report.views import Built, Missing, Prepared, View, prepare
 from bnlab.report.write import Written, styled, written
 
 
@@ -77,18 +78,19 @@ def _one(root: Path) -> Built:
         figures=tuple(figure.drawn.name for figure in figures),
         unfinished=collection.unfinished,
         runs=len(collection.runs),
-        failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if one.failed)),
+        failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
     )
 
 
-def _line(out: LeftOut) -> str:
-    return f"figure={out.failed}: cannot be drawn, {out.why}"
+def _line(out: Mapping[str, str]) -> str:
+    return f"figure={out['failed']}: cannot be drawn, {out['why']}"
 
 
-def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
-    """Every figure of every view that its runs have the numbers for."""
+def draw_all(prepared: Prepared) -> tuple[list[Written], list[dict[str, str]]]:
+    """Every figure of every view that its runs have the numbers for, and why the others are left out; with `failed`,
+    the figure's name, where the reason is an error."""
     found: list[Written] = []
-    missing: list[LeftOut] = []
+    missing: list[dict[str, str]] = []
     with styled():
         for number, view in enumerate(prepared.views):
             for entry in in_order():
@@ -97,10 +99,10 @@ def draw_all(prepared: Prepared) -> tuple[list[Written], list[LeftOut]]:
                 except Exception as error:  # one figure must not cost the verdicts and the others
                     subject = ": ".join(filter(None, (view.setting, entry.subject)))
                     if isinstance(error, Missing):
-                        missing.append(LeftOut(subject=subject, why=str(error), remedy=error.remedy))
+                        missing.append({"subject": subject, "why": str(error), "remedy": error.remedy})
                     else:
                         why = f"{type(error).__name__}: {error}"
-                        missing.append(LeftOut(subject=subject, why=why, remedy="", failed=entry.name))
+                        missing.append({"subject": subject, "why": why, "remedy": "", "failed": entry.name})
     return found, missing
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,11 @@ from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.study import Study
 from bnlab.core.text import capital, command, count, number, typed
 from bnlab.record.runs import Run
-from bnlab.report.views import Built, LeftOut, Prepared, geometric_mean, log_interval
+from bnlab.report.views import Built, Prepared, best_rate, geometric_mean, log_interval
 from bnlab.report.write import Written
 
 EMBEDDED = 400_000
 """Bytes of a CSV that still goes into the page; larger ones stay beside it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Square:
-    """A field of the table: one arm at one learning rate."""
-
-    value: str
-    band: str
-    accuracy: str
-    troubles: tuple[str, ...]
-    best: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Heads of columns, and rows with their own heads."""
-
-    corner: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Square, ...]], ...]
 
 
 def render(
@@ -51,7 +30,7 @@ def render(
     verdicts: Sequence[Verdict],
     prepared: Prepared,
     figures: Sequence[Written],
-    missing: Sequence[LeftOut],
+    missing: Sequence[Mapping[str, str]],
 ) -> str:
     """report.html."""
     runs = collection.runs
@@ -113,49 +92,37 @@ def title_of(collection: Collection) -> str:
     return collection.root.absolute().name
 
 
-def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequence[Square]]) -> Table:
+def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """One row per learning rate; with many arms, one row per arm."""
     if len(arms) > max(5, len(rates)):
-        return Table(corner="arm", heads=tuple(rates), rows=tuple(zip(arms, zip(*fields, strict=True), strict=True)))
-    return Table(corner="learning rate", heads=tuple(arms), rows=tuple(zip(rates, map(tuple, fields), strict=True)))
+        return {"corner": "arm", "heads": rates, "rows": list(zip(arms, zip(*fields, strict=True), strict=True))}
+    return {"corner": "learning rate", "heads": arms, "rows": list(zip(rates, fields, strict=True))}
 
 
-def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[Square]]:
-    """For every learning rate, a field per arm: geometric mean of the final training loss over the seeds that did not
-    diverge; best only where all train."""
-    by_place: dict[tuple[str, float], list[Run]] = {}
-    for run in runs:
-        by_place.setdefault((prepared.arms[run.id], run.spec["optim.lr"]), []).append(run)
-    means = {
-        place: geometric_mean([run.final("train_loss") for run in here])
-        for place, here in by_place.items()
-        if all(run.trains for run in here)
-    }
-    best = {
-        arm: min((lr for lr in rates if math.isfinite(means.get((arm, lr), math.nan))), key=lambda lr: means[arm, lr])
-        for arm in prepared.order
-        if any(math.isfinite(means.get((arm, lr), math.nan)) for lr in rates)
-    }
-    return [[_square(by_place.get((arm, lr), []), best.get(arm) == lr) for arm in prepared.order] for lr in rates]
+def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[dict[str, Any]]]:
+    """For every learning rate, a field per arm; the best only where all train."""
+    by_arm: dict[str, dict[float, list[Run]]] = {arm: {} for arm in prepared.order}
+    for run in sorted(runs, key=lambda run: run.lr):
+        by_arm[prepared.arms[run.id]].setdefault(run.lr, []).append(run)
+    best = {arm: best_rate(here) for arm, here in by_arm.items()}
+    return [[_square(here.get(lr, []), best[arm] == lr) for arm, here in by_arm.items()] for lr in rates]
 
 
-def _square(runs: Sequence[Run], best: bool) -> Square:
-    if not runs:
-        return Square(value="", band="", accuracy="", troubles=(), best=False)
+def _square(runs: Sequence[Run], best: bool) -> dict[str, Any]:
+    """One arm at one learning rate: geometric mean of the final training loss over the seeds that did not diverge."""
     losses = [run.final("train_loss") for run in runs if run.finished]
     band = log_interval(losses)
-    accuracies = [run.final("test_accuracy") for run in runs if run.finished]
-    diverged, dead = sum(run.diverged for run in runs), sum(run.finished and not run.trains for run in runs)
+    accuracies = [x for run in runs if run.finished and math.isfinite(x := run.final("test_accuracy"))]
+    diverged, dead = sum(run.diverged for run in runs), sum(run.dead for run in runs)
     troubles = [f"✕ {diverged} of {len(runs)} diverged"] * bool(diverged)
     troubles += [f"○ {dead} of {len(runs)} at chance"] * bool(dead)
-    known = [x for x in accuracies if math.isfinite(x)]
-    return Square(
-        value=shown(geometric_mean(losses)) if losses else "",
-        band=f"{shown(band[0])} to {shown(band[1])}" if band else "",
-        accuracy=f"{100 * sum(known) / len(known):.1f} %" if known else "",
-        troubles=tuple(troubles),
-        best=best,
-    )
+    return {
+        "value": shown(geometric_mean(losses)) if losses else "",
+        "band": f"{shown(band[0])} to {shown(band[1])}" if band else "",
+        "accuracy": f"{100 * sum(accuracies) / len(accuracies):.1f} %" if accuracies else "",
+        "troubles": troubles,
+        "best": best,
+    }
 
 
 def _picture(figure: Written) -> dict[str, Any]:
@@ -316,7 +283,8 @@ def line(run: Run, study: Study | None) -> str | None:
         changes = {key: typed(value) for key, value in study.overrides.items()}
         changes |= {key: typed(run.spec[key]) for key in study.axes if key in run.spec}
     else:
-        config = _after(words, "--config")
+        parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+        config = dict(pairwise(parts)).get("--config")
         changes = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
         if words[:1] == ["sweep"]:
             changes = {key: typed(run.spec[key]) if key in run.spec else value for key, value in changes.items()}
@@ -324,15 +292,6 @@ def line(run: Run, study: Study | None) -> str | None:
         return None
     changes["name"] = run.path.absolute().parents[2].name  # runs are in NAME/norm/lr=.../seed=...
     return command("bnlab", "train", "--config", config, *(f"{key}={value}" for key, value in changes.items()))
-
-
-def _after(words: list[str], flag: str) -> str | None:
-    for word, following in zip_longest(words, words[1:]):
-        if word == flag:
-            return str(following) if following is not None else None
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
 
 
 def shown(value: float | None) -> str:

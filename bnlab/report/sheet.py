@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
 
 from bnlab.analysis.arms import title as title_of
 from bnlab.core.text import count as counted
@@ -27,7 +27,6 @@ WIDTH, LEFT = 5.6, 0.74
 """Width of a sheet, and the left edge of its leftmost axes, in inches."""
 TITLE_PT, NOTE_PT, LABEL_PT = 10.5, 7.0, 9.0
 HALO = [withStroke(linewidth=2.6, foreground=PAPER)]
-LABEL: dict[str, Any] = {"fontsize": LABEL_PT, "fontweight": "bold"}
 
 
 @cache
@@ -71,50 +70,47 @@ class Sheet:
     """A figure with its title and footnote. `plot_height` is what the axes and all around them have, in inches; it is
     measured from the top of the footnote."""
 
-    def __init__(
-        self, title: str, note: str, *, plot_height: float, width: float = WIDTH, indent: float = LEFT
-    ) -> None:
-        """`indent`: where the title begins, in inches; over the left end of the axes."""
-        head = balanced(title, TITLE_PT, width - indent - 0.1)
-        foot = wrapped(note, NOTE_PT, width - 0.25)
+    def __init__(self, title: str, note: str, *, plot_height: float) -> None:
+        head = balanced(title, TITLE_PT, WIDTH - LEFT - 0.1)
+        foot = wrapped(note, NOTE_PT, WIDTH - 0.25)
         self.bottom = 0.1 + 0.135 * len(foot)
         self.top = self.bottom + plot_height
-        self.width, self.height = width, self.top + 0.19 * len(head) + 0.12
-        self.indent = indent
-        self.figure = Figure(figsize=(self.width, self.height))
-        self._text(indent, self.height - 0.08, "\n".join(head), fontsize=TITLE_PT, fontweight="bold", color=INK)
+        self.height = self.top + 0.19 * len(head) + 0.12
+        self.figure = Figure(figsize=(WIDTH, self.height))
+        self._text(LEFT, self.height - 0.08, "\n".join(head), fontsize=TITLE_PT, fontweight="bold", color=INK)
         self._text(0.12, self.bottom - 0.03, "\n".join(foot), fontsize=NOTE_PT, color=MUTED, linespacing=1.35)
         self.title, self.note = title, note
 
     def drawn(self, name: str, about: str, columns: tuple[str, ...], rows: Sequence[tuple[Number, ...]]) -> Drawn:
         """The sheet as a figure of a report, with the numbers in it."""
-        return Drawn(
-            name=name,
-            title=self.title,
-            note=self.note,
-            about=about,
-            columns=columns,
-            rows=rows,
-            figure=self.figure,
-        )
+        return Drawn(name, self.title, self.note, about, columns, rows, self.figure)
 
     def _text(self, x: float, y: float, text: str, **looks: object) -> None:
-        self.figure.text(x / self.width, y / self.height, text, va="top", ha="left", **looks)  # type: ignore[arg-type]
+        self.figure.text(x / WIDTH, y / self.height, text, va="top", ha="left", **looks)  # type: ignore[arg-type]
 
     def axes(self, *, left: float, right: float, above: float = 0.1, below: float = 0.5, first: bool = True) -> Axes:
         """From `left` to `right` inches of the sheet, with room `above` and `below` inside the plot's height. The name
         of the `first` vertical axis stands at the edge of the sheet."""
         y0, y1 = self.bottom + below, self.top - above
-        box = (left / self.width, y0 / self.height, (right - left) / self.width, (y1 - y0) / self.height)
+        box = (left / WIDTH, y0 / self.height, (right - left) / WIDTH, (y1 - y0) / self.height)
         ax = self.figure.add_axes(box)
         if first:
-            ax.yaxis.set_label_coords(0.2 / self.width, (y0 + y1) / 2 / self.height, self.figure.transFigure)
+            ax.yaxis.set_label_coords(0.2 / WIDTH, (y0 + y1) / 2 / self.height, self.figure.transFigure)
         return ax
 
-
-def room_for(labels: Sequence[str]) -> float:
-    """Where axes end so that these names fit beside them, in inches; they keep the larger part of the sheet."""
-    return max(WIDTH - max(text_width(label, LABEL_PT, bold=True) for label in labels) / 72 - 0.22, WIDTH * 0.62)
+    def panels(self, groups: Sequence[Group], right: float, gap: float) -> list[Axes]:
+        """Axes side by side up to `right` inches, one for each arm, with its name above, smaller where it is narrow."""
+        width = (right - LEFT - gap * (len(groups) - 1)) / len(groups)
+        found = []
+        for index, group in enumerate(groups):
+            left = LEFT + index * (width + gap)
+            ax = self.axes(left=left, right=left + width, above=0.28, first=index == 0)
+            ax.grid(False)
+            size = LABEL_PT * min(1.0, ax.bbox.width / text_width(group.label, LABEL_PT, bold=True))
+            name: dict[str, Any] = {"fontsize": max(size, 5.5), "fontweight": "bold", "color": group.look.ink}
+            ax.set_title(group.label, loc="left", pad=4, **name)
+            found.append(ax)
+        return found
 
 
 def rate_axis(ax: Axes, rates: Sequence[float], optimizer: str) -> None:
@@ -123,10 +119,8 @@ def rate_axis(ax: Axes, rates: Sequence[float], optimizer: str) -> None:
     low, high = rates[0], rates[-1]
     margin = (high / low) ** 0.05 if high > low else 2.0
     ax.set_xlim(low / margin, high * margin)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_locator(FixedLocator(list(rates)))
-    ax.xaxis.set_major_formatter(FixedFormatter(thinned([number(lr) for lr in rates], ax, rates)))
+    ax.set_xticks(rates, labels=thinned([number(lr) for lr in rates], ax, rates))
+    ax.set_xticks([], minor=True)
     ax.set_xlabel(f"learning rate ({optimizer})")
 
 
@@ -152,10 +146,10 @@ def thinned(texts: Sequence[str], ax: Axes, at: Sequence[float]) -> list[str]:
     return list(texts)
 
 
-def log_ticks(ax: Axes, low: float, high: float, *, axis: str = "y", most: int = 8) -> None:
-    """Logarithmic, with round numbers as ticks: the finest set of at most `most`."""
-    getattr(ax, f"set_{axis}scale")("log")
-    getattr(ax, f"set_{axis}lim")(low, high)
+def log_ticks(ax: Axes, low: float, high: float, *, most: int = 8) -> None:
+    """A logarithmic vertical axis with round numbers as ticks: the finest set of at most `most`."""
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for marks in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -163,11 +157,13 @@ def log_ticks(ax: Axes, low: float, high: float, *, axis: str = "y", most: int =
         if len(found) <= most:
             break
     found = found[:: math.ceil(len(found) / most)] if len(found) > 1 else [low, high]
-    which = ax.yaxis if axis == "y" else ax.xaxis
-    which.set_minor_locator(NullLocator())
-    which.set_minor_formatter(NullFormatter())
-    which.set_major_locator(FixedLocator(found))
-    which.set_major_formatter(FixedFormatter([number(float(f"{x:.3g}")) for x in found]))
+    ax.set_yticks(found, labels=[number(float(f"{x:.3g}")) for x in found])
+    ax.set_yticks([], minor=True)
+
+
+def layer_ticks(depth: int) -> list[int]:
+    """The first layer, the last, and every fifth between them."""
+    return sorted({1, depth, *range(5, depth - 1, 5)})
 
 
 def around(values: Sequence[float], *, room: float = 0.06) -> tuple[float, float]:
@@ -194,12 +190,6 @@ def _tally(count: int, of: int, room: float) -> str:
     return "" if count == of else str(count)
 
 
-def panel_name(ax: Axes, group_label: str, look: Look) -> None:
-    """The name of an arm above its panel, smaller where the panel is narrow."""
-    size = LABEL_PT * min(1.0, ax.bbox.width / text_width(group_label, LABEL_PT, bold=True))
-    ax.set_title(group_label, fontsize=max(size, 5.5), fontweight="bold", color=look.ink, loc="left", pad=4)
-
-
 def step_axis(ax: Axes, last: float) -> None:
     ax.set_xlim(-0.015 * last, last * 1.015)
     ax.set_xlabel("training step")
@@ -218,88 +208,128 @@ def open_marker(look: Look, size: float = 4.2) -> dict[str, Any]:
 
 
 def lanes(
-    ax: Axes, groups: Sequence[Group], marks: Sequence[Sequence[tuple[float, int, int]]], sign: str, word: str
+    ax: Axes, looks: Sequence[Look], marks: Sequence[Sequence[tuple[float, int, int]]], sign: str, word: str
 ) -> None:
     """Above the axes, a row for each arm that has marks: `sign` at x, with the count of its runs."""
-    height = ax.bbox.height
-    row = 0
-    for group, wanted in zip(groups, marks, strict=True):
-        if not wanted:
-            continue
+    height, across = ax.bbox.height, ax.get_xaxis_transform()
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    rows = [(look, wanted) for look, wanted in zip(looks, marks, strict=True) if wanted]
+    for row, (look, wanted) in enumerate(rows):
         y = 1 + (9 + 12 * row) / height
+        marker = open_marker(look, 5.5) | {"marker": sign}
+        if sign == "X":
+            marker |= {"markerfacecolor": look.color, "markeredgewidth": 0.3}
         places = [float(ax.transData.transform((x, 1.0))[0]) for x, _, _ in wanted]
         rooms = [*(b - a - 12 for a, b in pairwise(places)), 99.0]
         for (x, count, of), room in zip(wanted, rooms, strict=True):
-            filled = sign == "X"
-            look: dict[str, Any] = {
-                "markerfacecolor": group.look.color if filled else PAPER,
-                "markeredgecolor": group.look.color,
-            }
-            look |= {"markeredgewidth": 0.3 if filled else 1.1, "linestyle": "none", "marker": sign}
-            ax.plot(x, y, transform=ax.get_xaxis_transform(), markersize=5.5, clip_on=False, zorder=5, **look)
-            beside: dict[str, Any] = {
-                "xycoords": ax.get_xaxis_transform(),
-                "xytext": (4.5, 0),
-                "color": group.look.ink,
-                "ha": "left",
-            }
-            ax.annotate(_tally(count, of, room), (x, y), fontsize=6.5, **beside, **BESIDE)
-        row += 1
-    if row:
-        left: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (-5, 0), "color": MUTED, "ha": "right"}
-        ax.annotate(word, (0, 1 + (9 + 6 * (row - 1)) / height), fontsize=7, **left, **BESIDE)
+            ax.plot(x, y, transform=across, clip_on=False, zorder=5, **marker)
+            text: dict[str, Any] = {"fontsize": 6.5, "color": look.ink, "ha": "left", **beside}
+            ax.annotate(_tally(count, of, room), (x, y), xycoords=across, xytext=(4.5, 0), **text)
+    if rows:
+        at = (0, 1 + (9 + 6 * (len(rows) - 1)) / height)
+        text = {"fontsize": 7, "color": MUTED, "ha": "right", **beside}
+        ax.annotate(word, at, xycoords="axes fraction", xytext=(-5, 0), **text)
 
 
-BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+class Chart(Sheet):
+    """A sheet with one plot, whose lines have their `names` at their ends; above it is room for `rows` of marks."""
+
+    def __init__(self, view: View, title: str, note: str, names: Sequence[str], rows: int = 0) -> None:
+        above = 0.17 * rows + (0.06 if rows else 0)
+        super().__init__(view.titled(title), view.noted(note), plot_height=3.15 + above)
+        widest = max(text_width(name, LABEL_PT, bold=True) for name in names)
+        right = max(WIDTH - widest / 72 - 0.22, WIDTH * 0.62)  # the axes keep the larger part of the sheet
+        self.ax = self.axes(left=LEFT, right=right, above=0.1 + above)
+        self._lines: list[tuple[Floats, Floats]] = []
+        self._names: list[tuple[str, Look, float, float]] = []
+        self._taken: list[Bbox] = []
+
+    def line(self, x: Floats, y: Floats, look: Look | None = None, **how: Any) -> None:
+        """Draw a line, which names keep off."""
+        style = {"color": look.color, "linestyle": look.dash, "zorder": 3} if look else {}
+        self.ax.plot(x, y, **(style | how))
+        self.keep_off(x, y)
+
+    def keep_off(self, x: Floats, y: Floats) -> None:
+        """Names are placed off this line or marker where there is room."""
+        self._lines.append((x, y))
+
+    def name(self, text: str, look: Look, x: float, y: float) -> None:
+        """Put a name at the end of a line, once everything is drawn."""
+        self._names.append((text, look, x, y))
+
+    def line_across(self, y: float, text: str) -> None:
+        """A dotted line across, with a small grey note below it, at the end where less is drawn."""
+        box = self.ax.bbox
+        self.ax.axhline(y, color="#555555", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
+        height = float(self.ax.transData.transform((self.ax.get_xlim()[0], y))[1])
+        width = text_width(text, 7.5)
+        places = [Bbox.from_extents(x, height - 11, x + width, height - 1) for x in (box.x0 + 4, box.x1 - width)]
+        points = self._points()
+        place = min(places, key=lambda place: place.padded(4).count_contains(points))
+        self._write(place.x0, place.y1, text, va="top", color=MUTED, fontsize=7.5)
+        self._taken.append(place)
+
+    def drawn(self, name: str, about: str, columns: tuple[str, ...], rows: Sequence[tuple[Number, ...]]) -> Drawn:
+        """The sheet as a figure of a report, with the names at their lines."""
+        self._place_names()
+        return super().drawn(name, about, columns, rows)
+
+    def _place_names(self) -> None:
+        """Put each name to the right of its point. Three or more in a column keep the order of their points, as near to
+        them as there is room; others move as little up or down as keeps them off lines, markers, notes and each
+        other."""
+        points, limits = self._points(), (self.ax.bbox.y0 + 4, self.ax.bbox.y1 - 4)
+        ends = [self.ax.transData.transform((x, y)) for _, _, x, y in self._names]
+        columns: list[list[int]] = []
+        for index in sorted(range(len(ends)), key=lambda index: (-ends[index][1], index)):
+            beside = [column for column in columns if abs(ends[column[0]][0] - ends[index][0]) < 30]
+            if beside:
+                beside[0].append(index)
+            else:
+                columns.append([index])
+        for column in sorted(columns, key=lambda column: len(column) < 3):  # the others are placed around these
+            heights = spread([ends[index][1] for index in column], 12.0, *limits) if len(column) > 2 else []
+            for row, index in enumerate(column):
+                text, look, _, _ = self._names[index]
+                left, wanted = ends[index][0] + 8, ends[index][1]
+                width = text_width(text, LABEL_PT, bold=True)
+                y = heights[row] if heights else self._free(points, left, width, wanted, limits)
+                self._taken.append(_box(left, width, y))
+                self._write(left, y, text, va="center", color=look.ink, fontsize=LABEL_PT, fontweight="bold")
+
+    def _free(self, points: Floats, left: float, width: float, wanted: float, limits: tuple[float, float]) -> float:
+        """The height near the wanted one at which a name hides least."""
+
+        def cost(y: float) -> float:
+            box = _box(left, width, y)
+            return 3 * box.count_contains(points) + 1000 * box.count_overlaps(self._taken) + abs(y - wanted)
+
+        return min((min(max(wanted + nudge, limits[0]), limits[1]) for nudge in NUDGES), key=cost)
+
+    def _write(self, left: float, y: float, text: str, **looks: Any) -> None:
+        """Text with a halo, at a place in points of the sheet."""
+        x, up = self.ax.transAxes.inverted().transform((left, y))
+        self.ax.text(x, up, text, transform=self.ax.transAxes, ha="left", path_effects=HALO, zorder=6, **looks)
+
+    def _points(self) -> Floats:
+        """Where lines and markers are, in points of the sheet: eight from each point of a line to the next."""
+        found = [np.empty((0, 2))]
+        share = np.linspace(0, 1, 8, endpoint=False)[:, None, None]
+        for line in self._lines:
+            ends = np.column_stack(line)
+            ends = self.ax.transData.transform(ends[np.isfinite(ends).all(axis=1)])
+            found += [(ends[None, :-1] * (1 - share) + ends[None, 1:] * share).reshape(-1, 2), ends[-1:]]
+        return np.concatenate(found)
+
+
 NUDGES = sorted((6.0 * step for step in range(-26, 27)), key=abs)
-"""Distances by which a label may be moved up or down, in points, the smallest first."""
+"""Distances by which a name may be moved up or down, in points, the smallest first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndLabel:
-    """The name of a line, to be placed at its end."""
-
-    text: str
-    look: Look
-    x: float
-    y: float
-
-
-Box = tuple[float, float, float, float]
-"""Left, right, bottom, top in points of the sheet."""
-
-
-def place_labels(
-    ax: Axes, labels: Sequence[EndLabel], drawn: Sequence[tuple[Floats, Floats]], blocked: Sequence[Box] = ()
-) -> None:
-    """Put each label to the right of its point. Three or more in a column keep the order of their points, as near to
-    them as there is room; others go as little above or below as keeps them off the lines and markers `drawn`, off what
-    is `blocked`, and off each other."""
-    points = _points(ax, drawn)
-    low, high = ax.bbox.y0 + 4, ax.bbox.y1 - 4
-    ends = [tuple(float(c) for c in ax.transData.transform((label.x, label.y))) for label in labels]
-    taken = list(blocked)
-    columns: list[list[int]] = []
-    for index in sorted(range(len(labels)), key=lambda index: (-ends[index][1], index)):
-        beside = [column for column in columns if abs(ends[column[0]][0] - ends[index][0]) < 30]
-        if beside:
-            beside[0].append(index)
-        else:
-            columns.append([index])
-    for column in sorted(columns, key=lambda column: len(column) < 3):  # the others find their way round these
-        if len(column) > 2:
-            heights = spread([ends[index][1] for index in column], 12.0, low, high)
-        for row, index in enumerate(column):
-            left, width = ends[index][0] + 8, text_width(labels[index].text, LABEL_PT, bold=True)
-            y = heights[row] if len(column) > 2 else _free(points, taken, left, width, ends[index][1], (low, high))
-            taken.append((left - 2, left + width + 2, y - 5.5, y + 5.5))
-            _write(ax, left, y, labels[index].text, va="center", color=labels[index].look.ink, **LABEL)
-
-
-def _write(ax: Axes, left: float, y: float, text: str, **looks: Any) -> None:
-    """Text with a halo, at a place in points of the sheet."""
-    x, up = (float(c) for c in ax.transAxes.inverted().transform((left, y)))
-    ax.text(x, up, text, transform=ax.transAxes, ha="left", path_effects=HALO, zorder=6, **looks)
+def _box(left: float, width: float, y: float) -> Bbox:
+    """What a name takes, in points of the sheet."""
+    return Bbox.from_extents(left - 2, y - 5.5, left + width + 2, y + 5.5)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -310,76 +340,11 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     [11.5, 7.5, 1.0]
     """
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    # As in isotonic regression, labels that touch move together, to the mean of their wanted heights.
-    blocks: list[list[float]] = []  # of each: the sum of what is wanted of its first, its size
-    for y in wanted:
-        blocks.append([y, 1])
-        while len(blocks) > 1:
-            (above, size), (below, more) = blocks[-2:]
-            if above / size - gap * size >= below / more:
-                break
-            blocks[-2:] = [[above + below + gap * size * more, size + more]]
-    found = [total / size - gap * row for total, size in blocks for row in range(int(size))]
-    for row in range(len(found)):  # inside the limits, from above and then from below
-        found[row] = min(found[row], high - gap * row)
-    for row in range(len(found)):
-        found[-1 - row] = max(found[-1 - row], low + gap * row)
-    return found
-
-
-def _free(
-    points: Floats, taken: Sequence[Box], left: float, width: float, wanted: float, limits: tuple[float, float]
-) -> float:
-    """The height near the wanted one at which a label hides least."""
-
-    def cost(y: float) -> float:
-        box = (left - 2, left + width + 2, y - 5.5, y + 5.5)
-        clashes = sum(
-            box[0] < other[1] and other[0] < box[1] and box[2] < other[3] and other[2] < box[3] for other in taken
-        )
-        return 3 * _inside(points, box) + 1000 * clashes + abs(y - wanted)
-
-    return min((min(max(wanted + nudge, limits[0]), limits[1]) for nudge in NUDGES), key=cost)
-
-
-def line_note(ax: Axes, y: float, text: str, drawn: Sequence[tuple[Floats, Floats]]) -> Box:
-    """A dotted line across, with a small grey note below it, at the end where less is drawn; the box of the note."""
-    ax.axhline(y, color="#555555", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
-    points = _points(ax, drawn)
-    height = float(ax.transData.transform((ax.get_xlim()[0], y))[1])
-    width = text_width(text, 7.5)
-    boxes: list[Box] = [
-        (ax.bbox.x0 + 4, ax.bbox.x0 + 4 + width, height - 11, height - 1),
-        (ax.bbox.x1 - width, ax.bbox.x1, height - 11, height - 1),
-    ]
-    box = min(boxes, key=lambda box: _inside(points, box, 4))
-    _write(ax, box[0], box[3], text, va="top", color=MUTED, fontsize=7.5)
-    return box
-
-
-def _inside(points: Floats, box: Box, margin: float = 0) -> int:
-    x, y = points[:, 0], points[:, 1]
-    left, right, bottom, top = box
-    return int(((x > left - margin) & (x < right + margin) & (y > bottom - margin) & (y < top + margin)).sum())
-
-
-def _points(ax: Axes, drawn: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Where lines and markers are, in points of the sheet."""
-    found = [np.empty((0, 2))]
-    for x, y in drawn:
-        here = np.isfinite(x) & np.isfinite(y)
-        if here.any():
-            found.append(_dense(np.asarray(ax.transData.transform(np.column_stack([x[here], y[here]])))))
-    return np.concatenate(found)
-
-
-def _dense(points: Floats) -> Floats:
-    """The points of a line, and points between them."""
-    if len(points) < 2:
-        return points
-    share = np.linspace(0, 1, 8, endpoint=False)[:, None, None]
-    between: Floats = (points[None, :-1] * (1 - share) + points[None, 1:] * share).reshape(-1, 2)
-    return np.concatenate([between, points[-1:]])
+    # Labels that touch move together, to the mean of their wanted heights, as in isotonic regression.
+    below = gap * np.arange(len(wanted))
+    found = isotonic_regression(wanted + below, increasing=False).x - below
+    found = np.maximum(np.minimum(found, high - below), low + below[::-1])
+    return [float(y) for y in found]
 
 
 def seeds_of(view: View) -> str:
@@ -390,8 +355,3 @@ def seeds_of(view: View) -> str:
 def optimizer(view: View) -> str:
     """`SGD`; several, one after the other."""
     return ", ".join(sorted({title_of(run, "optim") for group in view.groups for run in group.runs}))
-
-
-def footnote(*parts: str) -> str:
-    """The parts that are not empty, as one paragraph."""
-    return " ".join(part for part in parts if part)

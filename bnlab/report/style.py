@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 PAPER, TEXT, INK, MUTED, EDGE, GRID = "#fefefe", "#333333", "#111111", "#6b6b6b", "#8a8a8a", "#e6e6e6"
@@ -137,6 +138,7 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@cache
 def legible(color: str, paper: str, least: float = 4.5) -> str:
     """`color`, moved as little as needed towards black or white to stand out from `paper` as small text must."""
     towards = 0 if _luminance(paper) > 0.5 else 255

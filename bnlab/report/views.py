@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +25,6 @@ from bnlab.report.style import Look, looks_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
 Floats = NDArray[np.float64]
 MOST_PANELS = 4
 Number = str | int | float | None
@@ -62,13 +61,19 @@ class Group:
         found = largest_of(np.array(self.rates), good).value
         return float(found)
 
-    def best_rate(self, metric: str = "train_loss") -> float | None:
-        """The rate, of those at which all runs train, with the smallest geometric mean of a final figure."""
-        found = {
-            lr: geometric_mean([run.final(metric) for run in self.at(lr)]) for lr in self.rates if self.trains_at(lr)
-        }
-        finite = {lr: value for lr, value in found.items() if math.isfinite(value)}
-        return min(finite, key=finite.__getitem__) if finite else None
+    def best_rate(self) -> float | None:
+        """See `best_rate`."""
+        return best_rate({lr: self.at(lr) for lr in self.rates})
+
+
+def best_rate(runs: Mapping[float, Sequence[Run]]) -> float | None:
+    """The rate, of those at which all runs train, with the smallest geometric mean of the final training loss."""
+    means = {
+        lr: geometric_mean([run.final("train_loss") for run in here])
+        for lr, here in runs.items()
+        if all(run.trains for run in here)
+    }
+    return min((lr for lr, mean in means.items() if math.isfinite(mean)), key=means.__getitem__, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +87,14 @@ class Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Arms to be drawn together. `setting` tells one view of a report from another: `depth 20`; empty where there is
-    one view only. With a `pair`, titles speak of these two arms, the treated one first."""
+    one view only. With a `pair`, titles compare these two arms, the treated one first."""
 
     groups: tuple[Group, ...]
     setting: str = ""
     chance_loss: float | None = None
     reduced: str = ""
     """Which arms are not drawn, in words."""
-    pair_labels: tuple[str, str] | None = None
+    pair: tuple[Group, Group] | None = None
     target: Target | None = None
 
     @property
@@ -101,22 +106,16 @@ class View:
         return sorted({run.seed for group in self.groups for run in group.runs})
 
     def titled(self, finding: str) -> str:
-        """The finding, preceded by its setting."""
         return f"{self.setting[:1].upper()}{self.setting[1:]}: {finding}" if self.setting else finding
+
+    def noted(self, note: str) -> str:
+        """The footnote, followed by which arms are not drawn."""
+        return f"{note} {self.reduced}".rstrip()
 
     @property
     def panels(self) -> tuple[Group, ...]:
         """Arms that have a panel each: the first few."""
         return self.groups[:MOST_PANELS]
-
-    @property
-    def pair(self) -> tuple[Group, Group] | None:
-        """The treated arm and its control."""
-        if self.pair_labels is None:
-            return None
-        by_label = {group.label: group for group in self.groups}
-        treated, control = self.pair_labels
-        return by_label[treated], by_label[control]
 
     def common_rate(self) -> tuple[float | None, str]:
         """The one rate at which arms are shown side by side, and why this one: the largest at which every run of every
@@ -154,17 +153,6 @@ class Missing(Exception):  # noqa: N818  (an answer, not an error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """A figure that could not be drawn."""
-
-    subject: str
-    why: str
-    remedy: str
-    failed: str | None = None
-    """The figure's name, where an error is the reason and not missing measurements."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """A report that was written. Of a folder of several studies, `parts` are their reports, and `path` leads to
     them."""
@@ -174,8 +162,7 @@ class Built:
     figures: tuple[str, ...]
     unfinished: tuple[Run, ...]
     runs: int
-    failed: tuple[str, ...] = ()
-    """A line for each figure that raised an error."""
+    failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
     parts: tuple[Built, ...] = ()
 
 
@@ -298,22 +285,22 @@ def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str)
         setting=setting,
         chance_loss=_chance(runs[0]),
         reduced=f"Not drawn: {', '.join(arms.names[arm] for arm in others)}." if others else "",
-        pair_labels=_pair(collection, arms.axis, {dict(arm).get(arms.axis): arms.names[arm] for arm in shown}),
+        pair=_pair(collection, arms.axis, {dict(arm).get(arms.axis): g for arm, g in zip(shown, groups, strict=True)}),
         target=_target(collection),
     )
 
 
-def _pair(collection: Collection, axis: str, labels: Mapping[Any, str]) -> tuple[str, str] | None:
+def _pair(collection: Collection, axis: str, groups: Mapping[Any, Group]) -> tuple[Group, Group] | None:
     """The two arms that titles compare: those of the first claim on this axis, else batch norm and none, else both of
-    two."""
+    two. `groups` are by their value of the axis."""
     claims = collection.study.claims if collection.study else ()
     wanted = [tuple(map(frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
     for treated, control in (*wanted, ("batch", "none")):
-        if treated in labels and control in labels and labels[treated] != labels[control]:
-            return labels[treated], labels[control]
-    if len(labels) == 2:
-        control, treated = labels.values()
-        return treated, control
+        if treated in groups and control in groups and treated != control:
+            return groups[treated], groups[control]
+    if len(groups) == 2:
+        control, treated = groups
+        return groups[treated], groups[control]
     return None
 
 
@@ -345,19 +332,14 @@ def _chance(run: Run) -> float | None:
     return math.log(classes) if classes > 1 else None
 
 
-def together(
-    runs: Iterable[Run], metric: str, average: Callable[[Floats], Floats]
-) -> tuple[Floats, Floats, list[Floats]]:
-    """The steps [T] at which every run that has the metric has it, `average` over the runs [R, T, ...] there, and the
-    runs themselves. Runs without it are left out; no steps where there is none."""
+def together(runs: Iterable[Run], metric: str, average: Callable[[Floats], Floats]) -> tuple[Floats, Floats]:
+    """The steps [T] at which every run that has the metric has it, and `average` over the runs [R, T, ...] there. Runs
+    without it are left out; no steps where there is none."""
     found = [series for run in runs if len(series := run.series(metric))]
     if not found:
-        return np.empty(0), np.empty(0), []
-    steps = found[0].steps.astype(np.float64)
-    for others, _ in found[1:]:
-        steps = np.intersect1d(steps, others)
-    lined = [values[np.searchsorted(at, steps)] for at, values in found]
-    return steps, average(np.stack(lined)), lined
+        return np.empty(0), np.empty(0)
+    steps = functools.reduce(np.intersect1d, [series.steps for series in found]).astype(np.float64)
+    return steps, average(np.stack([values[np.searchsorted(at, steps)] for at, values in found]))
 
 
 def geometric(stack: Floats) -> Floats:
@@ -394,3 +376,25 @@ def by_seed(runs: Sequence[Run], figure: Callable[[Run], float]) -> dict[int, fl
     """A value of each run by its seed, where it is positive and finite."""
     found = {run.seed: figure(run) for run in runs}
     return {seed: value for seed, value in found.items() if np.isfinite(value) and value > 0}
+
+
+def compared(
+    view: View,
+    lr: float,
+    figure: Callable[[Run], float],
+    *,
+    alone: str,
+    unclear: str,
+    clear: str,
+    words: tuple[str, str] = ("less", "more"),
+) -> str:
+    """A title by the ratio of `figure` between the pair: `clear`, continued by `3× less with batch norm`, or `unclear`,
+    with a field for either arm; `alone` where there is no pair."""
+    if view.pair is None:
+        return alone
+    treated, control = (group.label for group in view.pair)
+    found = ratio(*(by_seed(group.at(lr), figure) for group in view.pair))
+    if found is None or not found.clear:
+        return unclear.format(treated, control)
+    rest = f" than with {control}" if len(view.groups) > 2 else ""
+    return f"{clear} {found.times} {words[found.value >= 1]} with {treated}{rest}{found.proviso}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def png(drawn: Drawn) -> bytes:
 
 
 def table(drawn: Drawn) -> str:
-    """Every number that is drawn, to nine digits; empty where there is none."""
+    """Every number that is drawn, to nine digits; empty where there is none or it is not finite."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(drawn.columns)
@@ -71,6 +72,6 @@ def table(drawn: Drawn) -> str:
 
 
 def _text(cell: Number) -> str:
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return ""
     return f"{cell:.9g}" if isinstance(cell, float) else str(cell)

@@ -168,8 +168,8 @@ def view_of(arms: Mapping[str, Sequence[Run]], **more: Any) -> View:
     """Arms by label, the control first."""
     looks = looks_for(["none", "batch", "layer", "group"][: len(arms)])
     groups = [Group(label=label, look=look, runs=tuple(arms[label])) for label, look in zip(arms, looks, strict=True)]
-    pair = (groups[1].label, groups[0].label) if len(groups) == 2 else None
-    return View(groups=tuple(groups), pair_labels=pair, chance_loss=math.log(10), **more)
+    pair = (groups[1], groups[0]) if len(groups) == 2 else None
+    return View(groups=tuple(groups), pair=pair, chance_loss=math.log(10), **more)
 
 
 @pytest.fixture

@@ -19,14 +19,12 @@ from bnlab.core.theory import gradient_growth
 from bnlab.record.runs import Run
 from bnlab.report.figures import (
     FIGURES,
-    drift,
     gradient_depth,
     in_order,
     landscape,
     learning_curves,
-    loss_by_rate,
-    ridges,
-    steps_to_target,
+    preactivations,
+    rates,
 )
 from bnlab.report.sheet import spread, thinned
 from bnlab.report.views import Drawn, Missing, Target, View, log_interval, ratio
@@ -67,11 +65,11 @@ def test_every_file_is_a_figure_with_its_own_place() -> None:
 
 
 def test_a_mean_is_drawn_only_where_no_seed_diverged_and_every_seed_is_there(arms: View) -> None:
-    found = loss_by_rate.spots(arms.groups[0])
-    assert found[0].mean == pytest.approx((0.2 * 0.4 * 0.6) ** (1 / 3))
-    assert found[2].losses == {0: 0.5}
-    assert (found[2].diverged, found[2].runs) == (2, 3)
-    assert math.isnan(found[2].mean)
+    found = rates.loss_spots(arms.groups[0])
+    assert found[0].middle == pytest.approx((0.2 * 0.4 * 0.6) ** (1 / 3))
+    assert found[2].known == {0: 0.5}
+    assert (found[2].without, len(found[2].values)) == (2, 3)
+    assert math.isnan(found[2].middle)
     assert found[2].band is None
 
 
@@ -84,14 +82,14 @@ def test_the_band_is_the_t_interval_of_the_log() -> None:
 
 def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
     # 1 is the grid's end, so that no more than a bound is known; the losses are half as large in every seed.
-    title = loss_by_rate.headline(arms)
+    title = rates.loss_title(arms)
     assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower loss"
 
 
 def test_equal_arms_are_said_to_be_equal(run_of: MakeRun, view: Make) -> None:
     same = [run_of(lr, s, loss=0.1 + 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     other = [run_of(lr, s, loss=0.12 - 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
-    title = loss_by_rate.headline(view({"no norm": same, "batch norm": other}))
+    title = rates.loss_title(view({"no norm": same, "batch norm": other}))
     assert title == "No clear difference between batch norm and no norm, in rates or in loss"
 
 
@@ -101,7 +99,7 @@ def test_a_rate_above_one_that_fails_does_not_count(run_of: MakeRun, view: Make)
 
 
 def test_the_csv_has_what_is_drawn(arms: View) -> None:
-    drawn = loss_by_rate.draw(arms, "loss_by_rate")
+    drawn = rates.loss_by_rate(arms, "loss_by_rate")
     (ax,) = drawn.figure.axes
     rows = rows_of(drawn)
     drawn_losses = sorted(
@@ -119,16 +117,16 @@ def test_the_csv_has_what_is_drawn(arms: View) -> None:
 
 
 def test_ticks_stand_at_the_rates_that_were_swept(arms: View) -> None:
-    (ax,) = loss_by_rate.draw(arms, "x").figure.axes
+    (ax,) = rates.loss_by_rate(arms, "x").figure.axes
     assert list(ax.get_xticks()) == [0.01, 0.1, 1.0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.01", "0.1", "1"]
     assert ax.get_xscale() == "log"
 
 
 def test_many_ticks_are_thinned(arms: View) -> None:
-    (ax,) = loss_by_rate.draw(arms, "x").figure.axes
-    rates = list(np.logspace(-2, 0, 19))
-    texts = thinned([number(lr) for lr in rates], ax, rates)
+    (ax,) = rates.loss_by_rate(arms, "x").figure.axes
+    swept = list(np.logspace(-2, 0, 19))
+    texts = thinned([number(lr) for lr in swept], ax, swept)
     shown = [text for text in texts if text]
     assert 4 <= len(shown) <= 10
     assert texts[0] == "0.01"
@@ -140,10 +138,10 @@ def test_many_ticks_are_thinned(arms: View) -> None:
 def test_steps_to_target_are_the_first_at_which_the_median_of_five_is_there(run_of: MakeRun, view: Make) -> None:
     falling = [1.0, 1.0, 1.0, 0.1, 1.0, 0.1, 0.1, 0.1]  # the single low batch at 3 is not enough
     arms = view({"a": [run_of(0.1, train_loss=falling), run_of(1.0, train_loss=[1.0] * 8)]})
-    found = steps_to_target.spots(arms.groups[0], steps_to_target.losses_of(arms), 0.1)
-    assert found[0].steps == {0: 6.0}
-    assert found[1].steps == {0: math.inf}
-    assert (found[1].never, found[1].median) == (1, math.inf)
+    found = rates.step_spots(arms.groups[0], rates.losses_of(arms), 0.1)
+    assert found[0].values == {0: 6.0}
+    assert found[1].values == {0: math.inf}
+    assert (found[1].without, found[1].middle) == (1, math.inf)
 
 
 def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: MakeRun, view: Make) -> None:
@@ -152,13 +150,13 @@ def test_the_target_is_reached_by_every_arm_at_half_of_its_rates(run_of: MakeRun
 
     arms = view({"a": [at(0.1, 0.03), at(1.0, 0.01)], "b": [at(0.1, 0.2), at(1.0, 0.111)]})
     # Of two rates the better one; of both arms the worse; 5 % more, rounded up to one digit.
-    assert steps_to_target.target_of(arms, steps_to_target.losses_of(arms)) == pytest.approx(0.2)
+    assert rates.target_of(arms, rates.losses_of(arms)) == pytest.approx(0.2)
 
 
 def test_a_claim_s_target_and_smoothing_are_those_of_the_figure(run_of: MakeRun, view: Make) -> None:
     runs = [run_of(lr, train_loss=[1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]) for lr in (0.1, 1.0)]
     claimed = dataclasses.replace(view({"a": runs}), target=Target(loss=0.5, smooth=3))
-    drawn = steps_to_target.draw(claimed, "steps")
+    drawn = rates.steps_to_target(claimed, "steps")
     assert "loss of 0.5" in drawn.title
     assert "median of the last 3 measured steps. The target is the claim's." in drawn.note
     assert [row[3:5] for row in drawn.rows] == [(0.5, 3), (0.5, 3)]  # two of the three up to step 3 are low
@@ -202,7 +200,7 @@ def test_drift_has_a_column_a_measurement_at_equal_distance_and_the_median_over_
 ) -> None:
     steps = [1, 2, 4, 8, 12]  # the dense start is left out: its distances are shorter
     runs = [run_of(seed=s, drift_mean__pre=(steps, [[k * (s + 1), 2.0] for k in (1, 2, 3, 4, 5)])) for s in range(3)]
-    panel = drift.panel(view({"a": runs}).groups[0], 0.1)
+    panel = preactivations.drift_of(view({"a": runs}).groups[0], 0.1)
     assert panel is not None
     assert panel.gap == 4
     assert panel.steps.tolist() == [8, 12]
@@ -213,10 +211,10 @@ def test_drift_says_the_ratio_of_medians(run_of: MakeRun, view: Make) -> None:
     def arm(size: float) -> list[Run]:
         return [run_of(seed=s, drift_mean__pre=([2, 4, 6], [[size, size * (s + 1)]] * 3)) for s in range(3)]
 
-    assert drift.draw(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
+    assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
         "Median drift is 10× smaller with batch norm"
     )
-    assert drift.draw(view({"no norm": arm(1.0), "batch norm": arm(1.0)}), "x").title == (
+    assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(1.0)}), "x").title == (
         "No clear difference in drift between batch norm and no norm"
     )
 
@@ -239,29 +237,29 @@ def test_a_ridge_holds_all_of_its_values_but_the_tails(run_of: MakeRun, view: Ma
     counts = np.zeros((3, 122))
     counts[:, 61], counts[:, 0] = 3, 1  # three values in [0, 0.127), one below -1000
     arms = view({"a": [run_of(**{"histogram.pre.L02_fc": counts, "histogram.pre.L04_fc": counts})]})
-    assert ridges.site_of(arms, 0.1) == "L02_fc"  # the head is no layer of its own
-    found = ridges.ridges(arms.groups[0], 0.1, "L02_fc")
+    assert preactivations.site_of(arms, 0.1) == "L02_fc"  # the head is no layer of its own
+    found = preactivations.ridges_of(arms.groups[0], 0.1, "L02_fc")
     assert found is not None
-    shares = found.density * np.diff(ridges.edges())
+    shares = found.density * np.diff(preactivations.EDGES)
     assert shares[:, 60].tolist() == pytest.approx([0.75] * 3)
-    assert {float(row["share"]) for row in rows_of(ridges.draw(arms, "x"))} == {0.75}
+    assert {float(row["share"]) for row in rows_of(preactivations.ridges(arms, "x"))} == {0.75}
 
 
 def test_bins_are_those_of_the_probe() -> None:
     from bnlab.probes.activations import histogram_edges
 
-    assert np.sinh(ridges.edges()).tolist() == pytest.approx(histogram_edges())
+    assert np.sinh(preactivations.EDGES).tolist() == pytest.approx(histogram_edges())
 
 
 def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: MakeRun) -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 9, (2, 122)).astype(float)
     counts[:, :40], counts[:, -40:] = 0, 0
-    at = ridges.edges()
+    at = preactivations.EDGES
     centre = np.sinh(np.concatenate([[at[0]], (at[1:] + at[:-1]) / 2, [at[-1]]]))
     expected = stats.wasserstein_distance(centre, centre, counts[0], counts[1])
     sd = math.sqrt(np.cov(centre, aweights=counts[0], ddof=0))
-    assert ridges.moved(run_of(**{"histogram.pre.L00_fc": counts}), "L00_fc") == pytest.approx(expected / sd)
+    assert preactivations.moved(run_of(**{"histogram.pre.L00_fc": counts}), "L00_fc") == pytest.approx(expected / sd)
 
 
 def test_curves_are_drawn_at_each_arms_best_rate(run_of: MakeRun, view: Make) -> None:

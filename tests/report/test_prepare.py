@@ -24,7 +24,7 @@ STUDY = {
 def test_arms_are_norms_with_the_control_first(grid: Path) -> None:
     (view,) = prepare(read_runs(grid)).views
     assert [group.label for group in view.groups] == ["no norm", "batch norm"]
-    assert view.pair_labels == ("batch norm", "no norm")
+    assert view.pair == (view.groups[1], view.groups[0])
     assert (view.rates, view.seeds) == ([0.01, 0.1, 1.0], [0, 1, 2])
     assert len({group.look.marker for group in view.groups}) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +12,9 @@ from bnlab.core.text import count, listed
 from bnlab.core.theory import gradient_growth
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import (
-    HALO,
-    LEFT,
-    EndLabel,
-    Sheet,
-    around,
-    footnote,
-    log_ticks,
-    open_marker,
-    place_labels,
-    room_for,
-)
-from bnlab.report.style import INK, Look
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, finite, geometric
+from bnlab.report.sheet import HALO, Chart, around, layer_ticks, log_ticks, open_marker
+from bnlab.report.style import INK
+from bnlab.report.views import Drawn, Floats, Group, Missing, View, finite, geometric
 
 METRIC = "delta_norm"
 
@@ -34,8 +24,7 @@ class Profile:
     """One arm: norms [L] relative to the last hidden layer's, geometric mean and range over `seeds` nets; `rate`:
     growth a layer towards the input; `theory`: what it is in a wide net, where there is a closed form."""
 
-    label: str
-    look: Look
+    group: Group
     mean: Floats
     low: Floats
     high: Floats
@@ -80,8 +69,7 @@ def profile(group: Group) -> Profile | None:
     stack = np.stack(list(norms.values()))
     mean = geometric(stack)
     return Profile(
-        label=group.label,
-        look=group.look,
+        group=group,
         mean=mean,
         low=stack.min(axis=0),
         high=stack.max(axis=0),
@@ -101,21 +89,17 @@ def headline(view: View, profiles: list[Profile]) -> str:
         return f"grow {p.rate:.2f}×" if p.rate > 1 else f"shrink {1 / p.rate:.2f}×"
 
     if view.pair is not None:
-        named = [p for p in profiles if p.label in (view.pair[0].label, view.pair[1].label)]
+        named = [p for p in profiles if p.group.label in (view.pair[0].label, view.pair[1].label)]
         profiles = named if len(named) == 2 else profiles
     first = max(profiles, key=lambda p: abs(math.log(p.rate)))
     last = min(profiles, key=lambda p: abs(math.log(p.rate)))
     words = f"{grows(first)} a layer" if "×" in grows(first) else grows(first)
     if first is last:
-        return f"Towards the input, gradients {words} at step 0 ({first.label})"
-    return f"Towards the input, gradients {words} with {first.label}; they {grows(last)} with {last.label}"
+        return f"Towards the input, gradients {words} at step 0 ({first.group.label})"
+    return f"Towards the input, gradients {words} with {first.group.label}; they {grows(last)} with {last.group.label}"
 
 
-@FIGURES.register(
-    "gradient_depth",
-    order=6,
-    subject="gradient norm against depth at step 0",
-)
+@FIGURES.register("gradient_depth", order=6, subject="gradient norm against depth at step 0")
 def draw(view: View, name: str) -> Drawn:
     """Draw it.
 
@@ -125,71 +109,51 @@ def draw(view: View, name: str) -> Drawn:
     profiles = [found for group in view.groups if (found := profile(group)) is not None]
     if not profiles:
         raise Missing("no gradient norms of two or more hidden layers at step 0", "measure them: probes=economy")
-    title = view.titled(headline(view, profiles))
-    theories = {p.theory: p.label for p in profiles if p.theory is not None}
-    theory = (
-        f"Dotted: {listed([f'{rate:.3f} a layer ({label})' for rate, label in theories.items()])}, Yang et al. 2019, "
-        "theorem 8, wide nets with these batches."
-        if theories
-        else ""
+    theories = {p.theory: p.group.label for p in profiles if p.theory is not None}
+    note = (
+        f"‖∂L/∂pre‖ of each hidden layer at step 0, over that of the last; line: geometric mean of "
+        f"{count(profiles[0].seeds, 'net')}, band: smallest to largest."
     )
-    nets = count(profiles[0].seeds, "net")
-    note = footnote(
-        f"‖∂L/∂pre‖ of each hidden layer at step 0, over that of the last; line: geometric mean of {nets}, band: "
-        "smallest to largest.",
-        theory,
-        view.reduced,
-    )
-    sheet = Sheet(title, note, plot_height=3.15)
-    ax = sheet.axes(left=LEFT, right=room_for([group.label for group in view.groups]))
+    if theories:
+        rates = listed([f"{rate:.3f} a layer ({label})" for rate, label in theories.items()])
+        note += f" Dotted: {rates}, Yang et al. 2019, theorem 8, wide nets with these batches."
+    chart = Chart(view, headline(view, profiles), note, [group.label for group in view.groups])
+    ax = chart.ax
     depth = max(len(p.mean) for p in profiles)
-    lines = [x for p in profiles for x in (p.low, p.high)]
-    lines += [rate ** np.arange(depth - 1, -1, -1.0) for rate in theories]
-    log_ticks(ax, *around(finite(np.concatenate(lines))))
+    layers = np.arange(1, depth + 1.0)
+    dotted = {rate: rate ** (depth - layers) for rate in theories}
+    log_ticks(ax, *around(finite(np.concatenate([*(x for p in profiles for x in (p.low, p.high)), *dotted.values()]))))
     ax.set_xlim(1 - 0.03 * depth, depth + 0.03 * depth)
-    ax.set_xticks(sorted({1, depth, *range(5, depth - 1, 5)}) if depth > 10 else list(range(1, depth + 1)))
+    ax.set_xticks(layer_ticks(depth) if depth > 10 else range(1, depth + 1))
     ax.set_xlabel("hidden layer (1 = input)")
     ax.set_ylabel(f"gradient norm, relative to layer {depth}")
-    drawn, labels = [], []
-    rows: list[tuple[Number, ...]] = []
     for p in profiles:
-        x = np.arange(1, len(p.mean) + 1.0)
-        ax.fill_between(x, p.low, p.high, color=p.look.color, alpha=0.18, linewidth=0)
-        ax.plot(x, p.mean, color=p.look.color, linestyle=p.look.dash, zorder=3)
-        ax.plot(x, p.mean, zorder=4, **open_marker(p.look))
-        drawn.append((x, p.mean))
-        labels.append(EndLabel(text=p.label, look=p.look, x=float(x[0]), y=float(p.mean[0])))
-        theory_line = p.theory ** (len(x) - x) if p.theory is not None else [None] * len(x)
-        rows += [
-            (p.label, int(n), float(m), float(lo), float(hi), None if t is None else float(t))
-            for n, m, lo, hi, t in zip(x, p.mean, p.low, p.high, theory_line, strict=True)
-        ]
-    x = np.arange(1, depth + 1.0)
-    for rate in theories:
-        y = rate ** (depth - x)
-        ax.plot(x, y, color=INK, linestyle=(0, (1, 1.6)), linewidth=1.3, zorder=5)
-        drawn.append((x, y))
-    if len(theories) == 1:
-        ax.annotate(
-            f"theory: {next(iter(theories)):.2f}× a layer",
-            (float(x[depth // 2]), float(y[depth // 2])),
-            xytext=(10, 12),
-            textcoords="offset points",
-            fontsize=8,
-            color=INK,
-            path_effects=HALO,
-        )
-    place_labels(ax, [_middle(label, p) for label, p in zip(labels, profiles, strict=True)], drawn)
-    return sheet.drawn(
+        x, look = layers[: len(p.mean)], p.group.look
+        ax.fill_between(x, p.low, p.high, color=look.color, alpha=0.18, linewidth=0)
+        chart.line(x, p.mean, look)
+        ax.plot(x, p.mean, zorder=4, **open_marker(look))
+        chart.name(p.group.label, look, 2, p.mean[1])  # at the last layer, all lines meet at 1
+    for line in dotted.values():
+        chart.line(layers, line, color=INK, linestyle=(0, (1, 1.6)), linewidth=1.3, zorder=5)
+    if len(dotted) == 1:
+        ((rate, line),) = dotted.items()
+        at = layers[depth // 2], line[depth // 2]
+        how: dict[str, Any] = {
+            "xytext": (10, 12),
+            "textcoords": "offset points",
+            "fontsize": 8,
+            "color": INK,
+            "path_effects": HALO,
+        }
+        ax.annotate(f"theory: {rate:.2f}× a layer", at, **how)
+    return chart.drawn(
         name,
         about="Norm of the gradient at the pre-activations of every hidden layer at step 0, over that of the last,"
-        " for " + listed([p.label for p in profiles]) + ".",
+        f" for {listed([p.group.label for p in profiles])}.",
         columns=("arm", "layer", "relative_norm", "lowest", "highest", "theory"),
-        rows=rows,
+        rows=[
+            (p.group.label, layer, *norms, None if p.theory is None else p.theory ** (len(p.mean) - layer))
+            for p in profiles
+            for layer, norms in enumerate(zip(p.mean, p.low, p.high, strict=True), 1)
+        ],
     )
-
-
-def _middle(label: EndLabel, p: Profile) -> EndLabel:
-    """All lines meet at 1 at the last layer, so names are placed at the second layer."""
-    at = min(1, len(p.mean) - 1)
-    return EndLabel(text=label.text, look=label.look, x=float(at + 1), y=float(p.mean[at]))

@@ -10,17 +10,15 @@ import numpy as np
 from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.core.text import capital, number
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import LEFT, EndLabel, Sheet, around, footnote, log_ticks, place_labels, room_for, step_axis
-from bnlab.report.style import Look
-from bnlab.report.views import Drawn, Floats, Group, Missing, Number, View, geometric, ratio, together
+from bnlab.report.sheet import Chart, around, log_ticks, step_axis
+from bnlab.report.views import Drawn, Floats, Group, Missing, View, geometric, ratio, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """One arm: smoothed losses [T] of every run, and their geometric mean over those that have them all."""
 
-    label: str
-    look: Look
+    group: Group
     lr: float
     steps: Floats
     mean: Floats
@@ -40,19 +38,20 @@ def curve(group: Group) -> Curve | None:
             singles.append((run.seed, run.diverged, steps, trailing_median(values, SMOOTHED)))
     if not singles:
         return None
-    steps, _, lined = together(
-        (run for run in group.at(lr) if not run.diverged or len(singles) == 1), "train_loss", geometric
+    steps, mean = together(
+        (run for run in group.at(lr) if not run.diverged or len(singles) == 1),
+        "train_loss",
+        lambda stack: geometric(np.stack([trailing_median(values, SMOOTHED) for values in stack])),
     )
-    mean = geometric(np.stack([trailing_median(values, SMOOTHED) for values in lined])) if lined else np.empty(0)
-    return Curve(label=group.label, look=group.look, lr=lr, steps=steps, mean=mean, singles=tuple(singles))
+    return Curve(group=group, lr=lr, steps=steps, mean=mean, singles=tuple(singles))
 
 
 def headline(view: View, curves: list[Curve]) -> str:
     """Which arm reaches the other's final loss, and how much sooner."""
     chosen = any(len(group.rates) > 1 for group in view.groups)
-    by_label = {curve.label: curve for curve in curves}
+    by_label = {curve.group.label: curve for curve in curves}
     if view.pair is None or any(group.label not in by_label for group in view.pair):
-        ends = {c.label: float(c.mean[-1]) for c in curves if len(c.mean) and math.isfinite(c.mean[-1])}
+        ends = {c.group.label: float(c.mean[-1]) for c in curves if len(c.mean) and math.isfinite(c.mean[-1])}
         if not ends:
             return "No run keeps a finite loss"
         first = min(ends, key=ends.__getitem__)
@@ -63,7 +62,7 @@ def headline(view: View, curves: list[Curve]) -> str:
     pair = [by_label[group.label] for group in view.pair]
     ends_of_pair = [float(c.mean[-1]) if len(c.mean) else math.nan for c in pair]
     if not all(math.isfinite(end) for end in ends_of_pair):
-        done = [c.label for c, end in zip(pair, ends_of_pair, strict=True) if math.isfinite(end)]
+        done = [c.group.label for c, end in zip(pair, ends_of_pair, strict=True) if math.isfinite(end)]
         return f"Only {done[0]} trains" if done else "Neither arm trains"
     fast, slow = pair if ends_of_pair[0] <= ends_of_pair[1] else pair[::-1]
     found = ratio(*({seed: float(y[-1]) for seed, _, _, y in c.singles if len(y)} for c in (fast, slow)))
@@ -72,7 +71,7 @@ def headline(view: View, curves: list[Curve]) -> str:
     if found is None or not found.clear:
         return f"{at}, the arms end with no clear difference in training loss"
     return (
-        f"{at}, {fast.label} takes {when:.0f} steps to the loss at which {slow.label} ends after "
+        f"{at}, {fast.group.label} takes {when:.0f} steps to the loss at which {slow.group.label} ends after "
         f"{slow.steps[-1] + 1:.0f}{found.proviso}"
     )
 
@@ -92,48 +91,41 @@ def draw(view: View, name: str) -> Drawn:
     curves = [found for group in view.groups if (found := curve(group)) is not None]
     if not curves:
         raise Missing("no training losses in the journals")
-    title = view.titled(headline(view, curves))
-    note = footnote(
+    note = (
         f"Thin: single runs; thick: their geometric mean. Loss of the training batch, median of the last {SMOOTHED} "
-        "measured steps. ✕: diverged.",
-        view.reduced,
+        "measured steps. ✕: diverged."
     )
-    sheet = Sheet(title, note, plot_height=3.15)
-    ax = sheet.axes(left=LEFT, right=room_for([f"{c.label}, lr {number(c.lr)}" for c in curves]))
-    values = [x for c in curves for _, _, _, y in c.singles for x in y[np.isfinite(y)]]
-    starts = [float(y[0]) for c in curves for _, _, _, y in c.singles if len(y) and math.isfinite(y[0])]
+    names = [f"{c.group.label}, lr {number(c.lr)}" for c in curves]
+    chart = Chart(view, headline(view, curves), note, names)
+    ax = chart.ax
+    singles = [single for c in curves for single in c.singles]
+    starts = [y[0] for _, _, _, y in singles if math.isfinite(y[0])]
     roof = 10 * max(starts, default=1.0)
-    low, high = around([min(x, roof) for x in values])
+    low, high = around([min(x, roof) for _, _, _, y in singles for x in y[np.isfinite(y)]])
     log_ticks(ax, low, high)
-    last = max(float(steps[-1]) for c in curves for _, _, steps, _ in c.singles)
+    last = max(float(steps[-1]) for _, _, steps, _ in singles)
     step_axis(ax, max(last, 1.0))
     ax.set_ylabel("training loss")
-    drawn, labels = [], []
-    rows: list[tuple[Number, ...]] = []
-    for c in curves:
-        for seed, diverged, steps, losses in c.singles:
-            ax.plot(steps, losses, color=c.look.color, linewidth=0.7, alpha=0.45, zorder=2)
-            rows += [(c.label, c.lr, seed, int(s), _cell(y)) for s, y in zip(steps, losses, strict=True)]
+    for c, text in zip(curves, names, strict=True):
+        look = c.group.look
+        for _, diverged, steps, losses in c.singles:
+            ax.plot(steps, losses, color=look.color, linewidth=0.7, alpha=0.45, zorder=2)
             if diverged:
-                there = np.flatnonzero(np.isfinite(losses))
-                x = steps[there[-1]] if len(there) else steps[0]
-                y = min(float(losses[there[-1]]) if len(there) else high, high)
-                ax.plot(x, y, marker="X", markersize=6, color=c.look.color, linestyle="none", clip_on=False, zorder=5)
-        ax.plot(c.steps, c.mean, color=c.look.color, linestyle=c.look.dash, zorder=3)
-        drawn.append((c.steps, c.mean))
-        ends = [(float(x), float(y)) for x, y in zip(c.steps, c.mean, strict=True) if math.isfinite(y)]
-        x, y = ends[-1] if ends else (last, high)
-        labels.append(EndLabel(text=f"{c.label}, lr {number(c.lr)}", look=c.look, x=x, y=y))
-    place_labels(ax, labels, drawn)
-    return sheet.drawn(
+                known = np.isfinite(losses)
+                x, y = (steps[known][-1], min(losses[known][-1], high)) if known.any() else (steps[0], high)
+                ax.plot(x, y, marker="X", markersize=6, color=look.color, linestyle="none", clip_on=False, zorder=5)
+        chart.line(c.steps, c.mean, look)
+        known = np.isfinite(c.mean)
+        chart.name(text, look, *((c.steps[known][-1], c.mean[known][-1]) if known.any() else (last, high)))
+    rates = ", ".join(f"{c.group.label} at a learning rate of {number(c.lr)}" for c in curves)
+    return chart.drawn(
         name,
-        about="Training loss against training step for "
-        + ", ".join(f"{c.label} at a learning rate of {number(c.lr)}" for c in curves)
-        + ".",
+        about=f"Training loss against training step for {rates}.",
         columns=("arm", "lr", "seed", "step", "train_loss_smoothed"),
-        rows=rows,
+        rows=[
+            (c.group.label, c.lr, seed, step, loss)
+            for c in curves
+            for seed, _, steps, losses in c.singles
+            for step, loss in zip(steps, losses, strict=True)
+        ],
     )
-
-
-def _cell(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
