@@ -79,7 +79,7 @@ def sweep(
         write_study(root, study, again)
         if _has_data(grid, plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.
-            live = not plain and not as_json and is_screen(out) and workers.apart
+            live = not plain and not as_json and is_screen(out) and workers.isolated
             with cli.writing(root):
                 _run(grid, workers, live, fail_fast, stop, out)
     else:
@@ -134,9 +134,10 @@ def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.
         display = LiveGrid(grid.standings.values(), workers.workers, out)
     else:
         display = TallyLines(grid.standings.values(), workers.workers, out)
-    grid.tell = display.tell
     try:
-        grid.run(workers, fail_fast=fail_fast, stopped=stop, tick=display.tick, elsewhere=display.wait)
+        grid.run(
+            workers, fail_fast=fail_fast, stopped=stop, tick=display.tick, on_change=display.tell, on_wait=display.wait
+        )
     finally:
         display.close()
 

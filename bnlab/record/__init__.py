@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its journal, its status."""
+"""The files of a run: its folder, its journal, its status."""

@@ -1,12 +1,12 @@
 """The folder of a run: its files, its status, and who owns it.
 
-spec.yaml       the whole resolved spec, and where the run came from; written first
-journal.jsonl   the record (journal.py)
+spec.yaml       the whole resolved spec and its provenance; written first
+journal.jsonl   the records (journal.py)
 status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
 checkpoint.pt   what an exact resume needs
 events.out.*    the TensorBoard view of the journal (board/)
-log.txt         what happened, in words; a traceback if the run failed
-owner.json      the process that works on it, or did last, and its heartbeat; `lock` is its lock
+log.txt         a log for people; a traceback if the run failed
+owner.json      the process that trains the run, or trained it last, and its heartbeat; `lock` is its lock
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BusyError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Names and small files of one run."""
+    """The paths and small files of one run."""
 
     path: Path
 
@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def journal_bytes(self) -> int:
-        """The size of the journal, 0 where there is none."""
+        """The size of the journal, 0 if there is none."""
         try:
             return self.journal_file.stat().st_size
         except OSError:
@@ -66,7 +66,7 @@ class RunFolder:
         return self.path / "status.json"
 
     def status(self) -> dict[str, Any]:
-        """The last written status; empty if none was."""
+        """The last written status; empty if there is none."""
         try:
             status: dict[str, Any] = json.loads(self.status_file.read_text())
         except FileNotFoundError:
@@ -82,7 +82,7 @@ class RunFolder:
         return tree
 
     def provenance(self) -> dict[str, Any]:
-        """What was written beside the spec; empty where nothing was, or where it cannot be read."""
+        """The provenance in spec.yaml; empty if there is none, or the file cannot be read."""
         try:
             found = self.spec().get("provenance")
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
@@ -94,15 +94,15 @@ class RunFolder:
         write_atomically(self.spec_file, text.encode())
 
     def log(self, line: str) -> None:
-        """A line in log.txt, with the time."""
+        """Append a line to log.txt, with the time."""
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """This process alone works on the run inside the `with`. A dead owner's run is taken over: on one machine the
-        system drops the lock of a process that ends, however it ends; an owner on another machine counts as dead
-        when its heartbeat is over a minute old.
+        """Inside the `with`, no other process works on the run. The run of a dead owner is taken over: on one machine
+        the system releases the lock of a process that ends, however it ends; an owner on another machine counts as dead
+        when its heartbeat is more than a minute old.
 
         Raises:
             BusyError: another process is training the run.
@@ -114,7 +114,7 @@ class RunFolder:
         except Timeout:
             raise self._busy() from None
         try:
-            if self._elsewhere_alive():
+            if self._remote_owner_is_alive():
                 raise self._busy()
             self.heartbeat()
             yield
@@ -123,7 +123,7 @@ class RunFolder:
             lock.release()
 
     def heartbeat(self) -> None:
-        """Say that the owner is alive."""
+        """Record that the owner is alive."""
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat_s": time.time()}
         write_atomically(self.path / "owner.json", json.dumps(owner).encode())
 
@@ -134,14 +134,14 @@ class RunFolder:
             return {}
         return owner if isinstance(owner, dict) else {}
 
-    def _elsewhere_alive(self) -> bool:
+    def _remote_owner_is_alive(self) -> bool:
         owner = self._owner()
-        elsewhere = owner.get("host") not in (None, socket.gethostname())
-        return elsewhere and time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S
+        remote = owner.get("host") not in (None, socket.gethostname())
+        return remote and time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S
 
     def alive(self) -> bool:
-        """Whether the owner of the run lives. On its own machine that is asked of the system: is there a process of
-        that number, and is the lock held (a number may have gone to another process)? Elsewhere the heartbeat tells."""
+        """Whether the owner of the run is alive. On its own machine: its process exists and the lock is held, since the
+        process id may have been reused. On another machine: its heartbeat is recent."""
         owner = self._owner()
         try:
             if owner["host"] != socket.gethostname():
@@ -162,7 +162,7 @@ class RunFolder:
 def _is_locked(lock: Path) -> bool:
     try:
         import fcntl
-    except ImportError:  # no such locks here: the process of that number is taken for the owner
+    except ImportError:  # no such locks on this system: the process with that id counts as the owner
         return True
     try:
         with open(lock, "rb") as file:
@@ -175,7 +175,7 @@ def _is_locked(lock: Path) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The whole of `data` or the file as it was: a reader never sees a part, nor is one left by a kill."""
+    """Replace the file by `data` at once: neither a reader nor a kill ever finds a part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with open(part, "wb") as file:
         file.write(data)
@@ -191,7 +191,7 @@ def runs_below(root: Path) -> list[RunFolder]:
     """The runs at or below `root`, at least one.
 
     Raises:
-        UsageError: there are none, or no such directory.
+        UsageError: there are none, or the directory does not exist.
     """
     if not root.is_dir():
         raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
@@ -201,7 +201,7 @@ def runs_below(root: Path) -> list[RunFolder]:
 
 
 def find_runs(root: Path) -> list[RunFolder]:
-    """Every run at or below `root`, in the order of their paths. A folder is a run when it holds a spec.yaml."""
+    """Every run at or below `root`, in the order of their paths. A folder is a run if it has a spec.yaml."""
     return [RunFolder(file.parent) for file in sorted(root.rglob("spec.yaml"))]
 
 

@@ -1,8 +1,8 @@
 """The append-only record of a run, and its reader.
 
-`journal.jsonl` has one JSON object a measured step: `{"step": 40, "train_loss": 0.41, "drift_mean.pre": [...],
-...}`. What was not measured is absent, what was not finite is null. Readings of the clock stand under keys ending in
-`_s` and nowhere else, so that two runs of one spec agree in every other byte.
+`journal.jsonl` has one JSON object per measured step: `{"step": 40, "train_loss": 0.41, "drift_mean.pre": [...],
+...}`. What was not measured is absent, what was not finite is null. Only keys that end in `_s` have readings of the
+clock, so that two runs of one spec agree in every other byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Steps = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One name of a journal: `steps` [T], `values` [T] or, per site, [T, L]. What was not finite is NaN."""
+    """One measurement of a journal: `steps` [T], `values` [T] or, per site, [T, L]. What was not finite is NaN."""
 
     steps: Steps
     values: Floats
@@ -42,30 +42,30 @@ class Series:
 
 
 NOTHING = Series(np.zeros(0, np.int64), np.zeros(0))
-"""Of a name that was not measured."""
+"""The series of a name that was not measured."""
 
 
 class Journal:
-    """Appends records. They reach the operating system in blocks, and the disk with `sync`: what a process that is
-    killed had not written yet, it measures again when it goes on from its checkpoint."""
+    """Appends records. They reach the operating system in blocks, and the disk with `sync`. Records that a killed
+    process had not written are measured again after its checkpoint."""
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Opens `path`, cut to its first `keep_bytes` bytes: what a checkpoint vouches for."""
+        """Opens `path`, cut to its first `keep_bytes` bytes: the records up to the checkpoint."""
         self._file = open(path, "ab")  # noqa: SIM115  (closed by close())
         self._file.truncate(keep_bytes)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """One line. Values may be numbers, strings, or numpy arrays; NaN and infinities become null."""
+        """Append one line. Values are numbers, strings, or numpy arrays; NaN and infinities become null."""
         self._file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
     def sync(self) -> int:
-        """Force everything to the disk; how many bytes there are."""
+        """Write everything to the disk; returns the size of the file in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def flush(self) -> None:
-        """Hand everything to the operating system, for others to read."""
+        """Pass everything to the operating system, so that others can read it."""
         self._file.flush()
 
     def close(self) -> None:
@@ -73,8 +73,8 @@ class Journal:
 
 
 def read(path: Path, *, keep_bytes: int | None = None) -> Iterator[Record]:
-    """The records in order, of the first `keep_bytes` bytes if given. A last line without its end, left by a process
-    killed in the middle of writing it, is not a record."""
+    """The records in order; with `keep_bytes`, those in the first so many bytes. An incomplete last line, left by a
+    process that was killed while writing it, is not a record."""
     with open(path, "rb") as file:
         read_bytes = 0
         for text in file:
@@ -85,7 +85,7 @@ def read(path: Path, *, keep_bytes: int | None = None) -> Iterator[Record]:
 
 
 def without_clock(record: Mapping[str, Any]) -> Record:
-    """The record less its readings of the clock: what must be equal in two runs of one spec.
+    """The record without readings of the clock: what must be equal in two runs of one spec.
 
     >>> without_clock({"step": 3, "wall_s": 0.2})
     {'step': 3}
@@ -94,7 +94,7 @@ def without_clock(record: Mapping[str, Any]) -> Record:
 
 
 def first_record(path: Path) -> Record:
-    """The first record; empty where there is none."""
+    """The first record; empty if there is none."""
     try:
         return next(islice(read(path), 1), {})
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ def first_record(path: Path) -> Record:
 
 
 def last_record(path: Path) -> Record:
-    """The last whole record, read from the end of the file; empty where there is none."""
+    """The last complete record, read from the end of the file; empty if there is none."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -110,7 +110,7 @@ def last_record(path: Path) -> Record:
             while True:
                 file.seek(max(0, size - reach))
                 lines = file.read().split(b"\n")
-                # The first piece may be the end of a line, the last one is a line without its end.
+                # The first piece may be the end of a line, the last one is an incomplete line.
                 whole = lines[(0 if reach >= size else 1) : -1]
                 if whole or reach >= size:
                     found = json.loads(whole[-1]) if whole else {}
@@ -123,14 +123,14 @@ def last_record(path: Path) -> Record:
 def columns(file: Path, names: Iterable[str]) -> dict[str, Series]:
     """The series of these names that the journal has, in one pass.
 
-    A record is flat, its step comes first, and few of its names are wanted: to look for those costs a fifth of
-    parsing them all.
+    A record is flat, its step comes first, and callers need few of its names: searching for those takes a fifth of the
+    time of parsing everything.
     """
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         return {}
-    data = data[: data.rfind(b"\n") + 1]  # what a kill left of a last line is no record
+    data = data[: data.rfind(b"\n") + 1]  # an incomplete last line is not a record
     step = b"0"
     steps: dict[bytes, list[bytes]] = {}
     values: dict[bytes, list[bytes]] = {}
@@ -153,6 +153,6 @@ def _wanted(names: frozenset[str]) -> re.Pattern[bytes]:
 
 
 def _numbers(texts: list[bytes]) -> list[Any]:
-    """As JSON has them; null is None, and NaN in an array."""
+    """The numbers in JSON; null becomes None, which is NaN in an array."""
     numbers: list[Any] = orjson.loads(b"[" + b",".join(texts) + b"]")
     return numbers

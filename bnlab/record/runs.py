@@ -1,7 +1,7 @@
-"""Runs read back from their folders: the one view of a run, and the one answer to what state it is in. No torch here.
+"""Reads runs from their folders, and decides the state of a run. No torch here.
 
-Keys of a run's spec are flat: `seed`, `optim.lr`, `data.batch_size`. A group's choice has the group's own name: `norm`
-is `batch`, `optim` is `sgd`; studies write their axes and contrasts in the same way.
+Keys of a run's spec are flat: `seed`, `optim.lr`, `data.batch_size`. The choice of a group has the group's name: `norm`
+is `batch`, `optim` is `sgd`. Axes and contrasts of studies use the same keys.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Status = Mapping[str, Any]
 
 
 def state_of(folder: RunFolder) -> tuple[State, Status]:
-    """The state of a run now, and its status as it was last written. `finished` and `diverged` runs have ended. A run
-    with a living owner is `running`, whatever its status says; one whose process is gone is `interrupted`."""
+    """The current state of a run, and its last written status. `finished` and `diverged` runs have ended. A run with a
+    living owner is `running`, whatever its status says; one whose process has died is `interrupted`."""
     try:
         status: Any = folder.status()
     except (OSError, ValueError):
@@ -51,8 +51,8 @@ def state_of(folder: RunFolder) -> tuple[State, Status]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """A run as its folder has it: `spec` flat, `status` as it was last written. `keep` names the series that are read
-    from the journal together, in one pass."""
+    """A run as read from its folder: `spec` flat, `status` as last written. `keep` names the series that are read from
+    the journal together, in one pass."""
 
     path: Path
     id: str
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """Its state now."""
+        """Its current state."""
         return state_of(self.folder)[0]
 
     @property
@@ -113,13 +113,13 @@ class Run:
         return int(self.spec["seed"])
 
     def final(self, name: str) -> float:
-        """A final measurement of status.json, such as `test_accuracy`; NaN where there is none."""
+        """A final measurement of status.json, such as `test_accuracy`; NaN if there is none."""
         value = (self.status.get("metrics") or {}).get(name)
         return math.nan if value is None else float(value)
 
     def series(self, name: str) -> Series:
-        """One measurement of the journal; empty where it was not measured. One that is not in `keep` costs a pass over
-        the whole file."""
+        """One measurement of the journal; empty if it was not measured. One that is not in `keep` costs a pass over the
+        whole file."""
         if name not in self._series:
             wanted = self.keep if name in self.keep else frozenset({name})
             found = columns(self.folder.journal_file, wanted)
@@ -132,7 +132,7 @@ class Run:
 
 
 def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
-    """The run in a folder. A file that cannot be read says nothing, and the run then counts as not ended."""
+    """The run in a folder. A file that cannot be read counts as empty, and the run as not ended."""
     try:
         tree = yaml.load(folder.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
         status = json.loads(folder.status_file.read_text(encoding="utf-8"))
@@ -151,8 +151,8 @@ def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
 
 
 def run_id(path: Path, tree: Mapping[str, Any]) -> str:
-    """The id at the end of the folder's name, else a hash of the spec, so that a copy is recognized whatever its
-    folder is called."""
+    """The id at the end of the folder's name, else a hash of the spec, so that a copy is recognized under any folder
+    name."""
     if found := re.fullmatch(r"seed=\d+-([0-9a-f]{10})", path.name):
         return found[1]
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
@@ -160,7 +160,7 @@ def run_id(path: Path, tree: Mapping[str, Any]) -> str:
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with dotted keys, less what does not say what a run is.
+    """A spec with dotted keys, without those that are not part of a run's identity.
 
     >>> flat({"seed": 3, "norm": {"name": "batch", "eps": 1e-5}, "launch": {"checkpoint_s": 30}})
     {'seed': 3, 'norm': 'batch', 'norm.eps': 1e-05}

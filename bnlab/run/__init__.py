@@ -1,1 +1,1 @@
-"""One run, from its spec to its last status."""
+"""One run, from its spec to its final status."""

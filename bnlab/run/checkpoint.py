@@ -1,7 +1,7 @@
 """Exact resume: everything a run depends on at the start of a step, in one file.
 
 bnlab's own random choices are functions of the seed and the step (seeds.py) and need no state here; torch's global
-generator, from which a plugin's module may draw, is kept as it was.
+generator, from which a plugin's module may draw, is saved.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bnlab.run.observe import Observer
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a run is: the next `step`, the loss it began with, the length of the journal up to here, and the seconds
-    spent, in all and on measuring."""
+    """The progress of a run: the next `step`, the loss of the first step, the length of the journal so far, and the
+    seconds spent, in all and on measuring."""
 
     step: int = 0
     initial_loss: float | None = None
@@ -34,7 +34,7 @@ class Progress:
 def save(
     path: Path, progress: Progress, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer
 ) -> None:
-    """Write the checkpoint; the one before stays until this one is whole."""
+    """Write the checkpoint; the previous one stays until this one is complete."""
     buffer = io.BytesIO()
     content: dict[str, Any] = {
         "progress": asdict(progress),
@@ -50,7 +50,7 @@ def save(
 
 
 def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer) -> Progress:
-    """Bring everything back to the checkpoint; a fresh `Progress` if there is none."""
+    """Restore everything from the checkpoint; a new `Progress` if there is none."""
     if not path.exists():
         return Progress()
     device = next(module.parameters()).device
@@ -65,10 +65,10 @@ def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, obs
 
 
 def restore_weights(path: Path, module: nn.Module) -> int:
-    """Weights and buffers alone, into a net that is not going to be trained; the step at which they were saved.
+    """Restore weights and buffers alone, into a net that is not trained further; returns the step of the checkpoint.
 
     Raises:
-        UsageError: the file cannot be read, or is of another net.
+        UsageError: the file cannot be read, or belongs to another net.
     """
     device = next(module.parameters()).device
     try:

@@ -1,4 +1,4 @@
-"""The machine: what a run came from, and settings of the process that make runs faster and repeatable."""
+"""The machine: provenance of a run, and settings of the process that make runs faster and repeatable."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def prepare(threads: int) -> None:
     """Set the number of threads of this process, before the first operation of a run; on a GPU, full float32 and
     deterministic convolutions.
 
-    Where the C library is glibc, large blocks are also kept after use instead of being given back and faulted in again
-    at every step: for a small convolutional net that is a quarter of the time.
+    With glibc, freed large blocks also stay in the process. Otherwise every step returns them to the system and faults
+    them in again, which takes a quarter of the time of a small convolutional net.
     """
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -61,7 +61,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 @cache
 def _cpu() -> str:
-    """The processor's name: Linux tells it in one place, other systems in another."""
+    """The processor's name, from /proc/cpuinfo on Linux, from `platform` elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -72,7 +72,7 @@ def _cpu() -> str:
 
 @cache
 def _git(folder: Path) -> dict[str, Any]:
-    """The commit bnlab runs from, if it runs from a checkout, and whether files in it were changed."""
+    """The commit of the checkout that bnlab runs from, if any, and whether tracked files have changed."""
 
     def git(*words: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""Runs the due probes without changing the run, and writes their records.
+"""Runs the due probes without changing the run, and writes their measurements.
 
 What the probes need is gathered once per measured step: that step's forward pass is tapped, the weights before the
 update are copied, the probe batch goes through the net and its buffers are restored, and all measurements cross to the
@@ -28,14 +28,14 @@ from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal, Record, read
 
 WRITE_AFTER, WRITE_AFTER_S = 32, 0.25
-"""Records are written when this many are pending, or this long after the last writing."""
+"""Records are written when this many are pending, or this long after the last write."""
 
 
 class Schedule:
     """Which steps of a run are measured, and at which of those the test set is evaluated.
 
-    `points` steps at equal distance, from step 0; between step 0 and the second of them also a few early ones, each
-    about 1.4 times the one before, since most happens there; and the last step.
+    `points` steps at equal distance from step 0 on, and the last step. Before the second of them a few more, each about
+    1.4 times the previous one, since most changes happen early.
 
     >>> [step for step in range(100) if Schedule(steps=100, points=5, eval_points=2).due(step)]
     [0, 1, 2, 3, 4, 6, 8, 11, 16, 20, 40, 60, 80, 99]
@@ -68,7 +68,7 @@ class Schedule:
 
 @dataclass(kw_only=True)
 class Observer:
-    """The probes of one run and what they remember."""
+    """The probes of one run, with their carries."""
 
     net: Net
     objective: Objective
@@ -79,7 +79,7 @@ class Observer:
     test: Split
     schedule: Schedule
     every: Mapping[str, int]
-    """By probe: it is due at every n-th of the schedule's steps."""
+    """By probe: n, if it is due at every n-th of the schedule's regular steps."""
     seed: int
     carries: dict[str, Carry] = field(init=False)
     preserved: PreservedBuffers = field(init=False)
@@ -92,17 +92,17 @@ class Observer:
 
     @torch.no_grad()
     def keep(self, names: list[str]) -> None:
-        """Copy the present values of these parameters, in place: a new copy takes four times as long."""
+        """Copy the current values of these parameters into existing tensors: a new copy takes four times as long."""
         copy_each([self._before[name] for name in names], [self.net.params[name] for name in names])
 
     def before(self, *, buffers: bool) -> State:
-        """The state with the parameters that were kept. Its buffers are the module's own: computing at a state
-        (core/state.py) copies them first."""
+        """The state with the copied parameters. Its buffers are the module's own: computing at a state (core/state.py)
+        copies them first."""
         return State(self._before, dict(self.net.module.named_buffers()) if buffers else {})
 
     def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
-        """The measurements of one step, from what its watch measured, after `more`; call it in the order of the steps.
-        One transfer from the device."""
+        """The measurements of one step: `more`, then the summaries of the probes' raw results. Call it in the order of
+        the steps. It makes one transfer from the device."""
         tensors = {(name, key): x for name, part in raw.items() for key, x in part.items()}
         host = to_host({("", name): x for name, x in more.items()} | tensors)
         found = {name: host["", name] for name in more}
@@ -114,7 +114,7 @@ class Observer:
         return {name: x[()] for name, x in found.items()}  # a scalar array as a scalar
 
     def watch(self, step: int, lr: float, batch: Split) -> Watch | Unwatched:
-        """Watches one optimizer step, if it is to be measured."""
+        """Watches one optimizer step, if the schedule measures it."""
         return Watch(self, step, lr, batch) if self.schedule.due(step) else UNWATCHED
 
 
@@ -132,7 +132,7 @@ UNWATCHED = Unwatched()
 
 
 class Watch(AbstractContextManager["Watch"]):
-    """One measured step: the forward inside the `with`, `before_update` after the backward, `raw` after the update."""
+    """One measured step: the forward runs inside the `with`; call `before_update` after the backward, then `raw`."""
 
     def __init__(self, observer: Observer, step: int, lr: float, batch: Split) -> None:
         self.observer, self.step, self.lr, self.batch = observer, step, lr, batch
@@ -155,7 +155,7 @@ class Watch(AbstractContextManager["Watch"]):
             self._tap.__exit__(kind, error, trace)
 
     def before_update(self) -> None:
-        """Copy what the probes need of the net before the optimizer changes it."""
+        """Copy the parts of the net that the probes need, before the optimizer changes them."""
         start = time.perf_counter()
         observer = self.observer
         with untouched_random_state(self.batch.x.device):
@@ -170,7 +170,7 @@ class Watch(AbstractContextManager["Watch"]):
         self.seconds += time.perf_counter() - start
 
     def raw(self) -> dict[str, Raw]:
-        """What the due probes measure, on the device."""
+        """The raw results of the due probes, on the device."""
         start = time.perf_counter()
         observer, schedule = self.observer, self.observer.schedule
         snapshot = Snapshot(
@@ -212,8 +212,8 @@ def first_non_finite_site(net: Net, x: Tensor) -> str | None:
 
 
 class Recorder:
-    """Writes the records of one run to the journal and the board, in batches: summarizing and writing 32 in a row takes
-    a third of the time of one by one, and waits less often for a GPU."""
+    """Writes the records of one run to the journal and the board, in batches: 32 at once take a third of the time of 32
+    single ones, and wait less often for a GPU."""
 
     def __init__(
         self,
@@ -224,8 +224,8 @@ class Recorder:
         keep_bytes: int,
         profile: Profile,
     ) -> None:
-        """Keep the first `keep_bytes` bytes of the journal, and write the event file again from them. The folder's spec
-        must be written already."""
+        """Keep the first `keep_bytes` bytes of the journal, and rebuild the event file from them. The folder must have
+        a spec."""
         self.folder, self.observer, self.listen = folder, observer, listen
         self.seconds = 0.0
         """Spent on measuring, summarizing and writing."""
@@ -255,8 +255,8 @@ class Recorder:
         *,
         seconds: float = 0.0,
     ) -> None:
-        """Add one measured step: what is known on the host (its `step`, ...), scalars on the device, and what the
-        probes measured in `seconds`."""
+        """Add one measured step: values on the host (`step`, ...), scalars on the device, and the probes' raw results,
+        which took `seconds`."""
         self._pending.append((known | {"wall_s": time.time()}, metrics, raw or {}))
         self.seconds += seconds
         if len(self._pending) >= WRITE_AFTER or time.monotonic() - self._written >= WRITE_AFTER_S:

@@ -36,7 +36,7 @@ class Setup:
     net: Net
     inference: Inference
     precision: AbstractContextManager[object]
-    """Of a training step's forward and backward pass."""
+    """The context of a training step's forward and backward pass."""
     objective: Objective
     optimizer: torch.optim.Optimizer
     observer: Observer
@@ -47,8 +47,8 @@ def assemble(spec: RunSpec) -> Setup:
     """Build everything.
 
     Raises:
-        UsageError: what a look at the spec alone cannot tell: an option of the wrong type for its constructor, a batch
-            larger than the data, a norm on a layer that does not exist, a device that is not there, ...
+        UsageError: a fault that the spec alone does not show: an option of the wrong type for its constructor, a batch
+            larger than the data, a norm on a layer that does not exist, a device that is missing, ...
     """
     load_plugins(spec.plugins)
     if spec.device == "auto":
@@ -60,7 +60,7 @@ def assemble(spec: RunSpec) -> Setup:
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
     net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
     net.module.to(device, dtype)
-    if device.type == "cpu":  # a tenth to a third off a convolutional net's step (docs/lab.md); the rest is as it was
+    if device.type == "cpu":  # saves a tenth to a third of a convolutional net's step (docs/lab.md)
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
@@ -114,7 +114,7 @@ def cadence(*, every: Annotated[int, Ge(1)]) -> int:
 
 
 def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
-    """The probes by name, and at every how many measured steps each is due: an option of them all."""
+    """The probes by name, and the option `every` of each: it is due at every n-th measured step."""
     probes: dict[str, Probe] = {}
     due: dict[str, int] = {}
     for name, options in spec.probes.options.items():
@@ -126,8 +126,8 @@ def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
 
 
 def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: int, spec: RunSpec) -> None:
-    """Refuse a probe batch larger than the data, and batches of a probe too small for batch statistics: its own
-    (`batch`), or the training batch cut into `splits` parts."""
+    """Refuse a probe batch larger than the data, and batches too small for batch statistics: the probe batch (`batch`),
+    or the parts of a training batch that a probe splits (`splits`)."""
     if isinstance(probe, HasBatch):
         key, own = f"probes.{name}.batch", probe.batch
         if own > len(dataset.train):
@@ -141,10 +141,10 @@ def _refuse_batches(name: str, probe: Probe, net: Net, dataset: Dataset, size: i
 
 
 def refuse_single_values(net: Net, input_shape: tuple[int, ...], norm: NormSpec, batch_size: int, key: str) -> None:
-    """Statistics of one value are that value and a variance of 0: refuse them, over the batch and over space.
+    """Refuse statistics of a single value, over the batch or over space: their variance is 0.
 
     Raises:
-        UsageError: naming `key`, the setting that gives the batch size; or the norm, where no batch would be enough.
+        UsageError: names `key`, the setting of the batch size; or the norm, where no batch size is enough.
     """
     traits = NORMS.entry(norm.name).traits
     if not traits & {"batch_statistics", "space_statistics"}:
@@ -163,9 +163,9 @@ def available(device: str) -> str:
     """The device, if this machine has it.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the machine does not have it.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found[device]:
         raise UsageError("device", "not available on this machine", device, "Use device=cpu.")
     return device

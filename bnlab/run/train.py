@@ -1,7 +1,7 @@
-"""The loop. Read it from top to bottom.
+"""The training loop.
 
-A step is: the batch of that step, forward, loss, backward, update. On the steps that the schedule names, a watch
-gathers what the probes need, and one record goes to the journal and the board.
+A step is: batch, forward, loss, backward, update. On the steps of the schedule, a watch gathers what the probes need,
+and one record goes to the journal and the board.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ MEASUREMENTS = {
     "test_accuracy": "share of the test set that is classified correctly, with the statistics of eval_bn",
     "lr": "learning rate of the step",
 }
-"""What the loop itself records; probes have their own."""
+"""The measurements of the loop itself; probes declare their own."""
 
 Status = dict[str, Any]
 
 
 class RunFailedError(RuntimeError):
-    """An error inside a run that is not the user's; the traceback is in the run's log.txt."""
+    """An error inside a run; the traceback is in the run's log.txt."""
 
 
 def train(
@@ -59,12 +59,11 @@ def train(
     stopped: Callable[[], str | None] = lambda: None,
     profile: Profile = "full",
 ) -> Status:
-    """Train one run to its end, or from where it stopped; the final status, as in status.json.
+    """Train a run from its start or its checkpoint; returns the final status, as in status.json.
 
-    `provenance` is written beside where the run came from, and stays as it was when the run began, whoever resumes it.
-    `listen` gets every record. `stopped` is called before every step; when it names a reason, a checkpoint is saved and
-    the status is `interrupted`. `profile` is that of its event file. A run that has ended already is not touched,
-    unless `fresh`.
+    `provenance` is added to that of the process; a resumed run keeps what it has. `listen` receives every record.
+    `stopped` is called before every step; when it returns a reason, a checkpoint is saved and the status is
+    `interrupted`. `profile` is that of the event file. A run that has ended is not changed, unless `fresh`.
 
     Raises:
         BusyError: another process is training this run.
@@ -90,19 +89,19 @@ def train(
 
 
 class Run:
-    """One run while it trains: its parts, its open journal and board, how far it is."""
+    """A run during training: its parts, its open journal and board, its progress."""
 
     def __init__(self, setup: Setup, folder: RunFolder, listen: Callable[[Record], None], profile: Profile) -> None:
         self.setup, self.folder, self.listen = setup, folder, listen
         self.module = setup.net.module
-        # For modules that draw from torch's global generator; a checkpoint brings its state back.
+        # For modules that draw from torch's global generator; a checkpoint restores its state.
         torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
         self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
         kept = self.progress.journal_bytes
         self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
         self._started = self._saved = self._beat = time.monotonic()
-        self._before = replace(self.progress)  # what earlier parts of this run took
+        self._before = replace(self.progress)  # the times of earlier parts of this run
 
     def __enter__(self) -> Run:
         return self
@@ -111,7 +110,7 @@ class Run:
         self.recorder.close()
 
     def train(self, stopped: Callable[[], str | None]) -> Status:
-        """The loop."""
+        """Train until the last step, a divergence, or a reason to stop; returns the final status."""
         setup, module, optimizer, schedule = self.setup, self.module, self.setup.optimizer, self.setup.schedule
         first = self.progress.step
         self.folder.log(f"from step {first} of {setup.steps}")
@@ -154,18 +153,18 @@ class Run:
         return self._diverged()
 
     def _evaluated(self, step: int) -> dict[str, Tensor]:
-        """Test loss and accuracy at the weights before this step, where they are due."""
-        return self._figures("test") if self.setup.schedule.evaluates(step) else {}
+        """Test loss and accuracy at the weights before this step, if they are due."""
+        return self._losses("test") if self.setup.schedule.evaluates(step) else {}
 
-    def _figures(self, name: Literal["train", "test"]) -> dict[str, Tensor]:
-        """Loss and accuracy over a split, with the statistics that the spec wants."""
+    def _losses(self, name: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Loss and accuracy over a split, with the statistics of the spec's `eval_bn`."""
         spec, split = self.setup.spec, getattr(self.setup.dataset, name)
         with untouched_random_state(torch.device(spec.device)):
             found = evaluate(self.setup.inference, split, spec.loss, spec.reduction)
         return {f"{name}_{metric}": value for metric, value in found.items()}
 
     def _checkpoint_is_due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint; a heartbeat on the way, when its time has come."""
+        """Whether it is time for a checkpoint. Also writes the heartbeat when it is due."""
         now = time.monotonic()
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now
@@ -181,7 +180,7 @@ class Run:
         self._saved = time.monotonic()
 
     def _seconds(self) -> tuple[float, float]:
-        """Spent on this run so far, in all and on measuring; with its earlier parts."""
+        """The seconds spent on this run so far, in all and on measuring, with its earlier parts."""
         in_all = self._before.run_s + time.monotonic() - self._started
         return in_all, self._before.measure_s + self.recorder.seconds
 
@@ -210,9 +209,9 @@ class Run:
         if not all(bool(torch.isfinite(param).all()) for param in self.module.parameters()):
             self.guard.value, self.guard.step = math.nan, setup.steps
             return self._diverged()
-        tests = self._figures("test")
-        found = self._figures("train") | tests
-        measured: dict[str, float] = {name: float(figure) for name, figure in to_host(found).items()}
+        tests = self._losses("test")
+        found = self._losses("train") | tests
+        measured: dict[str, float] = {name: float(value) for name, value in to_host(found).items()}
         self._save(setup.steps)
         self.recorder.add({"step": setup.steps}, tests)
         self.recorder.write()
@@ -231,9 +230,9 @@ class Run:
 
 
 class Guard:
-    """Watches the loss for divergence without making a GPU wait: there, losses are looked at on measured steps and
-    before checkpoints; on the CPU, where looking costs nothing, at every step. `step` and `value` tell the first bad
-    one.
+    """Checks the loss for divergence without making a GPU wait: there, losses are read on measured steps and before
+    checkpoints; on the CPU, where reading costs nothing, at every step. `step` and `value` are those of the first bad
+    loss.
     """
 
     def __init__(self, *, at_once: bool, initial_loss: float | None) -> None:
@@ -242,12 +241,12 @@ class Guard:
         self._pending: list[tuple[int, Tensor]] = []
 
     def diverged(self, step: int, loss: Tensor, *, settle: bool) -> bool:
-        """Whether this loss, or one not yet looked at, is bad."""
+        """Whether this loss or a pending one is bad."""
         self._pending.append((step, loss.detach()))
         return self.settle() if settle or self.at_once else False
 
     def settle(self) -> bool:
-        """Look at all losses not yet looked at; whether one is bad."""
+        """Read all pending losses; whether one is bad."""
         pending, self._pending = self._pending, []
         if not pending:
             return False
@@ -267,8 +266,8 @@ def _finite(value: float) -> float | None:
 
 
 def _provenance(folder: RunFolder, setup: Setup, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run comes from, by this process, and what readers of the run cannot know without its parts; what is not
-    a fact of the process stays as it was first written."""
+    """Facts of this process, `more`, and facts about the parts for readers of the run. Everything but the facts of the
+    process stays as it was first written."""
     spec, classes = setup.spec, setup.dataset.classes
     facts: dict[str, Any] = {
         "sites": [site.name for site in setup.net.sites],
@@ -282,7 +281,7 @@ def _provenance(folder: RunFolder, setup: Setup, more: Mapping[str, Any]) -> dic
 
 
 def _clear(folder: RunFolder) -> None:
-    """Remove what an earlier run left, but for the lock. The log is emptied: it may be this process's output."""
+    """Remove the files of an earlier run, except the lock. The log is emptied: it may be this process's output."""
     for file in folder.path.iterdir():
         if file.name == "log.txt":
             os.truncate(file, 0)

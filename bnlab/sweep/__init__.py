@@ -1,1 +1,1 @@
-"""Grids of runs: which cells are to do, who runs them, what came of them."""
+"""Grids of runs: which cells have no result, who runs them, and their outcomes."""

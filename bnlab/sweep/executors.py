@@ -1,8 +1,8 @@
 """Executors run a function on items and yield the outcome of each: one after the other in this process (`Inline`), or
-several at once on this machine, each item in a fresh process of its own (`Local`).
+several at once on this machine, each in a new process (`Local`).
 
-On Linux the processes are forked from a server that has imported torch and never run anything (preload.py): a fresh
-process in 20 ms, as isolated as one that starts from nothing in two seconds. Elsewhere they start from nothing.
+On Linux the processes are forked from a server that has imported torch and runs nothing (preload.py). That takes 20 ms,
+a new interpreter takes two seconds, and both are equally isolated. Other systems start a new interpreter.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ TICK_S = 0.1
 """Seconds between two checks whether to stop."""
 
 GRACE_S = 30.0
-"""How long a process may take to stop before it is killed; its last checkpoint remains."""
+"""How long a process may take to stop before it is killed. Its last checkpoint remains."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[Item]):
-    """What came of one item: a value, or an error in one line when the function raised or its process died."""
+    """The result of one item: a value, or an error in one line if the function raised or its process died."""
 
     item: Item
     value: Any = None
@@ -44,12 +44,12 @@ class Outcome(Generic[Item]):
 
 
 class Executor(Protocol):
-    """`run(function, items)` yields outcomes as they are completed, in whatever order. The function must be one that
-    can be imported by name, and running it twice on an item must do no harm. One item's death costs that item alone."""
+    """`run(function, items)` yields outcomes in the order in which they are completed. The function must be importable
+    by name, and running it twice on an item must do no harm. If one item's process dies, the others are unaffected."""
 
     @property
-    def apart(self) -> bool:
-        """Whether every item runs in a process of its own."""
+    def isolated(self) -> bool:
+        """Whether each item runs in its own process."""
         ...
 
     @property
@@ -62,36 +62,36 @@ class Executor(Protocol):
         function: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        begun: Callable[[Item], None] = lambda item: None,
+        on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """`items` are taken one by one, when a worker is free; `begun` is called with each. `stopped` is called several
-        times a second: once it is true no item is begun, and running ones are signalled to stop and have their
-        outcomes as usual. Closing the iterator early does the same, without outcomes."""
+        """Takes an item whenever a worker is free, and calls `on_start` with it. Calls `stopped` several times a
+        second: once it returns true, no further item starts, and running ones are signalled to stop; their outcomes are
+        yielded as usual. Closing the iterator early stops them too, without outcomes."""
         ...
 
 
 class Inline:
-    """An executor. An item that kills its process kills the sweep."""
+    """Runs items in this process, one after the other: an item that kills its process kills the sweep."""
 
-    apart, workers = False, 1
+    isolated, workers = False, 1
 
     def run(
         self,
         function: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        begun: Callable[[Item], None] = lambda item: None,
+        on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """See `Executor`; the function itself must ask whether it should stop."""
+        """See `Executor`; the function itself must check whether it should stop."""
         waiting = iter(items)
         while not stopped():
             try:
                 item = next(waiting)
             except StopIteration:
                 return
-            begun(item)
+            on_start(item)
             try:
                 value = function(item)
             except Exception as error:
@@ -102,27 +102,27 @@ class Inline:
 
 @dataclass(slots=True, kw_only=True)
 class _Worker(Generic[Item]):
-    """A process that works on an item, with the environment of its place."""
+    """A process that runs an item, with the environment of its place."""
 
     item: Item
     place: Mapping[str, str]
     process: process.BaseProcess
-    asked_at: float | None = None
+    signalled_at: float | None = None
 
     def stop(self) -> None:
-        """Signal it once; kill it after the grace period."""
+        """Send SIGTERM at the first call; kill the process after the grace period."""
         now = time.monotonic()
-        if self.asked_at is None:
-            self.asked_at = now
+        if self.signalled_at is None:
+            self.signalled_at = now
             self.process.terminate()
-        elif now - self.asked_at > GRACE_S:
+        elif now - self.signalled_at > GRACE_S:
             self.process.kill()
 
 
 class Local:
-    """An executor. `places` are the environments in which items run, one item at a time in each."""
+    """Runs each item in a new process. `places` are the environments of these processes: one item at a time in each."""
 
-    apart = True
+    isolated = True
 
     def __init__(self, places: Sequence[Mapping[str, str]]) -> None:
         self.places = places
@@ -136,14 +136,14 @@ class Local:
         function: Callable[[Item], Any],
         items: Iterable[Item],
         *,
-        begun: Callable[[Item], None] = lambda item: None,
+        on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
         """See `Executor`."""
         context = _context()
         waiting, places, more = iter(items), deque(self.places), True
-        at_work: dict[connection.Connection, _Worker[Item]] = {}
-        leaving: list[process.BaseProcess] = []  # have answered already; their end need not be waited for
+        running: dict[connection.Connection, _Worker[Item]] = {}
+        exiting: list[process.BaseProcess] = []  # have sent their outcome, but may not have ended yet
         try:
             while True:
                 stop = stopped()
@@ -153,43 +153,43 @@ class Local:
                     except StopIteration:
                         more = False
                         break
-                    begun(item)
-                    receiver, worker = _started(context, function, item, places.popleft())
-                    at_work[receiver] = worker
-                if not at_work:
+                    on_start(item)
+                    receiver, worker = _start(context, function, item, places.popleft())
+                    running[receiver] = worker
+                if not running:
                     return
-                for worker in at_work.values() if stop else ():
+                for worker in running.values() if stop else ():
                     worker.stop()
                 ready: Any
-                for ready in connection.wait(list(at_work), TICK_S):
-                    worker = at_work.pop(ready)
+                for ready in connection.wait(list(running), TICK_S):
+                    worker = running.pop(ready)
                     outcome = _outcome(ready, worker)
                     places.append(worker.place)
-                    leaving = [one for one in [*leaving, worker.process] if one.is_alive()]
+                    exiting = [one for one in [*exiting, worker.process] if one.is_alive()]
                     yield outcome
         finally:
-            while any(worker.process.is_alive() for worker in at_work.values()):
-                for worker in at_work.values():
+            while any(worker.process.is_alive() for worker in running.values()):
+                for worker in running.values():
                     worker.stop()
                 time.sleep(TICK_S / 10)
-            for one in leaving:
+            for one in exiting:
                 one.join()
 
 
-def _started(
+def _start(
     context: Any, function: Callable[[Item], Any], item: Item, place: Mapping[str, str]
 ) -> tuple[connection.Connection, _Worker[Item]]:
     receiver, sender = context.Pipe(duplex=False)
-    made = context.Process(target=_work, args=(sender, function, item, dict(place)), daemon=True)
+    child = context.Process(target=_work, args=(sender, function, item, dict(place)), daemon=True)
     with _shielded(), _without_main():
-        made.start()
-    sender.close()  # the process has its own; when that is closed too, it has ended
-    return receiver, _Worker(item=item, place=place, process=made)
+        child.start()
+    sender.close()  # the process has its own copy; when that is closed too, the process has ended
+    return receiver, _Worker(item=item, place=place, process=child)
 
 
 def _work(sender: connection.Connection, function: Callable[[Item], Any], item: Item, place: dict[str, str]) -> None:
-    """What the process does."""
-    listen()
+    """The main function of the process: send the value of the function, or its error."""
+    watch_for_stop()
     os.environ.update(place)
     answer: tuple[Any, str | None]
     try:
@@ -211,7 +211,7 @@ def _outcome(receiver: connection.Connection, worker: _Worker[Item]) -> Outcome[
 
 
 def _end(code: int) -> str:
-    """How a process ended that did not answer.
+    """How a process ended that sent no outcome.
 
     >>> _end(-9), _end(1)
     ('was killed by SIGKILL', 'ended with code 1')
@@ -225,7 +225,7 @@ def _end(code: int) -> str:
 
 
 def _context() -> Any:
-    """Forks of a server that has torch ready, where processes can be forked safely; fresh interpreters elsewhere."""
+    """On Linux a server that has imported torch forks the processes; other systems start new interpreters."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -235,14 +235,14 @@ def _context() -> Any:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes started inside have signals blocked until they unblock them. The server keeps them blocked, since a
-    Ctrl-C while it imports would break it."""
+    """Blocks signals in processes that start inside the `with`, until they unblock them. In the server they stay
+    blocked, since a Ctrl-C during its imports would break it."""
     if sys.platform != "linux":
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # it unblocks signals on its way
+    resource_tracker.ensure_running()  # starting it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     try:
         yield
@@ -252,7 +252,7 @@ def _shielded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """A new process would run the main script once more, for functions defined there; ours are imported by name."""
+    """Hides the main script, which a new process would run again to find functions defined there: ours are imported."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -264,15 +264,14 @@ def _without_main() -> Iterator[None]:
 _reasons: list[str] = []
 
 
-def asked() -> str | None:
+def stop_reason() -> str | None:
     """Why this process should stop, if it should."""
     return _reasons[0] if _reasons else None
 
 
-def listen() -> None:
-    """From now on SIGTERM is noted, and so is the end of the process that started this one, however it ends: what
-    trained on would be in the way of the next sweep. A terminal's own signals go to every process on it; they are the
-    sweep's to answer."""
+def watch_for_stop() -> None:
+    """From now on, SIGTERM and the end of the parent process, however it ends, are reasons to stop: a run that outlives
+    its sweep would block the next one. The terminal's own signals are ignored here, since the sweep handles them."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -290,14 +289,14 @@ def _wait_for_the_parent() -> None:
 
 
 SHIELDED = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
-"""Signals that are held back from a new process until it listens."""
+"""Signals that are blocked in a new process until it handles them."""
 
 
 def executor(spec: RunSpec) -> Executor:
     """The executor for runs like this one.
 
     Raises:
-        UsageError: settings that it cannot follow.
+        UsageError: the executor does not support the settings.
     """
     return EXECUTORS[spec.launch.name](spec)
 
@@ -321,8 +320,8 @@ EXECUTORS: Mapping[str, Callable[[RunSpec], Executor]] = {"inline": _inline, "lo
 def places(
     workers: int | str, threads: int, cores: int, devices: Sequence[str], per_device: int
 ) -> list[dict[str, str]]:
-    """The environments of runs at once. On GPUs, `per_device` on each, the GPUs in turn, so that few runs are spread
-    over all of them; else as many as have a core for each of their threads.
+    """The environments of runs at the same time. On GPUs `per_device` on each, taking the GPUs in turn, so that a few
+    runs are spread over all of them; on CPUs as many as have a core for each of their threads.
 
     >>> places("auto", 1, 16, ["0", "3"], 2)
     [{'CUDA_VISIBLE_DEVICES': '0'}, {'CUDA_VISIBLE_DEVICES': '3'}, {'CUDA_VISIBLE_DEVICES': '0'}, \
@@ -343,7 +342,7 @@ def cores() -> int:
 
 
 def _gpus() -> list[str]:
-    """Their names as CUDA_VISIBLE_DEVICES takes them; empty where there is none, which every run will say."""
+    """Names of the GPUs for CUDA_VISIBLE_DEVICES; empty where there is none, and then every run reports the error."""
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return [name.strip() for name in named.split(",")]
     import torch

@@ -1,5 +1,5 @@
-"""What every run needs, ready in the server that the processes of a sweep are forked from. Imports and facts only: no
-tensor is made, no thread started, no GPU touched before the fork."""
+"""Preloads what every run needs in the server that forks a sweep's processes. Imports and facts only: before the fork
+this makes no tensor, starts no thread and touches no GPU."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ for registry in (NORMS, MODELS, DATA, OPTIMIZERS, PROBES):
         options_model(registry.entry(name).constructor)
 options_model(cadence)
 importlib.metadata.entry_points(group="bnlab.plugins")
-host.provenance("cpu", 1)  # asks git for the commit, and remembers it
+host.provenance("cpu", 1)  # asks git for the commit, and caches it

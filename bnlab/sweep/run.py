@@ -1,8 +1,7 @@
-"""A grid brought to its end: what is done is skipped, what was interrupted goes on, and no run is made twice.
+"""Runs the cells of a grid: skips those that have ended, resumes interrupted ones, and trains no run twice.
 
-Several sweeps may work on one folder at once. The lock of each run (folder.py) decides who has it; the others leave it
-alone, and take its result when there is one, or take it over when its process is gone. Torch is imported by the process
-that trains.
+Several sweeps may work on one folder at once. The lock of a run (folder.py) decides which sweep trains it; the others
+use its result when it has ended, or take it over when its process has died. Only a process that trains imports torch.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from bnlab.core.spec import RunSpec
 from bnlab.core.study import Cell, Study, varying
 from bnlab.record.folder import ENDED, BusyError, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, state_of
-from bnlab.sweep.executors import Executor, Outcome, asked
+from bnlab.sweep.executors import Executor, Outcome, stop_reason
 
 if TYPE_CHECKING:
     from bnlab.board.events import Profile
 
 POLL_S = 0.25
-"""How often runs that another process trains are looked at, once nothing else is left to do."""
+"""Seconds between two looks at runs of other processes, once no other cells are left."""
 
 BUSY, REFUSED = "busy", "refused"
-"""How else a task may end, beside a run's status: another process trains it; its spec cannot be set up, and nothing was
-written."""
+"""Further results of a task, beside the status of a run: another process trains the run; its spec cannot be set up, and
+nothing was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Where a cell stands. `error` tells in one line why it has no result, where that is known."""
+    """The state of a cell. `error` says in one line why it has no result, where that is known."""
 
     cell: Cell
     folder: RunFolder
@@ -56,13 +55,13 @@ class Standing:
 
     @property
     def log(self) -> Path | None:
-        """Its log, if it has come so far."""
+        """Its log, if there is one yet."""
         path = self.folder.path / "log.txt"
         return path if path.is_file() else None
 
 
 class Sweep:
-    """The cells of a grid below `root`, and where each stands: `standings`, by key, in the order of the cells."""
+    """The cells of a grid below `root`. `standings` has the state of each, by run id, in the order of the cells."""
 
     def __init__(
         self,
@@ -72,19 +71,18 @@ class Sweep:
         fresh: bool = False,
         retry_failed: bool = False,
         provenance: Mapping[str, Any] | None = None,
-        tell: Callable[[Standing], None] = lambda standing: None,
     ) -> None:
-        """`tell` hears whenever a cell's standing changes.
+        """Reads the state of every cell.
 
         Raises:
-            UsageError: a status that cannot be read.
+            UsageError: a status cannot be read.
         """
-        self.fresh, self.tell = fresh, tell
+        self.fresh = fresh
         self.provenance = {**(provenance or {}), "axes": varying(cell.values for cell in cells)}
         self.standings: dict[str, Standing] = {}
-        self._has_failed, self._begun_s = False, time.time()
+        self._has_failed, self._start_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
-        """Cells that are run although they have ended, as long as nobody has run them since this sweep began."""
+        """Cells that are run although they have ended, unless another sweep has run them since this one started."""
         for cell in cells:
             folder = RunFolder(root / cell.spec.folder)
             state, status = self._now(cell.spec.id, folder)
@@ -97,12 +95,12 @@ class Sweep:
 
     @property
     def failures(self) -> list[Standing]:
-        """Cells that have no result, and why."""
+        """Cells that have no result, with the reason."""
         return [standing for standing in self.standings.values() if standing.failed]
 
     @property
     def left(self) -> list[Standing]:
-        """Cells that are still to run, or running."""
+        """Cells that wait or run."""
         return [self.standings[key] for key in self._left]
 
     def run(
@@ -112,22 +110,26 @@ class Sweep:
         fail_fast: bool = False,
         stopped: Callable[[], str | None] = lambda: None,
         tick: Callable[[], None] = lambda: None,
-        elsewhere: Callable[[int], None] = lambda count: None,
+        on_change: Callable[[Standing], None] = lambda standing: None,
+        on_wait: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Run what is left, until nothing is, or `stopped` names a reason, or, with `fail_fast`, a run has failed.
-        `tick` is called several times a second; `elsewhere` is called with the number of runs that another process
-        trains."""
+        """Run the cells that are left, until none is, `stopped` returns a reason, or, with `fail_fast`, a run fails.
+
+        `tick` is called several times a second, `on_change` with every cell whose state changes, and `on_wait` with
+        the number of runs that only other processes train.
+        """
+        self._on_change = on_change
 
         def stop() -> bool:
             tick()
             return stopped() is not None or (fail_fast and self._has_failed)
 
-        function = train_apart if executor.apart else functools.partial(train_task, stopped=stopped)
+        function = train_isolated if executor.isolated else functools.partial(train_task, stopped=stopped)
         while self._left:
-            for outcome in executor.run(function, self._tasks(), begun=self._begun, stopped=stop):
+            for outcome in executor.run(function, self._tasks(), on_start=self._started, stopped=stop):
                 self._take(outcome)
             if self._left and not stop():
-                elsewhere(len(self._left))
+                on_wait(len(self._left))
             until = time.monotonic() + POLL_S
             while self._left and not stop() and time.monotonic() < until:
                 time.sleep(POLL_S / 10)
@@ -135,14 +137,14 @@ class Sweep:
                 return
 
     def _tasks(self) -> Iterator[Task]:
-        """What is left and not running elsewhere; its state is read again just before it is begun."""
+        """Cells that are left and that no other process trains. Each state is read again right before its task."""
         for key in list(self._left):
             standing = self.standings[key]
             state, status = self._now(key, standing.folder)
             if state in (*DONE, "failed"):
                 self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
             elif state == "running":
-                self._stand(key, state, status)
+                self._set(key, state, status)
             else:
                 yield Task(
                     spec=standing.cell.spec,
@@ -153,63 +155,64 @@ class Sweep:
                 )
 
     def _now(self, key: str, folder: RunFolder) -> tuple[State, Status]:
-        """The state, and for a cell to be run again that of a run since this sweep began."""
+        """The state; for a cell to be run again, only a run since the start of this sweep counts."""
         if key in self._again:
             try:
-                run_since = folder.status_file.stat().st_mtime >= self._begun_s
+                run_again = folder.status_file.stat().st_mtime >= self._start_s
             except OSError:
-                run_since = False
-            if not run_since:
+                run_again = False
+            if not run_again:
                 return ("running" if folder.alive() else "not started"), {}
-        return look(folder)
+        return current_state(folder)
 
-    def _begun(self, task: Task) -> None:
-        self._stand(task.spec.id, "running", {})
+    def _started(self, task: Task) -> None:
+        self._set(task.spec.id, "running", {})
 
     def _take(self, outcome: Outcome[Task]) -> None:
         key, folder = outcome.item.spec.id, outcome.item.folder
         if outcome.error is not None:
-            state, status = look(folder)
+            state, status = current_state(folder)
             self._settle(key, state, status, outcome.error)
             return
         ended = outcome.value["status"]
         if ended == BUSY:
-            self._stand(key, "running", {})
+            self._set(key, "running", {})
         elif ended == REFUSED:
             self._settle(key, "not started", {}, outcome.value["error"])
         elif ended == "interrupted":
             self._again.discard(key)
-            self._stand(key, "interrupted", outcome.value)
+            self._set(key, "interrupted", outcome.value)
         else:
             self._settle(key, ended, outcome.value, outcome.value.get("error"))
 
     def _settle(self, key: str, state: State, status: Status, error: str | None) -> None:
-        """Nothing more is to be done about it in this sweep."""
+        """Remove the cell from those that are left."""
         self._left.remove(key)
         self._again.discard(key)
         self._has_failed |= error is not None
-        self._stand(key, state, status, error)
+        self._set(key, state, status, error)
 
-    def _stand(self, key: str, state: State, status: Status, error: str | None = None) -> None:
+    def _set(self, key: str, state: State, status: Status, error: str | None = None) -> None:
         before = self.standings[key]
         self.standings[key] = Standing(cell=before.cell, folder=before.folder, state=state, status=status, error=error)
-        self.tell(self.standings[key])
+        self._on_change(self.standings[key])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A run to train or to resume. `provenance` goes into its spec.yaml; `profile` is of its
-    event file (board/run.py)."""
+    """A run to train or to resume: what an executor receives. `provenance` goes into its spec.yaml; `profile` is that
+    of its event file (board/run.py)."""
 
     spec: RunSpec
     folder: RunFolder
     fresh: bool
     provenance: Mapping[str, Any]
-    profile: Profile = "full"
+    profile: Profile
 
 
 def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
-    """Train it in this process; the final status. An error of the run is a status too: `failed`, with its `error`."""
+    """Train the run in this process; returns the final status. An error in the run gives the status `failed`, with its
+    `error`."""
     from bnlab.run import host
     from bnlab.run.setup import assemble
     from bnlab.run.train import RunFailedError, train
@@ -234,9 +237,9 @@ def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
         return {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
 
 
-def train_apart(task: Task) -> dict[str, Any]:
-    """The same in a process that has nothing else to do: what it prints goes to the run's log, and it stops when the
-    sweep signals it, or has ended."""
+def train_isolated(task: Task) -> dict[str, Any]:
+    """The same in a process of its own: its output goes to the run's log, and it stops at the sweep's signal or when
+    the sweep has ended."""
     log = task.folder.path / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -246,7 +249,7 @@ def train_apart(task: Task) -> dict[str, Any]:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
-    status = train_task(task, asked)
+    status = train_task(task, stop_reason)
     if status["status"] == REFUSED:
         with contextlib.suppress(OSError):
             if log.stat().st_size == 0:
@@ -256,14 +259,14 @@ def train_apart(task: Task) -> dict[str, Any]:
 
 
 DONE = ENDED
-"""States of a cell that has its result."""
+"""The states of a cell that has a result."""
 
 
-def look(folder: RunFolder) -> tuple[State, Status]:
+def current_state(folder: RunFolder) -> tuple[State, Status]:
     """The state of a cell now, and its status as it was last written.
 
     Raises:
-        UsageError: a status that cannot be read, so that it is not known whether the run has ended.
+        UsageError: the status cannot be read, so that nobody knows whether the run has ended.
     """
     state, status = state_of(folder)
     if state == "unreadable":
@@ -272,16 +275,16 @@ def look(folder: RunFolder) -> tuple[State, Status]:
 
 
 def seconds(status: Status) -> float | None:
-    """How long the run took, if it has ended."""
+    """How many seconds the run took, if it has ended."""
     timing = status.get("timing")
     return timing.get("run_s") if isinstance(timing, Mapping) else None
 
 
 def write_study(root: Path, study: Study, line: str) -> None:
-    """`study.yaml` beside the runs: what they were made for, and the line that was typed.
+    """Write `study.yaml` beside the runs: the study, and the command line.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study)}
     text = yaml.safe_dump({**study.tree(), "provenance": provenance}, sort_keys=False, allow_unicode=True)
@@ -293,5 +296,5 @@ def write_study(root: Path, study: Study, line: str) -> None:
 
 
 def digests(study: Study) -> dict[str, str]:
-    """A digest of each claim: a claim edited after a run was begun has another than is written in that run."""
+    """A digest of each claim. A run keeps those of its start, so that a claim edited later is recognized."""
     return {claim.name: claim.digest for claim in study.claims}

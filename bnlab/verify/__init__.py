@@ -1,4 +1,4 @@
-"""`bnlab verify`: identities that batch normalization fulfils, on this machine, and the contracts of entries."""
+"""`bnlab verify`: the identities of batch normalization, checked on this machine, and the contracts of entries."""
 
 from bnlab.verify.equations import Identity, identities
 

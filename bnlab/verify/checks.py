@@ -25,7 +25,7 @@ from bnlab.run.setup import Setup, assemble
 from bnlab.run.train import train
 
 STOPS = (1, 3, 2)
-"""After so many steps the interrupted run is stopped, and stopped again; then it goes on to its end."""
+"""The run is stopped after so many steps, three times; then it is trained to its end."""
 
 HOOKS = (
     "_forward_hooks",
@@ -40,12 +40,12 @@ Subject = TypeVar("Subject")
 
 
 class BrokenError(Exception):
-    """What a check raises: the one line."""
+    """A check failed; the message is one line that says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Of one check of one entry; `why` says what is wrong, None where nothing is."""
+    """The result of one check of one entry; `why` says what is wrong, None if the check passes."""
 
     entry: str
     check: str
@@ -57,7 +57,7 @@ class Finding:
 
 
 def findings(entry: str, checks: Mapping[str, Callable[[Subject], None]], subject: Subject) -> Iterator[Finding]:
-    """Every check of `checks`, by what it checks, on one subject. An error in the entry's own code is a finding too."""
+    """The result of each check on one subject. An error in the entry's own code counts as a failed check."""
     for name, check in checks.items():
         try:
             check(subject)
@@ -68,8 +68,8 @@ def findings(entry: str, checks: Mapping[str, Callable[[Subject], None]], subjec
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says: a check's and a user error's own words, any other with its type; the innermost cause of a
-    run that failed."""
+    """The message of an error, with its type unless a check or a `UsageError` wrote it; for a run that failed, that of
+    the cause."""
     while type(error).__name__ == "RunFailedError" and error.__cause__ is not None:
         error = error.__cause__
     words = " ".join(str(error).split())
@@ -78,7 +78,7 @@ def one_line(error: BaseException) -> str:
 
 
 def bits(value: Any) -> Any:
-    """Anything made of tensors as plain values, a tensor as its dtype, shape and bytes: NaN is NaN, -0.0 is not 0.0."""
+    """Nested tensors as plain values, each as its dtype, shape and bytes: NaN equals NaN, -0.0 differs from 0.0."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
     if isinstance(value, Mapping):
@@ -94,7 +94,7 @@ def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def global_random_states() -> dict[str, Any]:
-    """By whose they are: the states of the random generators that a process has one of each, to be compared."""
+    """By library: the state of its global random generator, in a form that can be compared."""
     name, keys, *rest = np.random.get_state()
     own = (name, np.asarray(keys).tobytes(), *rest)
     return {"torch": bits(torch.get_rng_state()), "numpy": own, "Python": random.getstate()}
@@ -102,18 +102,18 @@ def global_random_states() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A run that was trained, and all that measuring could have changed in it."""
+    """A trained run, and everything that measuring could have changed in it."""
 
     setup: Setup
     records: list[Record]
     kept: dict[str, Any]
-    """By what it is: comparable values."""
+    """What is compared, by its name: weights, buffers, losses, ..."""
     hooks: int
-    """How many are left on the net's parts and parameters, and parts with a `forward` put over their own."""
+    """How many hooks are left on the net's modules and parameters, with replaced `forward` methods."""
 
 
 def trace(spec: RunSpec, folder: Path, change: Callable[[Setup], Setup] = lambda setup: setup) -> Trace:
-    """Train a spec to its end; `change` may exchange its parts before."""
+    """Train a spec to its end; `change` may replace parts of the setup first."""
     torch.manual_seed(7)
     setup = assemble(spec)
     losses: list[float] = []
@@ -125,7 +125,7 @@ def trace(spec: RunSpec, folder: Path, change: Callable[[Setup], Setup] = lambda
 
     start = bits(setup.net.module.state_dict())
     place = RunFolder(folder)
-    train(replace(change(setup), objective=kept), place)  # for the loop: probes and evaluation have theirs
+    train(replace(change(setup), objective=kept), place)  # in the loop alone: probes and evaluation keep the original
     return Trace(
         setup=setup,
         records=[without_clock(record) for record in read(place.journal_file)],
@@ -148,20 +148,20 @@ def state_of(setup: Setup) -> dict[str, Any]:
 
 
 def hooks(module: nn.Module) -> int:
-    """How many hooks there are on the net's parts and parameters, and how many parts have a `forward` put over their
-    own."""
+    """The number of hooks on the net's modules and parameters, plus the number of modules whose `forward` is
+    replaced."""
     wrapped = sum("forward" in vars(part) for part in module.modules())
     of_params = sum(len(param._backward_hooks or {}) for param in module.parameters())
     return wrapped + of_params + sum(len(getattr(part, kind)) for part in module.modules() for kind in HOOKS)
 
 
 def unmeasured(spec: RunSpec) -> RunSpec:
-    """The same run, with nothing measured but its loss, and that as rarely as may be."""
+    """The same run without probes, with as few measured steps as possible."""
     return replace(spec, probes=replace(spec.probes, points=1, eval_points=1, options={}))
 
 
 def measuring_leaves_runs_alone(specs: Sequence[RunSpec]) -> None:
-    """Each run, against itself unmeasured. What the run is like is compared; what the journals say is not."""
+    """Each run, compared with the same run without probes. The runs must be equal; their journals may differ."""
     for spec in specs:
         with _folder() as folder:
             measured = trace(spec, folder / "measured")
@@ -169,7 +169,7 @@ def measuring_leaves_runs_alone(specs: Sequence[RunSpec]) -> None:
 
 
 def refuse_differences(measured: Trace, bare: Trace) -> None:
-    """Compare a run that was measured with the same one that was not.
+    """Compare a measured run with the same run without probes.
 
     Raises:
         BrokenError: naming what measuring changed.
@@ -177,7 +177,7 @@ def refuse_differences(measured: Trace, bare: Trace) -> None:
     if measured.kept["weight"] == {
         name: value for name, value in measured.kept["start"].items() if name in measured.kept["weight"]
     }:
-        raise BrokenError("nothing was trained: the weights are where they began")
+        raise BrokenError("nothing was trained: the weights are the initial ones")
     if measured.hooks:
         raise BrokenError(f"{measured.hooks} hooks are left on the net after the run")
     differing = unlike(measured.kept, bare.kept)
@@ -185,8 +185,8 @@ def refuse_differences(measured: Trace, bare: Trace) -> None:
         if what in differing:
             one, other = measured.kept[what], bare.kept[what]
             first = f" ({unlike(one, other)[0]})" if isinstance(one, dict) else ""
-            where = f"from step {_first_unlike(one, other)} on" if what == "loss" else "after the run"
-            raise BrokenError(f"a run that is measured is another one: its {what}{first} differs {where}")
+            where = f"from step {_first_unlike(one, other)}" if what == "loss" else "after the run"
+            raise BrokenError(f"measuring changes the run: its {what}{first} differs {where}")
 
 
 def _first_unlike(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -194,29 +194,29 @@ def _first_unlike(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def runs_resume(specs: Sequence[RunSpec]) -> None:
-    """Each run, stopped and started again, against itself in one piece: journal, weights, buffers, optimizer."""
+    """Each run, stopped and resumed, compared with the uninterrupted run: journal, weights, buffers, optimizer."""
     for spec in specs:
         with _folder() as folder:
             whole, parts = trace(spec, folder / "whole"), RunFolder(folder / "parts")
             for index, steps in enumerate((*STOPS, spec.steps or 0)):
                 setup = assemble(spec)
-                asked = iter([None] * steps + ["a check"] * (index < len(STOPS)))
+                reasons = iter([None] * steps + ["a check"] * (index < len(STOPS)))
                 with _another_process(index):
-                    status = train(setup, parts, stopped=lambda asked=asked: next(asked))  # type: ignore[misc]
-                if status["status"] != "interrupted":  # it came to its end, or diverged on the way
+                    status = train(setup, parts, stopped=lambda reasons=reasons: next(reasons))  # type: ignore[misc]
+                if status["status"] != "interrupted":  # it finished or diverged
                     break
             records = [without_clock(record) for record in read(parts.journal_file)]
         at = _first_unlike(whole.records, records)
         if at < max(len(whole.records), len(records)):
             named = unlike(whole.records[at], records[at]) if at < min(len(whole.records), len(records)) else ["step"]
-            raise BrokenError(f"a run that was stopped and resumed is another one: {named[0]} differs in record {at}")
+            raise BrokenError(f"a resumed run differs from an uninterrupted one: {named[0]}, in record {at}")
         if differing := unlike(state_of(whole.setup), state_of(setup)):
-            raise BrokenError(f"a run that was stopped and resumed is another one: its {differing[0]} differs")
+            raise BrokenError(f"a resumed run differs from an uninterrupted one: its {differing[0]}")
 
 
 @contextmanager
 def _another_process(index: int) -> Iterator[None]:
-    """As in another process, the global generators that no checkpoint keeps are elsewhere."""
+    """Give the global generators another state, as they would have in another process."""
     kept = random.getstate(), np.random.get_state()
     random.seed(index)
     np.random.seed(index)

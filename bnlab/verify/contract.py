@@ -1,7 +1,7 @@
-"""`bnlab verify --plugin`: what an entry must do, checked on a user's own. The tests hold bnlab's to the same.
+"""`bnlab verify --plugin`: checks of a user's entry. The tests run the same checks on bnlab's own entries.
 
-Dense layers are checked on a multilayer perceptron, convolutions on a convolutional net; an entry that refuses one of
-the two with a `UsageError` is checked on the other. Legend: L sites.
+Dense layers are checked in a multilayer perceptron, convolutions in a convolutional net; an entry that refuses one of
+the two with a `UsageError` is checked in the other. Legend: L sites.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from bnlab.verify.checks import (
 from bnlab.verify.norm_contract import KINDS, Layer
 
 OF_THE_LOOP = ("step", "wall_s", *MEASUREMENTS)
-"""Journal names that no probe may take."""
+"""Names of the journal that no probe may use."""
 
 
 def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Iterator[Finding]:
-    """Every check of one entry, which is chosen in both specs: short runs, with a dense net and a convolutional one;
-    of a model, on images and on flat inputs."""
+    """Every check of one entry. Both specs choose it, for short runs of a dense and of a convolutional net; for a
+    model, on flat inputs and on images."""
     specs = {0: dense, 2: convolution}
     entry = f"{group}={name}"
     match group:
@@ -76,7 +76,7 @@ def _of_norm(entry: str, layers: Sequence[Layer], specs: Mapping[int, RunSpec]) 
 
 
 def _on_each_kind(check: Callable[[Layer], None]) -> Callable[[Sequence[Layer]], None]:
-    """The check of one layer, on all; the line names the kind of layer if it does not hold of all that there are."""
+    """A check of one layer, applied to all; if only some layers fail, the line names the kind of the first."""
 
     def on_all(layers: Sequence[Layer]) -> None:
         lines: dict[str, str] = {}
@@ -93,23 +93,23 @@ def _on_each_kind(check: Callable[[Layer], None]) -> Callable[[Sequence[Layer]],
 
 
 def _of_others(entry: str, specs: Sequence[RunSpec]) -> Iterator[Finding]:
-    """A model, a data set, an optimizer, on the first of the runs that it can be in: that it starts alike, and what
-    holds of every run."""
+    """Checks of a model, a data set or an optimizer in the first run that accepts it: its initial values are
+    reproducible, and the checks of every run."""
     refusals = []
     for given in specs:
         try:
-            spec = _with_a_fitting_loss(given)
+            spec = _with_suitable_loss(given)
         except Exception as error:
             refusals.append(one_line(error))
             continue
         yield Finding(entry=entry, check="built", why=None)
-        yield from findings(entry, {"start": _starts_alike}, spec)
+        yield from findings(entry, {"start": _start_is_reproducible}, spec)
         yield from findings(entry, RUN_CHECKS, [spec])
         return
     yield Finding(entry=entry, check="built", why=refusals[0])
 
 
-def _with_a_fitting_loss(spec: RunSpec) -> RunSpec:
+def _with_suitable_loss(spec: RunSpec) -> RunSpec:
     try:
         assemble(spec)
     except UsageError as error:
@@ -120,8 +120,8 @@ def _with_a_fitting_loss(spec: RunSpec) -> RunSpec:
     return spec
 
 
-def _starts_alike(spec: RunSpec) -> None:
-    """Examples and weights are functions of the spec, whatever was drawn before."""
+def _start_is_reproducible(spec: RunSpec) -> None:
+    """Examples and weights depend on the spec alone, whatever was drawn before."""
     starts: list[dict[str, Any]] = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -133,22 +133,22 @@ def _starts_alike(spec: RunSpec) -> None:
         }
         starts.append(bits(setup.net.module.state_dict()) | data)
     if differing := unlike(*starts):
-        raise BrokenError(f"{differing[0]} is another each time: draw it from bnlab.core.seeds.stream")
+        raise BrokenError(f"{differing[0]} differs each time: draw it from bnlab.core.seeds.stream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A probe by its name, and runs that it alone measures."""
+    """A probe by its name, and runs that only this probe measures."""
 
     name: str
     specs: Sequence[RunSpec]
-    _seen: list[Recorded] = field(default_factory=list)
+    _recorded: list[Recorded] = field(default_factory=list)
 
     def recorded(self) -> list[Recorded]:
-        """The probe after each of the runs, which are made once."""
-        if not self._seen:
-            self._seen.extend([recorded(self.name, spec) for spec in self.specs])
-        return self._seen
+        """The probe after each of the runs, which are trained at the first call."""
+        if not self._recorded:
+            self._recorded.extend([recorded(self.name, spec) for spec in self.specs])
+        return self._recorded
 
     def build(self) -> Any:
         options = dict(self.specs[0].probes.options[self.name])
@@ -156,20 +156,20 @@ class Measured:
         return PROBES.build(self.name, options, prefix=f"probes.{self.name}")
 
 
-def it_declares_itself(case: Measured) -> None:
-    """Built from typed options; what it needs is what there is; its metrics have a meaning each, and their own name."""
+def its_declaration_is_valid(case: Measured) -> None:
+    """Its options are typed, its needs exist, and each of its metrics has a meaning and a name of its own."""
     probe, constructor = case.build(), PROBES.entry(case.name).constructor
     for half in ("measure", "summarize"):
         if not callable(getattr(probe, half, None)):
             raise BrokenError(f"has no method {half}")
     needs = getattr(probe, "needs", None)
     if not isinstance(needs, frozenset):
-        raise BrokenError(f"its needs must be a frozenset, and are {needs!r}")
+        raise BrokenError(f"its needs must be a frozenset, got {needs!r}")
     if unknown := sorted(set(needs) - set(get_args(Need))):
         raise BrokenError(f"needs {unknown[0]!r}, which does not exist; there are {', '.join(get_args(Need))}")
     metrics = getattr(constructor, "metrics", None)
     if not isinstance(metrics, Mapping) or not metrics:
-        raise BrokenError("its class must have metrics, what each journal name means by name")
+        raise BrokenError("its class must have metrics: a mapping from journal name to meaning")
     taken = dict.fromkeys(OF_THE_LOOP, "the loop") | {
         metric: f"the probe {other}"
         for other in PROBES.names()
@@ -178,23 +178,23 @@ def it_declares_itself(case: Measured) -> None:
     }
     for name, meaning in metrics.items():
         if not isinstance(meaning, str) or not meaning:
-            raise BrokenError(f"its metric {name} has no meaning in words")
+            raise BrokenError(f"its metric {name} has no description")
         if name in taken:
-            raise BrokenError(f"its metric {name} is one of {taken[name]} already")
+            raise BrokenError(f"its metric {name} is already one of {taken[name]}")
         if name.endswith("_s"):
-            raise BrokenError(f"its metric {name} ends in _s, which is for seconds of the clock")
+            raise BrokenError(f"its metric {name} ends in _s, which is reserved for clock readings in seconds")
 
 
 class Recorded:
-    """A probe that keeps what passes through its halves; all else is the probe's own."""
+    """A probe that keeps the results of `measure` and `summarize`; everything else is delegated to the probe."""
 
     def __init__(self, probe: Any) -> None:
         self.probe = probe
         self.raws: list[tuple[Raw, Any]] = []
-        """What was measured, and the bits it had then."""
-        self.figures: list[Metrics] = []
-        self.moved: list[str] = []
-        """Parameters and buffers of the net that were others after measuring than before it."""
+        """Each result of `measure`, and its bits at that moment."""
+        self.measurements: list[Metrics] = []
+        self.changed: list[str] = []
+        """Parameters and buffers of the net that `measure` changed."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.probe, name)
@@ -202,52 +202,52 @@ class Recorded:
     def measure(self, snapshot: Snapshot, *layout: Any) -> Raw:
         before = bits(snapshot.net.module.state_dict())
         raw: Raw = self.probe.measure(snapshot, *layout)
-        self.moved += unlike(before, bits(snapshot.net.module.state_dict()))
-        for name, value in raw.items() if isinstance(raw, Mapping) else [("what it measures", raw)]:
+        self.changed += unlike(before, bits(snapshot.net.module.state_dict()))
+        for name, value in raw.items() if isinstance(raw, Mapping) else [("its result", raw)]:
             if not isinstance(value, Tensor):
-                raise BrokenError(f"measure must give tensors by name, and {name} is a {type(value).__name__}")
+                raise BrokenError(f"measure must return tensors by name, and {name} is a {type(value).__name__}")
         self.raws.append((raw, bits(raw)))
         return raw
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, *layout: Any) -> tuple[Metrics, Carry]:
-        given = self.probe.summarize(raw, carry, *layout)
-        if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(part, dict) for part in given):
-            raise BrokenError("summarize must give two dicts, the metrics and the carry")
-        metrics, carry = given
+        result = self.probe.summarize(raw, carry, *layout)
+        if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(part, dict) for part in result):
+            raise BrokenError("summarize must return two dicts, the metrics and the carry")
+        metrics, carry = result
         for name, value in metrics.items():
             if not isinstance(value, np.ndarray | np.generic):
                 raise BrokenError(f"its metric {name} must be a numpy array, and is a {type(value).__name__}")
         for name, value in carry.items():
             if not isinstance(value, np.ndarray):
                 raise BrokenError(f"{name} in its carry must be a numpy array, and is a {type(value).__name__}")
-        self.figures.append(metrics)
+        self.measurements.append(metrics)
         return metrics, carry
 
 
 def recorded(name: str, spec: RunSpec) -> Recorded:
-    """The probe after a run that it measured; nothing of the run is left."""
+    """The probe after a run that it measured; the run's folder is removed."""
     found: list[Recorded] = []
 
-    def listen(setup: Setup) -> Setup:
+    def insert(setup: Setup) -> Setup:
         found.append(Recorded(setup.observer.probes[name]))
         setup.observer.probes[name] = cast(Probe, found[0])
         return setup
 
     with tempfile.TemporaryDirectory(prefix="bnlab-verify-") as folder:
-        trace(spec, Path(folder), listen)
+        trace(spec, Path(folder), insert)
     return found[0]
 
 
-def figures_are_as_declared(case: Measured) -> None:
-    """Every figure is a declared metric's, or of a `name.*`: a number (), or a vector such as one value a site [L]."""
+def measurements_are_as_declared(case: Measured) -> None:
+    """Every measurement has a declared name (or matches a `name.*`), and is a number () or a vector, e.g. [L]."""
     declared = PROBES.entry(case.name).constructor.metrics  # type: ignore[attr-defined]
     measured = False
     for probe in case.recorded():
-        for metrics in probe.figures:
+        for metrics in probe.measurements:
             for name, value in metrics.items():
                 measured = True
-                if not any(name == known or _stands_for(known, name) for known in declared):
-                    raise BrokenError(f"gives {name}, which its metrics do not declare")
+                if not any(name == known or _matches(known, name) for known in declared):
+                    raise BrokenError(f"returns {name}, which its metrics do not declare")
                 if value.ndim > 1 or value.dtype.kind not in "fiu":
                     shape = f"{value.dtype} {list(value.shape)}"
                     raise BrokenError(f"its metric {name} must be a number or a vector of numbers, and is {shape}")
@@ -255,42 +255,41 @@ def figures_are_as_declared(case: Measured) -> None:
         raise BrokenError(f"measured nothing in runs of {case.specs[0].steps} steps")
 
 
-def _stands_for(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str) -> bool:
     return pattern.endswith(".*") and name.startswith(pattern[:-1])
 
 
-def what_is_measured_is_its_own(case: Measured) -> None:
-    """What `measure` gave is at the end of the run what it was: the run went on, and changed its weights in place."""
+def its_results_are_copies(case: Measured) -> None:
+    """The results of `measure` are unchanged at the end of the run, although training changes the weights in place."""
     for probe in case.recorded():
         for raw, then in probe.raws:
             if differing := unlike(bits(raw), then):
-                raise BrokenError(
-                    f"{differing[0]} changed after it was measured: it is the net's own memory, give a copy (.clone())"
-                )
+                remedy = "it shares the net's memory, return a copy (.clone())"
+                raise BrokenError(f"{differing[0]} changed after it was measured: {remedy}")
 
 
 def runs_are_left_alone(case: Measured) -> None:
     for probe in case.recorded():
-        if probe.moved:
+        if probe.changed:
             raise BrokenError(
-                f"measure moves {probe.moved[0]} of the net: measure at a copy of its state (bnlab.core.state)"
+                f"measure changes {probe.changed[0]} of the net: measure at a copy of its state (bnlab.core.state)"
             )
     measuring_leaves_runs_alone(case.specs)
 
 
-def runs_resume_alike(case: Measured) -> None:
+def resumed_runs_are_equal(case: Measured) -> None:
     try:
         runs_resume(case.specs)
     except BrokenError as error:
-        raise BrokenError(f"{error}: what a probe remembers belongs in its carry") from None
+        raise BrokenError(f"{error}. Keep the state of a probe in its carry") from None
 
 
 PROBE_CHECKS: dict[str, Callable[[Measured], None]] = {
-    "declaration": it_declares_itself,
-    "figures": figures_are_as_declared,
-    "copies": what_is_measured_is_its_own,
+    "declaration": its_declaration_is_valid,
+    "measurements": measurements_are_as_declared,
+    "copies": its_results_are_copies,
     "run, measured or not": runs_are_left_alone,
-    "run, resumed": runs_resume_alike,
+    "run, resumed": resumed_runs_are_equal,
 }
 
 

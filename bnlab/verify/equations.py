@@ -1,7 +1,7 @@
-"""The identities of `bnlab verify`: both sides of an equation by different means, and how far they differ.
+"""The identities of `bnlab verify`: both sides of an equation, computed in different ways, and their difference.
 
-First those that hold to rounding, in float64; then laws that hold on average, of wide random nets and of batches drawn
-from a population. Legend: B batch, C channels, H W space, m values per channel.
+First equations that hold up to rounding, in float64; then laws that hold on average, for wide random nets and for
+batches drawn from a population. Legend: B batch, C channels, H W space, m values per channel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOSS = objective("cross_entropy", "mean")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """One line of the proof: two sides that must agree, and by how much they do not."""
+    """One checked equation: its two sides, their difference, and the largest one accepted."""
 
     name: str
     left: str
@@ -39,11 +39,11 @@ class Identity:
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.tolerance  # and not when it is NaN
+        return self.error <= self.tolerance  # false when it is NaN
 
 
 def identities() -> Iterator[Identity]:
-    """Every identity, checked as it is taken."""
+    """Every identity, checked when the iterator reaches it."""
     for dims in (1, 2):
         for steps in (1, 2, 10):
             yield reference_is_torch(dims, steps)
@@ -64,10 +64,10 @@ def identities() -> Iterator[Identity]:
 
 
 def scalars(name: str, left: Tensor | float, right: Tensor | float, tolerance: float, error: float = 0.0) -> Identity:
-    """Two numbers and their relative difference, or a larger `error` found beside it."""
+    """Two numbers and their relative difference, or `error` if it is larger."""
     a, b = float(left), float(right)
-    apart = max(abs(a / b - 1), error)
-    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=apart, tolerance=tolerance)
+    difference = max(abs(a / b - 1), error)
+    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=difference, tolerance=tolerance)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -97,11 +97,11 @@ def random_net(
     model: str, activation: Any, norm: str, shape: tuple[int, ...], seed: int, *, eps: float, **options: Any
 ) -> Net:
     settings = {"eps": eps, "momentum": 0.1, "affine": True} if norm != "none" else {}
-    of_model = ModelSpec(
+    model_spec = ModelSpec(
         name=model, activation=activation, init="he", init_scale=1.0, init_std=0.01, bias="auto", options=options
     )
-    of_norm = NormSpec(name=norm, layers="all", every=1, position="before", options=settings)
-    net = MODELS.build(model, options, shape, 10, of_model, of_norm, seed)
+    norm_spec = NormSpec(name=norm, layers="all", every=1, position="before", options=settings)
+    net = MODELS.build(model, options, shape, 10, model_spec, norm_spec, seed)
     assert isinstance(net, Net)
     return net
 
@@ -162,7 +162,7 @@ def derivative_is_the_limit(dims: int) -> Identity:
 
 
 def gradients_shrink(model: str) -> Identity:
-    """Theorem 4.1 of Santurkar et al. 2018, as the equality that its proof ends in: what a batch norm takes off the
+    """Theorem 4.1 of Santurkar et al. 2018, as the equality at the end of its proof: what a batch norm takes out of the
     gradient, for every channel of every normed layer of a live net. Left by autograd, right by the formula that the
     probe `lipschitz` measures; the largest relative difference."""
     net, x, y = small_mlp(eps=1e-3) if model == "mlp" else small_cnn(eps=1e-3)
@@ -188,7 +188,7 @@ def gradients_shrink(model: str) -> Identity:
 
 def weights_are_orthogonal_to_their_gradient() -> Identity:
     """A batch norm cancels the scale of the weights before it, so <w, dL/dw> = 0 (Arora, Li & Lyu 2018, lemma 2.1).
-    With eps = 1e-12, which alone breaks it. The largest |cosine| over the normed layers of an MLP and a CNN."""
+    With eps = 1e-12, since eps alone breaks it. The largest |cosine| over the normed layers of an MLP and a CNN."""
     cosines = []
     for net, x, y in (small_mlp(eps=1e-12), small_cnn(eps=1e-12)):
         _, grads = gradient_at(net.module, State.of(net.module), x, y, LOSS)
@@ -207,7 +207,7 @@ def weights_are_orthogonal_to_their_gradient() -> Identity:
 
 
 def weights_grow_by_pythagoras() -> Identity:
-    """So one step of gradient descent adds the squares: |w'|^2 = |w|^2 + lr^2 |dL/dw|^2."""
+    """Hence a step of gradient descent adds the squares: |w'|^2 = |w|^2 + lr^2 |dL/dw|^2."""
     net, x, y = small_mlp(eps=1e-12)
     state, lr = State.of(net.module), 0.5
     _, grads = gradient_at(net.module, state, x, y, LOSS)
@@ -219,7 +219,7 @@ def weights_grow_by_pythagoras() -> Identity:
 
 
 def a_line_begins_at_the_loss() -> Identity:
-    """The loss along the gradient, at distance 0, is the training loss, and the net's buffers are where they were."""
+    """The loss along the gradient, at distance 0, is the training loss, and the net's buffers are unchanged."""
     net, x, y = small_cnn(eps=1e-5)
     state = State.of(net.module)
     loss, grads = gradient_at(net.module, state, x, y, LOSS)
@@ -231,7 +231,7 @@ def a_line_begins_at_the_loss() -> Identity:
 
 def nothing_precedes_the_first_site() -> Identity:
     """Internal covariate shift (Santurkar et al. 2018, definition 2.1) of the first layer is 0, since no layer
-    before it can move; that of the second is not, or the measure would see nothing."""
+    before it can move; that of the second is not, or the measure would be blind."""
     net, x, y = small_mlp(eps=1e-5)
     before = State.of(net.module)
     _, grads = gradient_at(net.module, before, x, y, LOSS)
@@ -293,7 +293,7 @@ def measured_growth(
     activation: str, batch: int, norm: str, *, nets: int = 4, width: int = 512, depth: int = 30
 ) -> float:
     """Geometric mean over nets and layers of |delta_l|^2 / |delta_(l+1)|^2, less 5 layers at the input and 8 at the
-    top, where the growth is not yet what it becomes."""
+    top, where the growth per layer has not converged."""
     logs = []
     for seed in range(nets):
         net = random_net("mlp", activation, norm, (width,), seed, depth=depth, width=width, eps=1e-8)

@@ -30,7 +30,7 @@ TRAITS = frozenset({"batch_statistics", "space_statistics", "cancels_bias", "sto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A norm with its options, and how many axes of space its input has."""
+    """A norm with its options, and the number of spatial dimensions of its input."""
 
     name: str
     options: Mapping[str, Any]
@@ -41,12 +41,12 @@ class Layer:
         return NORMS.entry(self.name).traits
 
     def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """A fresh one, as a net's builder makes it; what stands for nothing is the identity."""
+        """A new layer, as a net's builder makes it; the identity where the norm adds no layer."""
         layer = NORMS.build(self.name, self.options, C, self.dims)
         if layer is None:
             return nn.Identity()
         if not isinstance(layer, nn.Module):
-            raise BrokenError(f"its constructor gives a {type(layer).__name__}, and not an nn.Module or None")
+            raise BrokenError(f"its constructor must return an nn.Module or None, got a {type(layer).__name__}")
         if isinstance(layer, DrawsNumbers):
             layer.bind(0, "L00_fc")
         return layer.to(dtype)
@@ -57,11 +57,11 @@ class Layer:
         return 3 * torch.randn(SHAPES[self.dims], generator=generator, dtype=torch.float64) + 1
 
     def trained(self, steps: int = 3) -> nn.Module:
-        """After a few steps of gradient descent, on always the same batches."""
+        """The layer after a few steps of gradient descent, on the same batches each time."""
         layer = self.build()
         params = list(layer.parameters())
         for seed in range(steps):
-            loss = layer(self.batch(seed).requires_grad_()).pow(3).mean()  # as amid a net
+            loss = layer(self.batch(seed).requires_grad_()).pow(3).mean()  # inputs with a gradient, as inside a net
             grads = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
             with torch.no_grad():
                 for param, grad in zip(params, grads, strict=True):
@@ -76,21 +76,21 @@ def shape_and_dtype_stay(case: Layer) -> None:
         for training in (True, False):
             x = case.batch().to(dtype)
             given = x.clone()
-            out, where = layer.train(training)(x), "training" if training else "use"
+            out, where = layer.train(training)(x), "training" if training else "evaluation"
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-                raise BrokenError(f"gives {shape} for {list(x.shape)} in {where}")
+                raise BrokenError(f"returns {shape} for {list(x.shape)} in {where}")
             if out.dtype != dtype:
-                raise BrokenError(f"gives {_short(out.dtype)} for {_short(dtype)} in {where}")
+                raise BrokenError(f"returns {_short(out.dtype)} for {_short(dtype)} in {where}")
             if not bool(torch.isfinite(out).all()):
-                raise BrokenError(f"gives values that are not finite in {where}")
+                raise BrokenError(f"returns values that are not finite in {where}")
             if not torch.equal(x, given):
                 raise BrokenError(f"changes its input in place in {where}")
 
 
 def the_gradient_is_the_derivative(case: Layer) -> None:
     """In float64, at the input and at every parameter, against finite differences. A norm with the trait
-    `stops_gradient` takes what it detaches for constants, in training."""
+    `stops_gradient` treats what it detaches as constant, in training."""
     layer = case.trained(1)
     state = State.of(layer)
     names = list(state.params)
@@ -100,16 +100,16 @@ def the_gradient_is_the_derivative(case: Layer) -> None:
         wrong = _differs_from_the_derivative(call, given, names)
         stops = "stops_gradient" in case.traits and mode == "batch"
         if wrong and not stops:
-            way_out = " If it is meant to take what it detaches for constant, declare the trait stops_gradient."
-            raise BrokenError(f"{wrong} in {mode} mode.{way_out if mode == 'batch' else ''}")
+            remedy = " If it treats what it detaches as constant on purpose, declare the trait stops_gradient."
+            raise BrokenError(f"{wrong} in {mode} mode.{remedy if mode == 'batch' else ''}")
         if stops and not wrong:
-            raise BrokenError("declares stops_gradient, and its gradient is the derivative")
-        if stops and (wrong := _differs_from_the_derivative(_with_what_is_detached_held(call), given, names)):
+            raise BrokenError("declares stops_gradient, but its gradient is the derivative")
+        if stops and (wrong := _differs_from_the_derivative(_with_detached_values_held(call), given, names)):
             raise BrokenError(f"{wrong} in {mode} mode, even where what it detaches is held constant")
 
 
 def _call(layer: nn.Module, names: Sequence[str], state: State, mode: Mode) -> Callable[..., Tensor]:
-    """x, *params -> outputs, by the same random numbers at each call."""
+    """A function x, *params -> outputs that uses the same random numbers at each call."""
 
     def call(x: Tensor, *params: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -119,7 +119,7 @@ def _call(layer: nn.Module, names: Sequence[str], state: State, mode: Mode) -> C
 
 
 def _differs_from_the_derivative(call: Callable[..., Tensor], given: list[Tensor], names: Sequence[str]) -> str:
-    """The inputs at which it differs, in words; empty if at none."""
+    """How the gradient differs, in words; empty if it does not."""
     with torch.random.fork_rng(devices=[]):
         passes = call(*given).requires_grad
     if not passes:
@@ -136,8 +136,8 @@ def _differs_from_the_derivative(call: Callable[..., Tensor], given: list[Tensor
     return ""
 
 
-def _with_what_is_detached_held(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`call` in which every `.detach()` returns, at any input, what it returned at the first one."""
+def _with_detached_values_held(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`call`, but from the second time on every `.detach()` returns what it returned the first time."""
     first: list[Tensor] = []
     called = False
 
@@ -152,7 +152,7 @@ def _with_what_is_detached_held(call: Callable[..., Tensor]) -> Callable[..., Te
 
 
 class _DetachHeld(TorchFunctionMode):
-    """Notes what each `.detach()` inside the `with` returns, or returns `again` what was noted."""
+    """Records what each `.detach()` inside the `with` returns, or with `again` returns what was recorded."""
 
     def __init__(self, first: list[Tensor], *, again: bool) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def parameters_get_gradients(case: Layer) -> None:
             raise BrokenError(f"the gradient of its parameter {name} is not finite")
 
 
-def it_starts_alike(case: Layer) -> None:
+def initial_values_are_reproducible(case: Layer) -> None:
     """Two arms of one seed, and a repeated run, start from the same values."""
     states = []
     for seed in (1, 2):
@@ -187,28 +187,28 @@ def it_starts_alike(case: Layer) -> None:
             torch.manual_seed(seed)
             states.append(bits(case.build().state_dict()))
     if differing := unlike(*states):
-        raise BrokenError(f"{differing[0]} starts from other values each time: draw them from bnlab.core.seeds.stream")
+        raise BrokenError(f"{differing[0]} has other initial values each time: draw them from bnlab.core.seeds.stream")
 
 
-def a_resumed_run_goes_on_alike(case: Layer) -> None:
-    """A new norm with the state dict of the original continues as it does: checkpoints depend on this."""
+def its_state_dict_is_complete(case: Layer) -> None:
+    """A new norm with the state dict of a trained one behaves like it: checkpoints depend on this."""
     layer, fresh = case.trained(), case.build()
     for name, buffer in layer.named_buffers():
         if buffer.requires_grad:
             raise BrokenError(f"its buffer {name} keeps the graphs of all steps: update it under torch.no_grad()")
     fresh.load_state_dict(layer.state_dict())
-    way_out = "keep all that training moves in buffers (register_buffer)"
+    remedy = "keep everything that training changes in buffers (register_buffer)"
     for training in (True, True, False):
-        outs = [_drawing_alike(part.train(training), case.batch(9)) for part in (layer, fresh)]
+        outs = [_seeded_output(part.train(training), case.batch(9)) for part in (layer, fresh)]
         if bits(outs[0]) != bits(outs[1]):
-            where = "training" if training else "use"
-            raise BrokenError(f"a fresh one with its state_dict gives other values in {where}: {way_out}")
+            where = "training" if training else "evaluation"
+            raise BrokenError(f"a new one with its state_dict returns other values in {where}: {remedy}")
     if differing := unlike(bits(layer.state_dict()), bits(fresh.state_dict())):
-        raise BrokenError(f"a fresh one with its state_dict ends with another {differing[0]}: {way_out}")
+        raise BrokenError(f"a new one with its state_dict ends with another {differing[0]}: {remedy}")
 
 
-def _drawing_alike(layer: nn.Module, x: Tensor) -> Tensor:
-    """Its output, with torch's global generator in one state, as a checkpoint brings it back."""
+def _seeded_output(layer: nn.Module, x: Tensor) -> Tensor:
+    """Its output, with torch's global generator always in the same state, as a checkpoint restores it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         out: Tensor = layer(x)
@@ -216,20 +216,20 @@ def _drawing_alike(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def it_draws_from_streams(case: Layer) -> None:
-    """Not from a global generator, which has other users, and of which a GPU has one that no checkpoint keeps."""
+    """Not from a global generator: other code draws from it, and no checkpoint keeps the one of a GPU."""
     layer = case.build()
     for training in (True, False):
         before = global_random_states()
         layer.train(training)(case.batch())
-        if moved := unlike(before, global_random_states()):
+        if drawn := unlike(before, global_random_states()):
             raise BrokenError(
-                f"draws from {moved[0]}'s global generator: draw from bnlab.core.seeds.stream by seed, layer and a "
+                f"draws from {drawn[0]}'s global generator: draw from bnlab.core.seeds.stream by seed, layer and a "
                 "counter in a buffer, as bnlab.norms.base.Noise does"
             )
 
 
-def measuring_leaves_it_alone(case: Layer) -> None:
-    """Forwards made to measure (bnlab.core.state) between two steps of training."""
+def measuring_does_not_change_it(case: Layer) -> None:
+    """Forward passes for measuring (bnlab.core.state) between two training steps have no effect."""
     measured, twin = case.trained(), case.trained()
     before = bits(measured.state_dict())
     for mode in MODES:
@@ -237,46 +237,46 @@ def measuring_leaves_it_alone(case: Layer) -> None:
             outputs_now(measured, case.batch(4), mode)
             outputs_at(measured, State.of(measured), case.batch(4), mode)
     if differing := unlike(before, bits(measured.state_dict())):
-        raise BrokenError(f"a forward made to measure moves {differing[0]}")
-    if bits(_drawing_alike(measured, case.batch(9))) != bits(_drawing_alike(twin, case.batch(9))):
-        raise BrokenError("after a forward made to measure it trains on otherwise: it keeps something outside buffers")
+        raise BrokenError(f"a forward pass for measuring changes {differing[0]}")
+    if bits(_seeded_output(measured, case.batch(9))) != bits(_seeded_output(twin, case.batch(9))):
+        raise BrokenError("a forward pass for measuring changes later training: it keeps state outside buffers")
 
 
-def in_use_each_example_is_taken_for_itself(case: Layer) -> None:
+def examples_are_independent_in_evaluation(case: Layer) -> None:
     layer = case.trained().eval()
     x, before = case.batch(), bits(layer.state_dict())
     together = layer(x)
     if bits(layer(x)) != bits(together):
-        raise BrokenError("in use, the same batch gives other values the second time")
+        raise BrokenError("in evaluation, the same batch gives other values the second time")
     apart = torch.cat([layer(x[i : i + 1]) for i in range(len(x))])
     if not torch.allclose(apart, together, rtol=1e-12, atol=1e-12):
         gap = (apart - together).abs().max().item()
-        raise BrokenError(f"in use, an example's output depends on the others in its batch, by {gap:.2g}")
+        raise BrokenError(f"in evaluation, an example's output depends on the others in its batch, by {gap:.2g}")
     if differing := unlike(before, bits(layer.state_dict())):
-        raise BrokenError(f"in use, {differing[0]} moves")
+        raise BrokenError(f"in evaluation, {differing[0]} changes")
 
 
 def its_traits_are_true(case: Layer) -> None:
-    """By value, since a gradient may have been stopped. Whether examples influence each other is seen at the first
-    batch, where even frozen statistics are made; whether a constant per channel has an effect, at a later one."""
+    """Checked by outputs, since a norm may stop gradients. The first batch shows whether examples influence each other
+    (a norm with frozen statistics takes them from it), a later one whether a constant per channel has an effect."""
     if unknown := sorted(case.traits - TRAITS):
         raise BrokenError(f"declares {unknown[0]}, which is not a trait; the traits are {', '.join(sorted(TRAITS))}")
     x = case.batch()
     others = torch.cat([x[:1], case.batch(5)[1:]])
-    one, other = (_drawing_alike(case.build(), given) for given in (x, others))
-    _held_to("batch_statistics", "an example's output depends on its batch", _gap(one[0], other[0]) > 1e-6, case)
+    one, other = (_seeded_output(case.build(), given) for given in (x, others))
+    _check_trait("batch_statistics", "an example's output depends on its batch", _gap(one[0], other[0]) > 1e-6, case)
     shifted = x + torch.arange(1, C + 1, dtype=x.dtype).reshape(1, C, *([1] * case.dims))
     layer = case.build()
     layer(case.batch(1))
-    one, other = (_drawing_alike(copy.deepcopy(layer), given) for given in (x, shifted))
-    _held_to("cancels_bias", "a constant added to a channel has no effect", _gap(one, other) < 1e-9, case)
+    one, other = (_seeded_output(copy.deepcopy(layer), given) for given in (x, shifted))
+    _check_trait("cancels_bias", "a constant added to a channel has no effect", _gap(one, other) < 1e-9, case)
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def _held_to(trait: str, meaning: str, found: bool, case: Layer) -> None:
+def _check_trait(trait: str, meaning: str, found: bool, case: Layer) -> None:
     if found != (trait in case.traits):
         raise BrokenError(
             f"{meaning} in training: declare the trait {trait}" if found else f"declares {trait}, but not: {meaning}"
@@ -291,10 +291,10 @@ CHECKS: dict[str, Callable[[Layer], None]] = {
     "shape and dtype": shape_and_dtype_stay,
     "gradient": the_gradient_is_the_derivative,
     "gradients of parameters": parameters_get_gradients,
-    "start": it_starts_alike,
-    "state in buffers": a_resumed_run_goes_on_alike,
+    "start": initial_values_are_reproducible,
+    "state in buffers": its_state_dict_is_complete,
     "random numbers": it_draws_from_streams,
-    "left alone by measuring": measuring_leaves_it_alone,
-    "in use": in_use_each_example_is_taken_for_itself,
+    "unchanged by measuring": measuring_does_not_change_it,
+    "evaluation": examples_are_independent_in_evaluation,
     "traits": its_traits_are_true,
 }

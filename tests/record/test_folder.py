@@ -1,4 +1,4 @@
-"""A run's folder: files that are whole or not there, and one owner at a time."""
+"""A run's folder: files that are complete or absent, and one owner at a time."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_owner_counts_as_dead_after_a_minute_which_is_many_heartbeats() -> No
 
 def test_an_owner_on_another_host_with_a_fresh_heartbeat_keeps_its_run(tmp_path: Path) -> None:
     _elsewhere(tmp_path, age_s=DEAD_AFTER_S / 2)
-    for _ in range(2):  # a refusal leaves it as it was
+    for _ in range(2):  # a refusal changes nothing
         message = r"process 1 on another-host is training this run"
         with pytest.raises(UsageError, match=message), RunFolder(tmp_path).owned():
             pass
@@ -116,7 +116,7 @@ def test_a_heartbeat_moves_forward(tmp_path: Path) -> None:
 
 
 class _PowerCut(BaseException):
-    """Ends a process without a word."""
+    """Ends a process without output."""
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

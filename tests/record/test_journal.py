@@ -1,4 +1,4 @@
-"""The record of a run: what was written is what is read, whole lines only."""
+"""The journal of a run: readers get what was written, complete lines only."""
 
 from __future__ import annotations
 

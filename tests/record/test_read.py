@@ -1,4 +1,4 @@
-"""What is read back from a run's folder: its spec, and series of its journal."""
+"""Reading a run's folder: its spec, and series of its journal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_spec_is_flat_and_a_group_is_its_choice(tmp_path: Path) -> None:
 
 
 def test_series_are_those_of_the_records(tmp_path: Path) -> None:
-    """The slow twin parses every record."""
+    """The slow reference parses every record."""
     run = written(tmp_path / "a")
     names = ["train_loss", "delta_norm", "test_loss", "batch_mean", "nothing"]
     found = columns(run.journal_file, names)

@@ -1,4 +1,4 @@
-"""A run killed at any moment and started again equals the uninterrupted one, bit for bit, journal included."""
+"""A run that is killed at any moment and resumed equals the uninterrupted one, bit for bit, journal included."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PROBED = ("probes=full", "probes.activations.batch=24", "launch.checkpoint_s=0")
 
 
 class _PowerCut(BaseException):
-    """Ends a run in the middle of anything, without a word."""
+    """Ends a run at any point, without output."""
 
 
 def _finish(spec: RunSpec, folder: RunFolder) -> Any:
@@ -52,7 +52,7 @@ def _without_times(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def _equal(spec: RunSpec, folder: RunFolder, whole: Any, state_bits: StateBits) -> None:
-    """Finish what is in the folder and compare it with the uninterrupted run."""
+    """Finish the run in the folder and compare it with the uninterrupted one."""
     setup, status, records = _finish(spec, folder)
     assert records == whole.clockless
     assert state_bits(setup) == state_bits(whole.setup)
@@ -62,7 +62,7 @@ def _equal(spec: RunSpec, folder: RunFolder, whole: Any, state_bits: StateBits) 
 # -- real processes --------------------------------------------------------------------------------
 
 KILLER = '''
-"""Starts a run in child processes and kills each at a random moment, until one comes to its end."""
+"""Starts a run in child processes and kills each at a random moment, until one finishes."""
 import json, os, random, signal, sys, time
 from pathlib import Path
 
@@ -192,7 +192,7 @@ def test_a_power_cut_at_any_write_costs_nothing_but_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a checkpoint before every step and with none but the last: every rename and every line is cut once, so also
+    """With a checkpoint before every step, and with only the last one: every rename and every line is cut once, also at
     the moments between the last checkpoint, the last record and the last status."""
     spec = spec_of("steps=4", "probes.activations.batch=8", f"launch.checkpoint_s={checkpoint_s}", "optim.momentum=0.9")
     whole = run(spec, "whole")
@@ -214,7 +214,7 @@ def test_a_power_cut_at_any_write_costs_nothing_but_time(
 def test_journal_lines_after_the_checkpoint_are_written_again(
     share: float, spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
-    """A kill some steps after the checkpoint leaves records that it does not vouch for, the last one cut anywhere."""
+    """A kill some steps after the checkpoint leaves later records, the last of them cut anywhere."""
     spec = spec_of(*PROBED[:-1], "launch.checkpoint_s=1000")
     whole = run(spec, "whole")
     folder = RunFolder(tmp_path / "cut")
@@ -230,7 +230,7 @@ def test_journal_lines_after_the_checkpoint_are_written_again(
 def test_every_probe_measures_the_same_after_a_kill_before_any_step(
     spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
-    """Each of them at every step, those too that are costly and therefore rarely due."""
+    """Each probe at every step, also the costly ones, which are otherwise rarely due."""
     every_step = tuple(f"probes.{probe}.every=1" for probe in PROBES.names())
     spec = spec_of("norm=batch", *PROBED, *every_step, "probes.sharpness.top=2", "steps=4")
     whole = run(spec, "whole")
@@ -307,7 +307,7 @@ def test_a_divergence_after_a_resume_is_found_by_the_loss_the_run_began_with(
 
 
 def test_a_checkpoint_holds_no_more_than_tensors_and_numbers(spec_of: SpecOf, run: Run) -> None:
-    """So that it can be loaded without running anything that is in it."""
+    """So that loading it runs no code from the file."""
     ended = run(spec_of("optim=adam", *PROBED))
     content = torch.load(ended.folder.checkpoint_file, weights_only=True)
     assert set(content) == {"progress", "module", "optimizer", "random", "carries"}

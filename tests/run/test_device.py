@@ -1,4 +1,4 @@
-"""A run on a GPU: the figures of the processor, left alone by its probes, resumed where it was. Needs a GPU."""
+"""A run on a GPU: the measurements of the CPU, unchanged by its probes, resumed exactly. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETS = [("mlp", "batch"), ("mlp", "none"), ("cnn", "batch"), ("cnn", "layer"), (
 def test_the_first_figures_are_those_of_the_processor(
     model: str, norm: str, run: Callable[..., Any], spec_of: SpecOf
 ) -> None:
-    """Same weights, same batches, same probe batch: what differs is the order of sums, in float64 far below 1e-7."""
+    """Same weights, batches and probe batch: only the order of sums differs, in float64 far below 1e-7."""
     shared = (f"norm={norm}", "steps=3", "dtype=float64", *FULL)
     here = run(spec_of(*shared, model=model), where="cpu").records
     there = run(spec_of(*shared, f"device={DEVICE}", model=model), where="device").records

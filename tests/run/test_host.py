@@ -1,4 +1,4 @@
-"""What is recorded of the machine, and what is set on it."""
+"""The facts that are recorded of the machine, and the settings of the process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_commit_is_that_of_the_checkout_and_a_changed_file_is_noticed(tmp_pa
 
 
 def test_an_installed_bnlab_does_not_claim_the_commit_of_a_repository_around_it(tmp_path: Path) -> None:
-    """A virtual environment inside somebody's own checkout."""
+    """A virtual environment inside another checkout."""
     _git(tmp_path, "init", "-q")
     (tmp_path / "theirs.py").write_text("a = 1\n")
     _git(tmp_path, "add", "theirs.py")

@@ -1,4 +1,4 @@
-"""Measuring leaves the run alone: bit by bit, for every norm, model, position and optimizer."""
+"""Measuring does not change the run: bit by bit, for every norm, model, position and optimizer."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_run_with_every_probe_is_bit_for_bit_the_run_with_none(
     assert unlike(measured.kept, bare.kept) == []
     assert len(bare.kept["loss"]) == steps
     assert measured.hooks == bare.hooks == 0
-    if norm != "ghost_batch":  # which counts the parts of a batch
+    if norm != "ghost_batch":  # it counts the parts of a batch
         assert {int(value) for value in _buffers(measured, "num_batches_tracked")} <= {steps}, (
             "counted a measured batch"
         )
@@ -135,7 +135,7 @@ def test_a_difference_between_two_runs_is_seen_and_named(
         other[what] = {**value, name: "changed"}
     else:
         other[what] = [*value[:-1], "changed"]
-    with pytest.raises(BrokenError, match=f"^a run that is measured is another one: {message}"):
+    with pytest.raises(BrokenError, match=f"^measuring changes the run: {message}"):
         refuse_differences(traced, replace(traced, kept=other))
     with pytest.raises(BrokenError, match=r"^2 hooks are left on the net after the run$"):
         refuse_differences(replace(traced, hooks=2), traced)
@@ -145,7 +145,7 @@ def test_a_difference_between_two_runs_is_seen_and_named(
 
 
 class _Jitter(nn.Module):
-    """A norm that draws from the global random state whenever it is called, and in evaluation too if told."""
+    """A norm that draws from the global random state in training, and optionally in evaluation."""
 
     def __init__(self, channels: int, dims: int, *, in_use: bool) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def test_a_norm_that_draws_from_the_global_random_state_draws_the_same_when_meas
 
 
 class _Renewing(nn.Module):
-    """A norm that puts a new tensor in the place of its buffer, as many hand-written ones do: `self.mean = ...`."""
+    """A norm that replaces its buffer by a new tensor, as many hand-written ones do: `self.mean = ...`."""
 
     mean: Tensor
     count: Tensor
@@ -215,7 +215,7 @@ def test_a_norm_that_renews_its_buffers_is_left_alone_too(
 def test_a_forward_that_somebody_put_over_a_part_s_own_is_still_there_afterwards(
     spec_of: Callable[..., RunSpec],
 ) -> None:
-    """As tools do that wrap the modules of a net they are given."""
+    """Some tools wrap the modules of a net in this way."""
     setup = assemble(spec_of("norm=batch"))
     norm = setup.net.sites[0].norm
     assert norm is not None
@@ -249,7 +249,7 @@ class _Raises:
 
 
 class _Sees:
-    """A probe that keeps the training split it is handed."""
+    """A probe that keeps the training split that it receives."""
 
     metrics: dict[str, str] = {}  # noqa: RUF012
 

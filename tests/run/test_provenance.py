@@ -1,4 +1,4 @@
-"""What a run's spec.yaml says of it beside the spec."""
+"""The provenance in a run's spec.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a spec to parts: what is paired, what is refused before anything is written."""
+"""From a spec to the parts of a run: which are paired, and which settings are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_batch_too_small_to_be_halved_is_refused_where_its_halves_are_measured
     size: int, norm: str, spec_of: SpecOf, run: Callable[..., Any]
 ) -> None:
     """The gradient noise compares two halves of a batch, each with batch statistics of its own: refused beforehand or
-    measured, never an error in the middle of a run, never a NaN for a figure, and never a figure from an empty half."""
+    measured, never an error in the middle of a run, never a NaN, and never a measurement of an empty half."""
     spec = spec_of(f"norm={norm}", f"data.batch_size={size}", "probes=standard")
     try:
         assemble(spec)

@@ -1,4 +1,4 @@
-"""The loop: repeatable to the bit, and honest about runs that diverge or learn nothing."""
+"""The loop: repeatable to the bit; runs that diverge or learn nothing are recognized."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_run_that_overflows_names_the_step_and_the_site(
 
 
 def test_the_status_of_a_diverged_run_is_json_that_any_reader_takes(spec_of: SpecOf, tmp_path: Path) -> None:
-    """NaN and Infinity are no JSON; `bnlab train --json` and other languages read this file."""
+    """NaN and Infinity are not valid JSON; `bnlab train --json` and other languages read this file."""
     setup = assemble(spec_of("norm=none"))
     _explode(setup, "L01_fc")
     train(setup, RunFolder(tmp_path))
@@ -290,7 +290,7 @@ def test_a_regression_that_answers_the_mean_is_dead(spec_of: SpecOf, tmp_path: P
 
 
 def _guard(values: list[float], *, at_once: bool, settle_every: int) -> tuple[int | None, Guard]:
-    """The step at which the guard speaks up, and the guard."""
+    """The step at which the guard reports a divergence, and the guard."""
     guard = Guard(at_once=at_once, initial_loss=None)
     for step, value in enumerate(values):
         if guard.diverged(step, torch.tensor(value), settle=step % settle_every == 0):
@@ -305,7 +305,7 @@ def test_a_guard_that_looks_later_finds_the_same_step(bad: float, at: int) -> No
     values[at] = bad
     values[at + 1 :] = [math.nan] * (11 - at)
     if at == 0 and math.isfinite(bad):
-        return  # the first loss is the measure
+        return  # the first loss is the reference
     spoke, eager = _guard(values, at_once=True, settle_every=1)
     assert spoke == at
     spoke, later = _guard(values, at_once=False, settle_every=5)

@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: a tiny grid, and comparing runs in all but the clock."""
+"""Shared by the tests of sweeps: a tiny grid, and comparing runs in everything but the clock."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def traces_of() -> Callable[[Path], dict[str, Any]]:
 
 
 def traces(root: Path) -> dict[str, Any]:
-    """Every run below `root` by its folder: status, journal and checkpoint, less their readings of the clock."""
+    """Every run below `root` by its folder: status, journal and checkpoint, without readings of the clock."""
     found: dict[str, Any] = {}
     for file in sorted(root.rglob("status.json")):
         status = json.loads(file.read_text())
@@ -120,7 +120,7 @@ def _bits(value: Any) -> Any:
 
 @pytest.fixture
 def wait_for() -> Callable[..., Any]:
-    """`wait_for(found, what)` asks until it is so, and returns the answer."""
+    """`wait_for(found, what)` calls `found` until it returns a true value, and returns that."""
 
     def wait(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
         limit = time.monotonic() + seconds
@@ -134,7 +134,7 @@ def wait_for() -> Callable[..., Any]:
 
 @pytest.fixture
 def begun() -> Callable[[Path], int]:
-    """How often each run below a folder was begun at step 0, at most."""
+    """The largest number of starts at step 0 among the runs below a folder."""
 
     def count(root: Path) -> int:
         return max(len(re.findall("from step 0 of", file.read_text())) for file in root.rglob("log.txt"))

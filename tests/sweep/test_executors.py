@@ -1,4 +1,4 @@
-"""What came of each item, in processes of their own and in this one."""
+"""The outcome of each item, in separate processes and in this one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked
 
 @pytest.mark.parametrize("made", [Inline(), Local([{}, {}])], ids=["inline", "local"])
 def test_every_item_has_an_outcome_independent_of_the_others(made: Executor) -> None:
-    begun: list[float] = []
-    outcomes = list(made.run(math.sqrt, [4.0, -1.0, 9.0], begun=begun.append))
-    assert begun == [4.0, -1.0, 9.0]
+    started: list[float] = []
+    outcomes = list(made.run(math.sqrt, [4.0, -1.0, 9.0], on_start=started.append))
+    assert started == [4.0, -1.0, 9.0]
     assert {outcome.item: (outcome.value, outcome.error) for outcome in outcomes} == {
         4.0: (2.0, None),
         -1.0: (None, "ValueError: math domain error"),
@@ -80,8 +80,8 @@ def test_once_stopped_nothing_more_is_begun(made: Executor) -> None:
 @linux
 def test_a_process_that_does_not_stop_is_killed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "GRACE_S", 0.3)
-    begun: list[float] = []
-    outcomes = list(Local([{}]).run(time.sleep, [60.0, 60.0], begun=begun.append, stopped=lambda: bool(begun)))
+    started: list[float] = []
+    outcomes = list(Local([{}]).run(time.sleep, [60.0, 60.0], on_start=started.append, stopped=lambda: bool(started)))
     assert [outcome.error for outcome in outcomes] == ["its process was killed by SIGKILL"]
 
 
@@ -124,7 +124,7 @@ def test_an_executor_is_chosen_by_name() -> None:
     here = executor(config.load("quickstart", ["launch=inline"]))
     apart = executor(config.load("quickstart", ["launch.workers=3"]))
     every = executor(config.load("quickstart", []))
-    assert [(one.apart, one.workers) for one in (here, apart, every)] == [(False, 1), (True, 3), (True, cores())]
+    assert [(one.isolated, one.workers) for one in (here, apart, every)] == [(False, 1), (True, 3), (True, cores())]
     with pytest.raises(UsageError, match=r"^launch\.workers: launch=inline runs one after the other, got 2\."):
         executor(config.load("quickstart", ["launch=inline", "launch.workers=2"]))
 

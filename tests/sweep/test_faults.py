@@ -1,4 +1,4 @@
-"""Sweeps that are killed, stopped and doubled: real processes, and runs that equal those of an undisturbed sweep."""
+"""Sweeps that are killed, stopped or run twice at once: real processes, and runs equal to those of one whole sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Traces = Callable[[Path], dict[str, Any]]
 WaitFor = Callable[..., Any]
 
 LONGER = ("steps=500", "launch.checkpoint_s=0.05")
-"""Long enough to be killed in the middle, with checkpoints to go on from."""
+"""Long enough to be killed in the middle, with checkpoints to resume from."""
 ROUNDS = 3
 
 
@@ -49,7 +49,7 @@ def statuses(root: Path) -> list[str]:
 def test_a_sweep_killed_again_and_again_equals_an_undisturbed_one(
     sweep: Sweep, start: Start, traces_of: Traces, wait_for: WaitFor, tmp_path: Path
 ) -> None:
-    """Three times over: a run is killed, then the sweep, each at a random moment; then the line is typed again."""
+    """Three times: a run is killed, then the sweep, each at a random moment; then the same command runs again."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill seed {seed}")  # shown when the test fails
     draw = random.Random(seed)
@@ -126,7 +126,7 @@ def test_two_sweeps_at_once_share_the_work(
 
 
 def test_the_line_of_a_cell_alone_gives_the_same_bits(sweep: Sweep, traces_of: Traces, tmp_path: Path) -> None:
-    """With every probe, scipy's eigenvalues among them, and in the same folder."""
+    """With every probe, including scipy's eigenvalues, and in the same folder."""
     many = ("probes=full", "probes.activations.batch=24", "seed=1", "norm=none,batch", "optim.lr=0.5")
     grid = sweep(*many, "--json", "--runs", "grid").json
     for run in grid["runs"]:

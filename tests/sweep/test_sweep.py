@@ -1,4 +1,4 @@
-"""`bnlab sweep` as its users meet it: what is listed, skipped, run again and told. Run in this process."""
+"""`bnlab sweep` as its users see it: what it lists, skips, runs again and prints. Run in this process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder
 from bnlab.sweep.executors import Inline
 from bnlab.sweep.run import Sweep as Sweeping
-from bnlab.sweep.run import look
+from bnlab.sweep.run import current_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
 
 FRAGILE = '''
-"""A norm that breaks as long as there is a file of that name."""
+"""A norm that fails as long as the file `broken` exists."""
 from pathlib import Path
 
 from torch import nn
@@ -52,7 +52,7 @@ def fragile(channels: int, dims: int):
 
 @pytest.fixture
 def fragile(tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """What brings a norm into a sweep that breaks while there is a file `broken`."""
+    """Arguments of a sweep with a norm that fails as long as the file `broken` exists."""
     (tmp_path / "mine" / "norm").mkdir(parents=True)
     (tmp_path / "mine" / "norm" / "fragile.yaml").write_text("defaults: [_placement, _self_]\nname: fragile\n")
     (tmp_path / "fragile.py").write_text(FRAGILE)
@@ -303,7 +303,7 @@ def test_a_run_at_work_elsewhere_is_left_alone_and_taken_over_when_its_process_i
 
 
 def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: Path) -> None:
-    """Two `--fresh` at once: what the other one ends first is taken as it is."""
+    """Two `--fresh` sweeps at once: a run that the other one ends first is used as it is."""
     cells = config.load_study("tiny", ["launch=inline", "seed=0", "norm=batch"], CONFIGS)[1]
     Sweeping(cells, tmp_path).run(Inline())
     ours = Sweeping(cells, tmp_path, fresh=True)
@@ -329,13 +329,13 @@ def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: P
 )
 def test_the_state_of_a_cell_is_that_of_its_folder(status: dict[str, Any] | None, state: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    assert look(folder) == ("not started", {})
+    assert current_state(folder) == ("not started", {})
     folder.path.mkdir()
     if status is not None:
         folder.write_status(status)
-    assert look(folder) == (state, status or {})
+    assert current_state(folder) == (state, status or {})
     with folder.owned():
-        assert look(folder)[0] == (state if state in ("finished", "diverged") else "running")
+        assert current_state(folder)[0] == (state if state in ("finished", "diverged") else "running")
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
@@ -351,9 +351,9 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
     )  # fmt: skip
     reported: list[Path] = []
 
-    def report(root: Path) -> tuple[Path, list[Verdict]]:
+    def report(root: Path) -> tuple[Path, list[Verdict], tuple[str, ...]]:
         reported.append(root)
-        return root / "report.html", [verdict]
+        return root / "report.html", [verdict], ()
 
     monkeypatch.setattr(sweeping, "_reported", report)
     (tmp_path / "right.yaml").write_text("lower_loss: refuted")
@@ -377,7 +377,7 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
 
 @pytest.mark.parametrize(("seeds", "profile"), [(25, "full"), (26, "light")])
 def test_more_than_fifty_runs_are_written_with_the_light_profile(seeds: int, profile: str, tmp_path: Path) -> None:
-    """Which is no part of what a run is: its id is the same in both."""
+    """The profile is not part of a run's identity: the id is the same in both."""
     _, cells = config.load_study("quickstart", (f"seed=range(0,{seeds})", "optim.lr=0.1"))
     tasks = list(Sweeping(cells, tmp_path)._tasks())
     assert len(tasks) == 2 * seeds

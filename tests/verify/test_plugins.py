@@ -29,12 +29,15 @@ from bnlab.verify.norm_contract import Layer
 
 SpecOf = Callable[..., RunSpec]
 DOCS = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+SHORT: dict[str, list[str]] = {"verify": [], "train": ["steps=3"], "sweep": ["steps=3", "seed=0"]}
+COMMANDS = {"my_metric": ["verify"], "my_figure": ["verify", "sweep"]}
+"""The commands of examples that no single run uses."""
 EXAMPLES = re.findall(r"`(my_\w+)\.py`:\n\n```python\n(.*?)```", DOCS, re.S)
 
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """Takes what a plugin registered, and the plugin itself, away again."""
+    """Removes what a plugin registered, and the plugin itself."""
     yield
     for registry in REGISTRIES:
         for name, entry in list(registry._entries.items()):
@@ -48,7 +51,7 @@ def clean() -> Iterator[None]:
 
 
 class Centred(nn.Module):
-    """A good norm, for the others to break: x less the batch's mean; in use, less a running one."""
+    """A good norm, which the others break: x minus the batch's mean; in evaluation, minus a running one."""
 
     running: Tensor
 
@@ -70,7 +73,7 @@ class Centred(nn.Module):
 
 
 class PlainAttribute(Centred):
-    """Counts its steps where no checkpoint looks."""
+    """Counts its steps in an attribute, which no checkpoint has."""
 
     count = 0
 
@@ -130,12 +133,12 @@ class DetachedParameter(Centred):
         return super().forward(x) * (1 + self.bias.detach().view(self.shape))
 
 
-class BatchInUse(Centred):
+class BatchInEvaluation(Centred):
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(self.over, keepdim=True) + self.bias.view(self.shape)
 
 
-class MovesInUse(Centred):
+class ChangesInEvaluation(Centred):
     def forward(self, x: Tensor) -> Tensor:
         self.mean(x)
         return super().forward(x)
@@ -175,8 +178,8 @@ class Raises(Centred):
         raise ArithmeticError("broken\non purpose")
 
 
-DECLARE = "If it is meant to take what it detaches for constant, declare the trait stops_gradient."
-BUFFERS = "keep all that training moves in buffers (register_buffer)"
+DECLARE = "If it treats what it detaches as constant on purpose, declare the trait stops_gradient."
+BUFFERS = "keep everything that training changes in buffers (register_buffer)"
 STREAM = "draw from bnlab.core.seeds.stream by seed, layer and a counter in a buffer, as bnlab.norms.base.Noise does"
 BROKEN_NORMS: list[tuple[type[nn.Module], dict[str, str]]] = [
     (Centred, {}),
@@ -184,29 +187,32 @@ BROKEN_NORMS: list[tuple[type[nn.Module], dict[str, str]]] = [
     (
         PlainAttribute,
         {
-            "state in buffers": f"a fresh one with its state_dict gives other values in training: {BUFFERS}",
-            "left alone by measuring": "after a forward made to measure it trains on otherwise: it keeps something "
+            "state in buffers": f"a new one with its state_dict returns other values in training: {BUFFERS}",
+            "unchanged by measuring": "a forward pass for measuring changes later training: it keeps state "
             "outside buffers",
         },
     ),
     (GlobalNoise, {"random numbers": f"draws from torch's global generator: {STREAM}"}),
-    (FlatConvolution, {"shape and dtype": "convolution: gives [4, 36] for [4, 6, 3, 2] in training"}),
-    (SquareOnly, {"shape and dtype": "convolution: gives [4, 6, 2, 3] for [4, 6, 3, 2] in training"}),
+    (FlatConvolution, {"shape and dtype": "convolution: returns [4, 36] for [4, 6, 3, 2] in training"}),
+    (SquareOnly, {"shape and dtype": "convolution: returns [4, 6, 2, 3] for [4, 6, 3, 2] in training"}),
     (Detached, {"gradient": f"its gradient at its input is not the derivative in batch mode. {DECLARE}"}),
     (DetachedParameter, {"gradient": f"its gradient at bias is not the derivative in batch mode. {DECLARE}"}),
-    (BatchInUse, {"in use": "in use, an example's output depends on the others in its batch, by ..."}),
-    (MovesInUse, {"in use": "in use, the same batch gives other values the second time"}),
-    (SinglePrecision, {"shape and dtype": "gives float32 for float64 in training"}),
+    (
+        BatchInEvaluation,
+        {"evaluation": "in evaluation, an example's output depends on the others in its batch, by ..."},
+    ),
+    (ChangesInEvaluation, {"evaluation": "in evaluation, the same batch gives other values the second time"}),
+    (SinglePrecision, {"shape and dtype": "returns float32 for float64 in training"}),
     (InPlace, {"shape and dtype": "changes its input in place in training"}),
-    (Infinite, {"shape and dtype": "gives values that are not finite in training"}),
-    (RandomStart, {"start": "bias starts from other values each time: draw them from bnlab.core.seeds.stream"}),
+    (Infinite, {"shape and dtype": "returns values that are not finite in training"}),
+    (RandomStart, {"start": "bias has other initial values each time: draw them from bnlab.core.seeds.stream"}),
     (Idle, {"gradients of parameters": "its parameter spare gets no gradient"}),
     (Raises, dict.fromkeys(set(norm_contract.CHECKS) - {"start"}, "ArithmeticError: broken on purpose")),
 ]
 
 
 def _of_norm(norm: Any, *traits: str, only: Collection[str] = ()) -> dict[str, str]:
-    """What the checks of one layer of it say, dense and convolutional; all of them, or these."""
+    """The lines of the checks of its layers, dense and convolutional: of all checks, or of these."""
     from bnlab.verify.contract import _on_each_kind
 
     NORMS.register("mine", traits=traits)(norm)
@@ -231,7 +237,7 @@ def test_noise_that_no_checkpoint_keeps_is_not_resumed() -> None:
     found = _of_norm(NumpyNoise, only=("random numbers", "state in buffers"))
     np.random.set_state(state)
     assert found["random numbers"] == f"draws from numpy's global generator: {STREAM}"
-    assert found["state in buffers"].startswith("a fresh one with its state_dict gives other values in training")
+    assert found["state in buffers"].startswith("a new one with its state_dict returns other values in training")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +247,7 @@ def test_noise_that_no_checkpoint_keeps_is_not_resumed() -> None:
         (
             Centred,
             ["batch_statistics", "cancels_bias", "stops_gradient"],
-            {"gradient": "declares stops_gradient, and its gradient is the derivative"},
+            {"gradient": "declares stops_gradient, but its gradient is the derivative"},
         ),
         (
             Centred,
@@ -277,10 +283,10 @@ def test_traits_are_held_to_what_is_seen(norm: Any, traits: list[str], lines: di
 
 
 class Norms:
-    """A good probe, for the others to break: norms of weights, now and at the measurement before."""
+    """A good probe, which the others break: norms of weights, now and at the previous measurement."""
 
     needs: Any = frozenset()
-    metrics: Any = {"weight_norm": "of each site's weight", "last.*": "the same, the time before"}  # noqa: RUF012
+    metrics: Any = {"weight_norm": "of each site's weight", "last.*": "the same, at the previous measurement"}  # noqa: RUF012
 
     def measure(self, snapshot: Any) -> Any:
         return {"norm": torch.stack([weight.norm() for weight in _weights(snapshot.net)])}
@@ -318,7 +324,7 @@ class LeavesEvalMode(Norms):
 
 
 class Draws(Norms):
-    """From torch's global generator: the observer puts that back, so nothing is wrong."""
+    """From torch's global generator: the observer restores it, so nothing is wrong."""
 
     def measure(self, snapshot: Any) -> Any:
         torch.randn(3)
@@ -326,7 +332,7 @@ class Draws(Norms):
 
 
 class Undeclared(Norms):
-    metrics: Any = {"weight_norm": "of each site's weight", "last": "the time before"}  # noqa: RUF012
+    metrics: Any = {"weight_norm": "of each site's weight", "last": "the same, at the previous measurement"}  # noqa: RUF012
 
 
 class Aliases(Norms):
@@ -364,7 +370,7 @@ class Silent(Norms):
         return {}, carry
 
 
-class NeedsWhatIsNot(Norms):
+class UnknownNeed(Norms):
     needs: Any = frozenset({"the_weather"})
 
 
@@ -383,35 +389,35 @@ class Fails(Norms):
 
 COPY = "measure at a copy of its state (bnlab.core.state)"
 BROKEN_PROBES: list[tuple[Any, str, str]] = [
-    (MovesBuffer, "run, measured or not", f"measure moves L00_fc_norm.running_mean of the net: {COPY}"),
-    (MovesWeight, "run, measured or not", f"measure moves L01_fc_affine.weight of the net: {COPY}"),
+    (MovesBuffer, "run, measured or not", f"measure changes L00_fc_norm.running_mean of the net: {COPY}"),
+    (MovesWeight, "run, measured or not", f"measure changes L01_fc_affine.weight of the net: {COPY}"),
     (LeavesHook, "run, measured or not", "7 hooks are left on the net after the run"),
     (
         LeavesEvalMode,
         "run, measured or not",
-        "a run that is measured is another one: its train mode (L00_fc_affine) differs after the run",
+        "measuring changes the run: its train mode (L00_fc_affine) differs after the run",
     ),
-    (Undeclared, "figures", "gives last.norm, which its metrics do not declare"),
-    (Aliases, "copies", "first changed after it was measured: it is the net's own memory, give a copy (.clone())"),
+    (Undeclared, "measurements", "returns last.norm, which its metrics do not declare"),
+    (Aliases, "copies", "first changed after it was measured: it shares the net's memory, return a copy (.clone())"),
     (
         Remembers,
         "run, resumed",
-        "a run that was stopped and resumed is another one: weight_norm differs in record 1: what a probe remembers "
-        "belongs in its carry",
+        "a resumed run differs from an uninterrupted one: weight_norm, in record 1. Keep the state of a probe "
+        "in its carry",
     ),
-    (Matrix, "figures", "its metric weight_norm must be a number or a vector of numbers, and is float32 [3, 1]"),
-    (PlainFloat, "figures", "its metric weight_norm must be a numpy array, and is a float"),
-    (PlainCarry, "figures", "steps in its carry must be a numpy array, and is a int"),
-    (Silent, "figures", "measured nothing in runs of 7 steps"),
+    (Matrix, "measurements", "its metric weight_norm must be a number or a vector of numbers, and is float32 [3, 1]"),
+    (PlainFloat, "measurements", "its metric weight_norm must be a numpy array, and is a float"),
+    (PlainCarry, "measurements", "steps in its carry must be a numpy array, and is a int"),
+    (Silent, "measurements", "measured nothing in runs of 7 steps"),
     (
-        NeedsWhatIsNot,
+        UnknownNeed,
         "declaration",
         "needs 'the_weather', which does not exist; there are training_sites, delta_norms, weights_before, before, "
         "probe_sites, training_data, test_data",
     ),
-    (TakenName, "declaration", "its metric grad_norm is one of the probe gradients already"),
-    (ClockName, "declaration", "its metric norm_s ends in _s, which is for seconds of the clock"),
-    (Fails, "figures", "ArithmeticError: broken on purpose"),
+    (TakenName, "declaration", "its metric grad_norm is already one of the probe gradients"),
+    (ClockName, "declaration", "its metric norm_s ends in _s, which is reserved for clock readings in seconds"),
+    (Fails, "measurements", "ArithmeticError: broken on purpose"),
 ]
 
 
@@ -452,18 +458,20 @@ def test_what_the_docs_show_keeps_the_contract_and_trains(name: str, text: str, 
     (tmp_path / f"{name}.py").write_text(text)
     lines = [line.partition("  #")[0].strip() for line in DOCS.splitlines() if f"{name}.py" in line]
     commands = [line.split()[1:] for line in lines if line.startswith("bnlab ")]
-    assert [command[0] for command in commands] == ["verify", "train", "train"][: len(commands)]
-    assert len(commands) >= 2
+    assert [command[0] for command in commands] == COMMANDS.get(name, ["verify", "train", "train"][: len(commands)])
     for command in commands[:2]:
-        done = _bnlab(tmp_path, *command, *(["steps=3"] if command[0] == "train" else []))
+        done = _bnlab(tmp_path, *command, *SHORT[command[0]])
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("checks hold" if command[0] == "verify" else "finished") in done.stdout
-    journal = next((tmp_path / "runs").rglob("journal.jsonl")).read_text()
-    assert ('"turned":' in journal) == (name == "my_probe")
+    journals = [file.read_text() for file in (tmp_path / "runs").rglob("journal.jsonl")]
+    assert any('"turned":' in journal for journal in journals) == (name == "my_probe")
+    assert len(list(tmp_path.rglob("my_figure*.svg"))) == (name == "my_figure")
 
 
-def test_the_docs_show_a_norm_a_probe_a_model_and_a_yaml_that_overrides_its_defaults(there: Path) -> None:
-    assert [name for name, _ in EXAMPLES] == ["my_norm", "my_probe", "my_net"]
+def test_the_docs_show_every_kind_of_entry_and_a_yaml_that_overrides_its_defaults(there: Path) -> None:
+    assert [name for name, _ in EXAMPLES] == [
+        "my_norm", "my_probe", "my_net", "my_data", "my_optimizer", "my_metric", "my_figure",
+    ]  # fmt: skip
     (there / "my_norm.py").write_text(EXAMPLES[0][1])
     given = ["plugins=[my_norm.py]", "norm=my_norm"]
     assert config.load("quickstart", given).norm.options == {"eps": 1e-5, "momentum": 0.1}
@@ -501,7 +509,7 @@ def _shown(file: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dic
         ),
         ("scale=1", "nn.Identity()", "built", "norm.scale: has no type. Annotate it in the constructor: `eps: float`."),
         ("scale: float = 'a'", "nn.Identity()", "built", "norm.scale: must be a number, got 'a'."),
-        ("scale: float = 1.0", "3", "built", "dense: its constructor gives a int, and not an nn.Module or None"),
+        ("scale: float = 1.0", "3", "built", "dense: its constructor must return an nn.Module or None, got a int"),
         ("scale: float = 1.0", "nn.Identity(", "", ""),
         ("scale: float = 1.0", "undefined", "built", "dense: NameError: name 'undefined' is not defined"),
         (
@@ -600,7 +608,7 @@ def test_models_data_sets_and_optimizers_are_held_to_their_runs(
     code, rows = _shown("bad.py", capsys)
     why = {(row["entry"], row["check"]): row["why"] for row in rows if not row["ok"]}
     assert code == 3
-    assert why["data=line", "start"] == "train is another each time: draw it from bnlab.core.seeds.stream"
+    assert why["data=line", "start"] == "train differs each time: draw it from bnlab.core.seeds.stream"
     resumed = why["optim=descent", "run, resumed"]
-    assert resumed.startswith("a run that was stopped and resumed is another one: ")
+    assert resumed.startswith("a resumed run differs from an uninterrupted one: ")
     assert not any(entry == "model=shallow" for entry, _ in why)
