@@ -185,7 +185,7 @@ def refuse_differences(measured: Trace, bare: Trace) -> None:
         if what in differing:
             one, other = measured.kept[what], bare.kept[what]
             first = f" ({unlike(one, other)[0]})" if isinstance(one, dict) else ""
-            where = f"from step {_first_unlike(one, other)}" if what == "loss" else "after the run"
+            where = f"from step {_first_unlike(one, other)} on" if what == "loss" else "after the run"
             raise BrokenError(f"measuring changes the run: its {what}{first} differs {where}")
 
 
