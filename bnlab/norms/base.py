@@ -54,7 +54,7 @@ class ChannelNorm(nn.Module):
             self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def wide(self, per_channel: Tensor) -> Tensor:  # [C] -> [1, C] or [1, C, 1, 1]
-        """Figures per channel in a shape that goes with x."""
+        """Values per channel in a shape that goes with x."""
         return per_channel.view(self.shape)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:

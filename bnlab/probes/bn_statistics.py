@@ -1,9 +1,9 @@
 """What a batch norm normalizes with: its running statistics, the noise of batch statistics, its gamma and beta.
 
 Legend: B batch, C channels, H W space, L sites, K batches; m = B (dense) or B H W (convolution) values of a channel
-in a batch; F figures.
+in a batch; F statistics.
 
-The *population* are the norm's inputs over K batches of the training set: disjoint, of the training batch's size, each
+The *population* is the norm's inputs over K batches of the training set: disjoint, of the training batch's size, each
 normalized by its own statistics as in training, through one fixed net (PreciseBN, Wu & Johnson 2021). With the mean
 mu_B and the biased variance sigma_B^2 of each batch, and n = K m,
 
@@ -52,7 +52,7 @@ ROUNDING = 64
 Layout = dict[str, list[int]]
 """For each tensor of `Raw`, the channels of every site; 0 at a site that is not in it."""
 InUse = dict[int, tuple[Tensor, Tensor | None]]
-"""Mean and variance in use, of every site whose norm keeps a mean."""
+"""Mean and variance for evaluation, of every site whose norm keeps a mean."""
 
 
 @PROBES.register("bn_statistics")
@@ -62,13 +62,13 @@ class BNStatistics:
 
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
     metrics: ClassVar[Mapping[str, str]] = {
-        "bn_mean_gap": "mean over channels of |mean in use - mu_pop| / sigma_pop: running mean against the "
-        "population's (Wu & Johnson 2021); constant channels are left out, here and below",
-        "bn_var_gap": "mean over channels of |log(variance in use / sigma_pop^2)|; null where the norm keeps none",
+        "bn_mean_gap": "mean over channels of |running mean - mu_pop| / sigma_pop (Wu & Johnson 2021); constant "
+        "channels are left out, here and below",
+        "bn_var_gap": "mean over channels of |log(running variance / sigma_pop^2)|; null where the norm keeps none",
         "bn_mean_noise": "median over channels of sd(mu_B) / (sigma_pop / sqrt(m)), over batches: 1 for independent "
         "values (Luo et al. 2019); null where the training set is one batch",
         "bn_sd_noise": "median over channels of sd(sigma_B) / (sigma_pop sqrt((rho + 2) / (4 m))), rho the excess "
-        "kurtosis; likewise",
+        "kurtosis: 1 for independent values; null where the training set is one batch",
         "bn_gamma_mean": "mean over channels of the norm's gamma; of any norm that has one",
         "bn_gamma_sd": "standard deviation over channels of gamma",
         "bn_beta_mean": "mean over channels of the norm's beta; of any norm that has one",
@@ -156,7 +156,7 @@ def central_moments(x: Tensor) -> Tensor:
 
 
 def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor | None) -> Tensor:
-    """Per channel [5, C], from the central moments [K, 4, C] of K batches of m values, and mean and variance in use
+    """Per channel [5, C], from the central moments [K, 4, C] of K batches of m values, and running mean and variance
     [C]: whether the channel is constant (1 or 0), then the two gaps and the two noises, NaN where there are none.
 
     >>> moments = torch.stack([central_moments(x) for x in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])])

@@ -41,7 +41,7 @@ class ShiftDrift:
     metrics: ClassVar[Mapping[str, str]] = {
         "shift_mean.*": "median over channels of |mu_test - mu_train| / sd_train at pre, over training and (shifted) "
         "test inputs; in running and in batch mode",
-        "shift_logvar.*": "median over channels of |log(var_test / var_train)|; likewise",
+        "shift_logvar.*": "median over channels of |log(var_test / var_train)| at pre; in running and in batch mode",
     }
 
     def __init__(self, *, examples: Annotated[int, Ge(1)]) -> None:

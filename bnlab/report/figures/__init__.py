@@ -1,4 +1,4 @@
-"""The figures of a report: one a file, which registers `draw(view, name) -> Drawn`. A plugin registers one likewise."""
+"""The figures of a report: a file registers one or two functions `draw(view, name) -> Drawn`, as a plugin does."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ METRIC = "delta_norm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class DepthProfile:
     """One arm: norms [L] relative to the last hidden layer's, geometric mean and range over `seeds` nets; `rate`:
     growth a layer towards the input; `theory`: what it is in a wide net, where there is a closed form."""
 
@@ -60,7 +60,7 @@ def closed_form(run: Run) -> float | None:
     return math.sqrt(gradient_growth(batch, spec["model.activation"]))
 
 
-def profile(group: Group) -> Profile | None:
+def profile(group: Group) -> DepthProfile | None:
     """Of one net a seed: at step 0 the learning rate does not matter."""
     first = {run.seed: run for run in sorted(group.runs, key=lambda run: -run.lr)}
     norms = {seed: norm for seed, run in sorted(first.items()) if (norm := start(run)) is not None}
@@ -68,7 +68,7 @@ def profile(group: Group) -> Profile | None:
         return None
     stack = np.stack(list(norms.values()))
     mean = geometric(stack)
-    return Profile(
+    return DepthProfile(
         group=group,
         mean=mean,
         low=stack.min(axis=0),
@@ -79,11 +79,11 @@ def profile(group: Group) -> Profile | None:
     )
 
 
-def headline(view: View, profiles: list[Profile]) -> str:
+def headline(view: View, profiles: list[DepthProfile]) -> str:
     """The growth a layer, of the arm where it is strongest and of the one where it is weakest, of the pair if there is
     one."""
 
-    def grows(p: Profile) -> str:
+    def grows(p: DepthProfile) -> str:
         if abs(math.log(p.rate)) < math.log(1.02):
             return "stay level"
         return f"grow {p.rate:.2f}×" if p.rate > 1 else f"shrink {1 / p.rate:.2f}×"
