@@ -57,8 +57,8 @@ KINDS: dict[str, str | Callable[[], Rows]] = {
 """What `bnlab list` takes: the folder of configs that a kind stands for, or what lists it."""
 
 RENAMED = {
-    "metrics": "series of a journal, once `list metrics`: bnlab list measurements",
-    "figures": "what claims name, once `list figures`: bnlab list metrics",
+    "metrics": "what a journal has is listed by: bnlab list measurements",
+    "figures": "what a claim may name is listed by: bnlab list metrics",
 }
 """Kinds that once had another meaning, and where that is now (docs/decisions/018-one-house.md)."""
 
