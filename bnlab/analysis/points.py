@@ -120,11 +120,11 @@ class _Comparison:
         self.places = self._over(rates)
 
     def equal_losses(self) -> None:
-        course = self.metric.course
-        assert course is not None
         rates: dict[int, set[float]] = {}
         for seed, point, runs in self._training():
-            for values in at_equal_losses([train_loss(run) for run in runs], [course(run) for run in runs]):
+            for values in at_equal_losses(
+                [train_loss(run) for run in runs], [self.metric.course_of(run) for run in runs]
+            ):
                 self._add(seed, [Value(value) for value in values], [[run] for run in runs])
                 rates.setdefault(seed, set()).add(point.rate)
         self.nothing = f"there is no training loss that both arms pass with {self.metric.name} measured"
@@ -220,8 +220,7 @@ class _Comparison:
         """Seed -> value. A metric of an arm is given the values of all its seeds at once."""
         found = self._of_runs(side, point)
         if self.metric.of == "arm":
-            spread = self.metric.call(np.array([value.value for value in found]), **self.options)
-            found = [Value(float(value)) for value in spread]
+            found = self.metric.values(np.array([value.value for value in found]), **self.options)
         return dict(zip(self.grid.seeds, found, strict=True))
 
     def _of_runs(self, side: Side, point: GridPoint) -> list[Value]:

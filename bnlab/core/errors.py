@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 from bnlab.core.text import quoted
 
@@ -37,6 +39,13 @@ class DataError(UsageError):
     @property
     def lines(self) -> tuple[str, ...]:
         return self._lines
+
+
+def cause(error: BaseException) -> str:
+    """An error in a user's own code, in one line: `ValueError in my_metric.py, line 20: no data`."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {words}".rstrip(": ")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

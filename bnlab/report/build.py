@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
 from bnlab.analysis.verdicts import judge
-from bnlab.core.errors import UsageError
+from bnlab.core.errors import UsageError, cause
 from bnlab.record.folder import RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import in_order
@@ -101,8 +101,7 @@ def draw_all(prepared: Prepared) -> tuple[list[Written], list[dict[str, str]]]:
                     if isinstance(error, Missing):
                         missing.append({"subject": subject, "why": str(error), "remedy": error.remedy})
                     else:
-                        why = f"{type(error).__name__}: {error}"
-                        missing.append({"subject": subject, "why": why, "remedy": "", "failed": entry.name})
+                        missing.append({"subject": subject, "why": cause(error), "remedy": "", "failed": entry.name})
     return found, missing
 
 

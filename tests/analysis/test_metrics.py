@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bnlab.analysis.metrics import METRICS, Value, reads, table
+from bnlab.analysis.metrics import METRICS, Metric, MetricError, Value, reads, table
 from bnlab.analysis.metrics.losses import trailing_median
 from bnlab.analysis.metrics.rates import decades, largest_of
 from bnlab.core.errors import UsageError
@@ -231,3 +232,28 @@ def test_every_metric_of_a_run_is_there_after_training(
     }
     of_norms = {"thm41_error", "bn_mean_gap", "bn_var_gap", "bn_mean_noise", "bn_sd_noise"}
     assert missing == (of_norms if norm == "none" else set())
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise KeyError("drift")
+
+
+@pytest.mark.parametrize(
+    ("gives", "problem"),
+    [
+        (lambda values: values[:-1], "must give a value for each of 3 seeds, and gives the shape, got [2]."),
+        (lambda values: "high", "must give a value for each of 3 seeds, and gives the shape, got []."),
+        (lambda values: ["a", "b", "c"], "must give a float or a Value, got 'a'."),
+        (_refused, "KeyError in test_metrics.py, line "),
+    ],
+)
+def test_a_user_s_metric_of_an_arm_must_give_a_number_per_seed(gives: Any, problem: str) -> None:
+    metric = Metric(name="own", constructor=gives, of="arm", source="", unit="")
+    with pytest.raises(MetricError, match=re.escape(f"metric=own: {problem}")):
+        metric.values(np.array([1.0, 2.0, 3.0]))
+
+
+def test_an_error_in_a_user_s_course_names_the_metric(run_of: Callable[..., Run]) -> None:
+    metric = Metric(name="own", constructor=lambda run: 1.0, of="run", source="", unit="", course=_refused)
+    with pytest.raises(MetricError, match=r"^metric=own: KeyError in test_metrics.py, line \d+: 'drift'"):
+        metric.course_of(run_of())

@@ -363,7 +363,7 @@ def an_error(run):
 @FIGURES.register("no_figure", subject="nothing")
 def no_figure(view, name):
     """An error."""
-    raise ValueError("nothing to draw")
+    raise ValueError("nothing\\nto draw")
 '''
 
 
@@ -386,7 +386,7 @@ def test_what_a_plugin_does_wrong_costs_its_own_part_of_the_report_alone(
     lines = [
         "metric=a_word: must give a float or a Value, got 'high'.",
         "metric=an_error: AttributeError in broken.py, line 14: 'Run' object has no attribute 'nothing'.",
-        "figure=no_figure: cannot be drawn, ValueError: nothing to draw",
+        "figure=no_figure: cannot be drawn, ValueError in broken.py, line 20: nothing to draw",
     ]
     assert list(built.failed) == lines
     assert capsys.readouterr().err.splitlines() == lines

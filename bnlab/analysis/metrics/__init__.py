@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bnlab.core.errors import UsageError
+from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.text import capital
 from bnlab.core.typed import option_names
@@ -87,26 +85,36 @@ class Metric(Entry):
 
     def value(self, of: Run | Curve, /, **options: Any) -> Value:
         """The value of a run or a curve."""
-        found = self.call(of, **options)
+        return self._number(self._called(self.constructor, of, **options))
+
+    def values(self, of: Floats, /, **options: Any) -> list[Value]:
+        """The values of an arm's N seeds, from those of the run metric: [N] -> N values."""
+        found = self._called(self.constructor, of, **options)
+        if np.shape(found) != of.shape:
+            problem = f"must give a value for each of {len(of)} seeds, and gives the shape"
+            raise MetricError(f"metric={self.name}", problem, list(np.shape(found)))
+        return [self._number(value) for value in found]
+
+    def course_of(self, run: Run) -> Series:
+        """The value at every measured step, of a metric with a course."""
+        assert self.course is not None
+        series: Series = self._called(self.course, run)
+        return series
+
+    def _called(self, function: Callable[..., Any], of: Any, /, **options: Any) -> Any:
+        """What the function gives; an error in a user's own is a `MetricError`."""
+        try:
+            return function(of, **options)
+        except Exception as error:
+            if self.constructor.__module__.startswith("bnlab."):
+                raise
+            raise MetricError(f"metric={self.name}", cause(error)) from error
+
+    def _number(self, found: Any) -> Value:
         try:
             return found if isinstance(found, Value) else Value(float(found))
         except (TypeError, ValueError):
             raise MetricError(f"metric={self.name}", "must give a float or a Value", found) from None
-
-    def call(self, of: Any, /, **options: Any) -> Any:
-        """What the registered function gives.
-
-        Raises:
-            MetricError: an error in a user's function, with the place where it was raised.
-        """
-        try:
-            return self.constructor(of, **options)
-        except Exception as error:
-            if self.constructor.__module__.startswith("bnlab."):
-                raise
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            raise MetricError(f"metric={self.name}", f"{type(error).__name__} in {where}: {error}") from error
 
 
 METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)

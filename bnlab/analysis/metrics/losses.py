@@ -1,4 +1,4 @@
-"""Losses and accuracies of a run, at the end, at best and over its course; steps to a target or to divergence.
+"""Losses and accuracies of a run: final, best, and averaged over its steps; steps to a target or to divergence.
 Legend: T measured steps.
 
 A run that diverged scores worst, and is never dropped. Where there is no worst value, it has the bound that the rule of
@@ -60,7 +60,7 @@ def first_loss(run: Run) -> float:
 
 
 def _scored(name: str, what: str, **facts: Any) -> Callable[[Callable[[Run], float]], Callable[[Run], float]]:
-    """Decorator: register a loss or an accuracy, which has its worst value for a run that diverged."""
+    """Decorator: register a loss or an accuracy. Its value for a run that diverged is the worst one."""
     unit, better = (LOSS, "lower") if what == "loss" else ("share", "higher")
 
     def keep(value: Callable[[Run], float]) -> Callable[[Run], float]:
@@ -165,8 +165,8 @@ def steps_to(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(
     about_failure=True,
 )
 def divergence_step(run: Run) -> Value:
-    """Step at which the loss was not finite or over 1000 times the first; a run that did not diverge has its number of
-    steps, as a lower bound."""
+    """Step at which the loss was not finite or over 1000 times the first; for a run that did not diverge, its number of
+    steps as a lower bound."""
     return Value(float(max(1, run.status["step"]))) if run.diverged else Value(float(run.steps), "at least")
 
 
@@ -179,5 +179,5 @@ def divergence_step(run: Run) -> Value:
     about_failure=True,
 )
 def trains(run: Run) -> float:
-    """1 for a run that came to its end and is better than chance there, else 0."""
+    """1 if the run finished and is better than chance at its end, else 0."""
     return float(run.trains)

@@ -1,4 +1,4 @@
-"""Metrics of what a run's probes measured: mostly medians over its steps. Legend: T measured steps, L sites.
+"""Metrics of the measurements of a run's probes: mostly medians over its steps. Legend: T measured steps, L sites.
 
 Medians, since single batches give spikes of any height. Most metrics have a course, their value at every measured step.
 Where a measurement has a value a site, the course is the median over the hidden sites, which are all but the head; of a
@@ -35,7 +35,7 @@ def over_sites(values: Floats, over: Over) -> Floats:
 def _register(
     name: str, over: Over, meaning: str, source: str, unit: str, reads: str = "", first: bool = False
 ) -> None:
-    """Register the median over steps, or the value at step 0, of the course of a measurement: `reads`, else `name`."""
+    """Register the median over steps, or with `first` the value at step 0, of the measurement `reads`, else `name`."""
     measurement = reads or name
     sites = {"hidden": "hidden sites", "below one": "hidden sites but the first", "net": ""}[over]
     averaged = " and ".join(filter(None, ("" if first else "measured steps", sites)))
@@ -112,8 +112,8 @@ for _row in (
     shown_with={"skip_first": 0, "skip_last": 0},
 )
 def gradient_growth(run: Run, *, skip_first: Annotated[int, Ge(0)], skip_last: Annotated[int, Ge(0)]) -> float:
-    """Geometric mean over the hidden layers, but for the first `skip_first` and the last `skip_last`, of the growth of
-    the squared norm of the gradient at the pre-activations from a layer to the one below it, at step 0."""
+    """Growth per layer, towards the input, of the squared norm of the gradient at the pre-activations, at step 0:
+    geometric mean over the hidden layers without the first `skip_first` and the last `skip_last`."""
     raw = run.series("delta_norm")
     if not len(raw) or raw.steps[0] != 0:
         return math.nan

@@ -166,8 +166,8 @@ class Averaged:
     smooth: bool = False
 
     def of(self, series: Series) -> Series:
-        """What is averaged of one seed's series. Of one value a layer, the median is shown, at steps of equal distance:
-        drift is smaller between measurements that are closer together."""
+        """The series of one seed that enters the average. A per-layer series is reduced to its median over layers, at
+        steps of equal distance, since drift is smaller between measurements that are closer together."""
         if self.smooth:
             return Series(series.steps, trailing_median(series.values, SMOOTHED))
         if series.values.ndim > 1:
