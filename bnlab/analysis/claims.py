@@ -156,13 +156,17 @@ def read_expected(file: Path, study: Study) -> dict[str, str]:
     """
     option, form = "--expect-verdicts", "Write a line for each claim: name: decision."
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)  # has doubled keys, which the tree has not
+        tree = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(option, (error.strerror or str(error)).lower(), str(file)) from None
     except (ValueError, yaml.YAMLError):
         raise UsageError(option, "cannot be read", str(file), form) from None
     if not isinstance(tree, Mapping) or not tree:
         raise UsageError(option, "has no claims", str(file), form)
+    if len(node.value) > len(tree):
+        raise UsageError(option, "has a claim twice", str(file), form)
     claims, decisions = [claim.name for claim in study.claims], list(SIGNS)
     for name, decision in tree.items():
         if name not in claims:

@@ -13,6 +13,7 @@ import typer
 from bnlab.cli import FAILED, OK, ConfigDir, Json, app
 from bnlab.cli.names import data
 from bnlab.core.errors import UsageError
+from bnlab.core.text import in_quotes
 from bnlab.terminal.signs import print_json, say
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[Ru
 
     specs = []
     for experiment, small in (OF_A_MODEL if group == "model" else SMALL).items():
-        quoted = file.replace("\\", "\\\\").replace("'", "\\'")
-        overrides = [f"{group}={name}", f"plugins=['{quoted}']", *SHORT, *small]
+        overrides = [f"{group}={name}", f"plugins=[{in_quotes(file)}]", *SHORT, *small]
         overrides += MEASURED if group != "probes" else ()
         specs.append(config.load(experiment, overrides, config_dir))
         if group == "probes" and name not in specs[-1].probes.options:

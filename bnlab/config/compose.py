@@ -23,7 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnlab.config.overrides import Overrides, texts
+from bnlab.config.overrides import Overrides, texts, value_of
 from bnlab.config.places import available, config_dirs, packaged_dir
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import Registry, load_plugins
@@ -53,10 +53,10 @@ class Composer:
         """
         choices, values = self.overrides.split(overrides)
         tree, plain = self._base(choices)
-        known = [key for key, _ in leaves(plain)]
+        known = dict(leaves(plain))
         for override in values.values():
             _refuse_unknown_key(override, known)
-        typed = {key: override.value() for key, override in values.items()}
+        typed = {key: value_of(override) for key, override in values.items()}
         refers = "${" in f"{plain}{typed}"  # a value refers to another key
         found = self._resolved(tree, typed) if refers else _with(plain, typed)
         _one_length(found, list(values))
@@ -136,14 +136,23 @@ class _MorePaths(SearchPathPlugin):
             search_path.append("bnlab", f"file://{folder}")
 
 
-def _refuse_unknown_key(override: Override, known: Sequence[str]) -> None:
-    """Raises UsageError for a key that does not exist, or is a group of keys."""
+def _refuse_unknown_key(override: Override, known: Mapping[str, Any]) -> None:
+    """Raises UsageError for a key that does not exist, that the chosen option of its group lacks, or that is a group of
+    keys."""
     key = override.key_or_group
-    if key not in known:
-        below = [leaf for leaf in known if leaf.startswith(f"{key}.")]
-        if below:
-            raise UsageError(key, "a group of keys, not a key", override.value(), f"Set one of {', '.join(below)}.")
+    if key in known:
+        return
+    if below := [leaf for leaf in known if leaf.startswith(f"{key}.")]:
+        raise UsageError(key, "a group of keys, not a key", override.value(), f"Set one of {', '.join(below)}.")
+    group, _, last = key.partition(".")
+    if group not in GROUPS:
         raise UsageError(key, "no such key", remedy=nearest(key, [*known, *GROUPS]))
+    inside = [leaf.partition(".")[2] for leaf in known if leaf.startswith(f"{group}.") and leaf != f"{group}.name"]
+    hint, chosen = nearest(last, inside), known.get(f"{group}.name")
+    if hint.startswith("Did you mean: "):
+        raise UsageError(key, "no such key", remedy=hint.replace(": ", f": {group}."))
+    owner = f"{group}={chosen} has" if chosen else "the chosen probes have"
+    raise UsageError(key, f"{owner} no such option", override.value(), hint)
 
 
 def _with(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ net), `hydra.*` (silently ignored).
 """
 
 import math
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from omegaconf import OmegaConf
 from bnlab.config.places import available
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS
-from bnlab.core.text import typed
+from bnlab.core.text import in_quotes, typed
 
 
 class Overrides:
@@ -101,7 +103,7 @@ class Overrides:
             if error.__cause__ is not None:  # one of Hydra's, with what it cannot take
                 problem = str(error.__cause__).splitlines()[0].rstrip(".")
                 raise UsageError(text, f"cannot be read: {problem}") from None
-            raise UsageError(text, "cannot be read as an override", remedy="Write key=value.") from None
+            raise UsageError(text, "cannot be read as an override", remedy=self._as_text(text)) from None
         key = override.key_or_group
         if override.package is not None:
             raise UsageError(f"{key}@{override.package}", "a group has one place", remedy=f"Write {key}=...")
@@ -114,6 +116,17 @@ class Overrides:
             problem = "bnlab is not run by Hydra, so its own settings have no effect"
             raise UsageError(text, problem, remedy="Leave it out.")
         return override
+
+    def _as_text(self, text: str) -> str:
+        """What to type instead: a name, or the names in a list of plugins, in quotes where that can be read."""
+        key, _, value = text.partition("=")
+        part = {"name": r".+", "plugins": r"[^\[\],]+"}.get(key)
+        mended = f"{key}={re.sub(part, lambda found: in_quotes(found[0]), value)}" if part else text
+        try:
+            self._parser.parse_overrides([mended])
+        except HydraException:
+            return "Write key=value."
+        return "Put it in quotes: " + (shlex.quote(mended) if set(text) & set('"$`!') else f'"{mended}"')
 
 
 # Hydra checks the arguments of a function against its annotations, and reads real types only: neither strings, as
@@ -189,6 +202,13 @@ def _values(override: Override, options: Sequence[str]) -> Iterator[Any]:
             yield value
     except HydraException as error:
         raise UsageError(key, str(error).splitlines()[0], override.get_value_string()) from None
+
+
+def value_of(override: Override) -> Any:
+    """The value; a name stays as it was typed, since 2024 is a name too."""
+    value = override.value()
+    is_number = override.key_or_group == "name" and isinstance(value, bool | int | float)
+    return str(override.input_line).partition("=")[2] if is_number else value
 
 
 def _parsed(override: Override) -> Any:

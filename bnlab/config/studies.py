@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.compose import Composer, hydra_over, offer_plugins, rounded
-from bnlab.config.overrides import Overrides, texts
+from bnlab.config.overrides import Overrides, texts, value_of
 from bnlab.config.places import available, config_dirs
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, NOT_HASHED
@@ -65,7 +67,9 @@ def find(name: str, dirs: Sequence[Path]) -> Study:
 def _read(file: Path) -> Study:
     """A study's YAML; its keys may be nested or dotted, its axes lists or in the grammar of the command line."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree: Any = OmegaConf.to_container(
+            OmegaConf.load(file)
+        )  # refuses a doubled key; 1e-1 is a number, a date a text
         if not isinstance(tree, Mapping):
             raise UsageError("study", "must have keys, `base` among them")
         tree = {"name": file.stem, **tree}
@@ -75,7 +79,7 @@ def _read(file: Path) -> Study:
             tree[part] = dict(leaves(tree.get(part) or {}))
         tree["axes"] = {key: _axis_text(value) for key, value in tree["axes"].items()}
         return Study.from_tree({**tree, "claims": tree.get("claims") or []})
-    except (UsageError, yaml.YAMLError) as error:
+    except (UsageError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
         raise UsageError(str(file), " ".join(str(error).split()).rstrip(".")) from None
 
 
@@ -93,12 +97,12 @@ def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> St
             values.pop(key, None)
             axes[key] = override.get_value_string()
         elif key == "name":
-            name = str(override.value())
+            name = value_of(override)
         else:
             axes.pop(key, None)
             value = override.value()
             values[key] = value if isinstance(value, bool | int | float) else override.get_value_string()
-    return dataclasses.replace(study, name=name, overrides=values, axes=axes)
+    return Study.from_tree({**study.tree(), "name": name, "overrides": values, "axes": axes})
 
 
 def _axis(key: str, text: str, reader: Overrides) -> list[str]:

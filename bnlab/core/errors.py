@@ -48,6 +48,17 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {words}".rstrip(": ")
 
 
+def refuse_path(key: str, *parts: str) -> None:
+    """Refuse `parts` that are not each the name of a folder below the one before.
+
+    Raises:
+        UsageError: one is empty, has only dots, or has a slash, a `$` or a control character.
+    """
+    if any(not part.strip(". ") or not part.isprintable() or set("/\\$") & set(part) for part in parts):
+        remedy = "Write letters, digits, _ or -, such as my_run."
+        raise UsageError(key, "cannot be the name of a folder", "/".join(parts), remedy)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`Did you mean: optim.lr?` where a known word is close, else the list of known words.
 

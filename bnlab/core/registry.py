@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from bnlab.core.errors import UsageError, nearest
+from bnlab.core.errors import UsageError, nearest, refuse_path
 from bnlab.core.typed import check_options
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -59,8 +59,9 @@ class Registry(Generic[E]):
         are the other fields of the entry, such as `traits` and `title`.
 
         Raises:
-            UsageError: the name is taken.
+            UsageError: the name is taken, or cannot be that of a file.
         """
+        refuse_path(f"{self.group}={name}", name)
 
         def keep(constructor: Constructor) -> Constructor:
             module = constructor.__module__

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bnlab.core.errors import UsageError, nearest
+from bnlab.core.errors import UsageError, nearest, refuse_path
 from bnlab.core.typed import check_tree
 
 SCHEMA_VERSION = 1
@@ -152,6 +152,7 @@ class RunSpec:
         if isinstance(tree.get("launch"), Mapping):  # the one group without options
             refuse_unknown(LaunchSpec, tree["launch"], "launch.")
         spec: RunSpec = check_tree(cls, {key: _with_options(key, value) for key, value in tree.items()})
+        refuse_path("name", *spec.name.split("/"))
         return spec
 
     def tree(self) -> dict[str, Any]:

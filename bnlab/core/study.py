@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
-from bnlab.core.errors import UsageError
+from bnlab.core.errors import UsageError, refuse_path
 from bnlab.core.spec import GROUPS, RunSpec, canonical, refuse_unknown
-from bnlab.core.text import command, typed
+from bnlab.core.text import command, in_quotes, typed
 from bnlab.core.typed import check_tree
 
 Value = bool | int | float | str | None | list[Any]
@@ -68,7 +69,7 @@ class Study:
     `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`.
     """
 
-    name: Annotated[str, MinLen(1)]
+    name: str
     base: Annotated[str, MinLen(1)]
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,6 +96,7 @@ class Study:
             if names.count(name) > 1:
                 raise UsageError("claims", "two of one name", name, "Rename one of them.")
         study: Study = check_tree(cls, {**tree, "claims": claims})
+        refuse_path("name", *study.name.split("/"))
         return study
 
     def tree(self) -> dict[str, Any]:
@@ -114,7 +116,9 @@ class Cell:
 
     def line(self, **options: Any) -> str:
         """The command that runs this cell alone, to the same bits and in the same folder; with more `options`."""
-        words = ("--config", self.config, *self.overrides, f"name={self.spec.name}")
+        name = self.spec.name
+        plain = re.fullmatch(r"[\w.-][\w./-]*", name, re.ASCII) and name.lower() != "null"
+        words = ("--config", self.config, *self.overrides, f"name={name if plain else in_quotes(name)}")
         return command("bnlab", "train", *words, **options)
 
 

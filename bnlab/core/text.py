@@ -23,6 +23,16 @@ def typed(value: Any) -> str:
     return repr(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
+def in_quotes(text: str) -> str:
+    """A text as one types it behind `key=` where the grammar of overrides would read it as something else.
+
+    >>> print(in_quotes("a=b"), in_quotes("it's"))
+    'a=b' 'it\\'s'
+    """
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def quoted(value: object) -> str:
     """A value as errors show it: `true` and `null` as one types them; strings in quotes, so that `'1'` is not `1`.
 

@@ -1,0 +1,173 @@
+"""Names that become folders, YAML that a user writes, and options that the chosen entry does not have."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bnlab import config
+from bnlab.analysis.claims import read_expected
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import NORMS
+from bnlab.core.spec import RunSpec
+from bnlab.core.study import Study
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+Load = Callable[[str], str]
+
+
+def trained(text: str) -> str:
+    """The name of the run that `train` makes."""
+    return config.load("quickstart", [text]).name
+
+
+def swept(text: str) -> str:
+    """The name of the study that `sweep` makes, which its runs have too."""
+    study, cells = config.load_study("tiny", [text], CONFIGS)
+    assert {cell.spec.name for cell in cells} == {study.name}
+    words = shlex.split(cells[0].line())
+    assert config.load(words[3], words[4:]) == cells[0].spec, "its line alone makes another run"
+    return study.name
+
+
+both = pytest.mark.parametrize("load", [trained, swept])
+
+
+@both
+@pytest.mark.parametrize("name", ["../../x", "/abs", "", ".", "a/../b", "a//b", "a/", "..\\x", "${seed}/.."])
+def test_a_name_that_leaves_the_folder_of_runs_is_refused(name: str, load: Load) -> None:
+    with pytest.raises(UsageError, match=r"^name: cannot be the name of a folder, got '.*'\. Write letters"):
+        load(f"name='{name}'")
+
+
+@both
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("name=2024", "2024"),
+        ("name=1_000", "1_000"),
+        ("name=2024.10", "2024.10"),
+        ("name=1e-3", "1e-3"),
+        ("name=true", "true"),
+        ("name=2026-11-26", "2026-11-26"),
+        ("name='null'", "null"),
+        ("name='a=b'", "a=b"),
+        ("name='it\\'s 3'", "it's 3"),
+        ("name=paper/figure_1", "paper/figure_1"),
+    ],
+)
+def test_a_name_is_the_text_that_was_typed(typed: str, name: str, load: Load) -> None:
+    assert load(typed) == name
+
+
+@both
+@pytest.mark.parametrize("typed", ["name=null", "name=[a]"])
+def test_a_name_that_is_no_text_is_refused(typed: str, load: Load) -> None:
+    with pytest.raises(UsageError, match=r"^name: must be a string, got"):
+        load(typed)
+
+
+@both
+@pytest.mark.parametrize(
+    ("typed", "quoted"),
+    [
+        ("name=a=b", "\"name='a=b'\""),
+        ("name=café", "\"name='café'\""),
+        ("name=a$(b)", "'name='\"'\"'a$(b)'\"'\"''"),
+        ("plugins=[a=b.py,c.py]", "\"plugins=['a=b.py','c.py']\""),
+    ],
+)
+def test_a_text_that_needs_quotes_is_shown_with_them(typed: str, quoted: str, load: Load) -> None:
+    with pytest.raises(UsageError, match=r".") as caught:
+        load(typed)
+    assert str(caught.value) == f"{typed}: cannot be read as an override. Put it in quotes: {quoted}"
+    assert shlex.split(quoted)[0].startswith(typed.partition("=")[0] + "=")
+
+
+def test_what_registers_under_a_name_that_is_no_file_s_is_refused() -> None:
+    for name in ("../x", "a/b", ""):
+        with pytest.raises(UsageError, match=rf"^norm={name}: cannot be the name of a folder"):
+            NORMS.register(name)
+
+
+def test_an_old_run_s_spec_is_held_to_the_same_rule() -> None:
+    tree = config.load("quickstart", []).tree()
+    with pytest.raises(UsageError, match=r"^name: cannot be the name of a folder"):
+        RunSpec.from_tree({**tree, "name": "../x"})
+    with pytest.raises(UsageError, match=r"^name: cannot be the name of a folder"):
+        Study.from_tree({"name": "../x", "base": "quickstart"})
+
+
+# -- YAML that a user writes -------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, place: str, text: str) -> Path:
+    file = folder / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_study_named_by_a_date_keeps_it_as_text(tmp_path: Path) -> None:
+    written(tmp_path, "studies/dated.yaml", "name: 2026-11-26\nbase: quickstart\naxes: {seed: [0]}\n")
+    assert config.load_study("dated", [], tmp_path)[0].name == "2026-11-26"
+
+
+def test_a_number_in_a_study_is_one_with_or_without_a_point(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-1 as text, where axes and experiments read a number."""
+    text = "base: quickstart\noverrides: {optim.lr: 1e-1}\naxes: {seed: [0]}\n"
+    assert config.load_study("s", [], written(tmp_path, "studies/s.yaml", text))[0].overrides == {"optim.lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "given"),
+    [
+        ("studies/mine.yaml", "base: quickstart\naxes: {seed: [0]}\naxes: {seed: [1]}\n", None),
+        ("studies/mine.yaml", "base: quickstart\noverrides:\n  steps: 3\n  steps: 4\n", None),
+        ("experiments/mine.yaml", "# @package _global_\ndefaults: [/run, _self_]\nname: a\nname: b\n", None),
+        ("norm/mine.yaml", "defaults: [_placement, _self_]\nname: batch\neps: 1\neps: 2\n", "norm=mine"),
+        ("probes/one/mine.yaml", "every: 1\nevery: 2\n", "probes=mine"),
+    ],
+)
+def test_a_doubled_key_is_refused_by_file_and_key(place: str, text: str, given: str | None, tmp_path: Path) -> None:
+    written(tmp_path, place, text)
+    with pytest.raises(UsageError, match=r"found duplicate key (axes|steps|name|eps|every)") as caught:
+        config.load_study("quickstart" if given else "mine", [given] if given else [], tmp_path)
+    assert "mine.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_claim_that_is_expected_twice_is_refused(tmp_path: Path) -> None:
+    study = config.load_study("tiny", [], CONFIGS)[0]
+    (tmp_path / "expected.yaml").write_text("lower_loss: supported\nlower_loss: refuted\n")
+    with pytest.raises(UsageError, match=r"^--expect-verdicts: has a claim twice"):
+        read_expected(tmp_path / "expected.yaml", study)
+    (tmp_path / "expected.yaml").write_text("lower_loss: supported\n")
+    assert read_expected(tmp_path / "expected.yaml", study) == {"lower_loss": "supported"}
+
+
+# -- options that the chosen entry does not have -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["norm=none", "norm.momentum=0.3"], "norm.momentum: norm=none has no such option, got 0.3. "
+         "There are: every, layers, position."),
+        (["model=resnet", "model.channels=[3]"], "model.channels: model=resnet has no such option, got [3]. "),
+        (["optim=adam", "optim.momentum=0.2"], "optim.momentum: optim=adam has no such option, got 0.2. There are: "),
+        (["data=gaussian_clusters", "data.foo=2"], "data.foo: data=gaussian_clusters has no such option, got 2. "),
+        (["launch.foo=2"], "launch.foo: launch=local has no such option, got 2. There are: checkpoint_s, "),
+        (["probes=none", "probes.landscape.every=2"], "probes.landscape.every: the chosen probes have no such option, "
+         "got 2. There are: eval_points, points."),
+        (["norm=none", "norm.postion=after"], "norm.postion: no such key. Did you mean: norm.position?"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_choice_is_refused_by_the_chosen_one(overrides: list[str], message: str) -> None:
+    for load in (config.load, lambda name, given: config.load_study(name, given)):
+        with pytest.raises(UsageError, match=r".") as caught:
+            load("mlp_digits", overrides)
+        assert str(caught.value).startswith(message)
