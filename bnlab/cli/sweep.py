@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,6 +81,7 @@ def sweep(
         if _has_data(grid, plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.
             live = not plain and not as_json and is_screen(out) and workers.isolated
+            _say_notes(grid, out)
             with cli.writing(root):
                 _run(grid, workers, live, fail_fast, stop, out)
     else:
@@ -122,6 +124,22 @@ def _has_data(grid: Sweep, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
 
     specs = {(one.cell.spec.data.name, one.cell.spec.plugins): one.cell.spec for one in grid.left}
     return all(has_data(spec, out, plain, stop) for spec in specs.values())
+
+
+def _say_notes(grid: Sweep, out: TextIO) -> None:
+    """What the runs change in parts that are the user's own, each note once."""
+    own = [one.cell.spec for one in grid.left if one.cell.spec.plugins]
+    specs = {str((spec.model, spec.norm, spec.data)): spec for spec in own}
+    if not specs:
+        return
+    from bnlab.run.setup import assemble
+
+    notes: dict[str, None] = {}
+    for spec in specs.values():
+        with contextlib.suppress(UsageError):  # of these runs alone, which will say it
+            notes |= dict.fromkeys(assemble(spec).notes)
+    for note in notes:
+        say(note, out)
 
 
 def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.Stop, out: TextIO) -> None:

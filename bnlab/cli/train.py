@@ -98,6 +98,8 @@ def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out:
         return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
     setup = assemble(spec)
+    for note in setup.notes:
+        say(note, out)
     progress = _progress(setup, folder, plain=plain, out=out)
 
     def stopped() -> str | None:

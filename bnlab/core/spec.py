@@ -43,7 +43,7 @@ class ModelSpec:
 
     name: str
     activation: Activation
-    init: Literal["he", "glorot", "orthogonal", "gaussian"]
+    init: Literal["he", "glorot", "orthogonal", "gaussian", "own"]
     init_scale: Positive
     init_std: Positive
     bias: Literal["auto"] | bool

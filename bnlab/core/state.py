@@ -2,16 +2,17 @@
 
 Legend: B batch, P parameters of the net (flat).
 
-A forward in `batch` mode normalizes with the batch's own statistics, as training does, and would move the running
-statistics; here it moves copies. A forward in `running` mode normalizes with the running statistics.
+A forward in `batch` mode is one as in training: batch norms normalize with the batch's own statistics and move running
+statistics, here copies of them, and every part is in the mode in which the module's own `train()` puts it. A forward in
+`running` mode is one as in evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +46,44 @@ class Objective(Protocol):
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
 
 
+RandomState = tuple[Tensor, ...]
+"""Of torch's global generators: the CPU's, and that of another device."""
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state now, for a net on this device."""
+    own = _GENERATORS.get(device.type)
+    return (torch.get_rng_state(),) if own is None else (torch.get_rng_state(), own.get_rng_state())
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    """Make it draw what it drew after `random_state(device)` returned `state`."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        _GENERATORS[device.type].set_rng_state(state[1])
+
+
+_GENERATORS: Mapping[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
+
+
+@contextmanager
+def untouched_random_state(device: torch.device) -> Iterator[RandomState]:
+    """Restores the global random state, so that a module that draws from it draws the same numbers when measured."""
+    before = random_state(device)
+    try:
+        yield before
+    finally:
+        set_random_state(before, device)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
-    """The parameters and buffers of a net at one moment, detached copies."""
+    """The parameters and buffers of a net at one moment, detached copies. With `random`, every forward at this state
+    begins with that random state: it draws the same dropout masks."""
 
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    random: RandomState | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> State:
@@ -73,6 +106,29 @@ def in_mode(parts: Iterable[nn.Module], mode: Mode) -> Iterator[None]:
     finally:
         for part in changed:
             part.training = not wanted
+
+
+@contextmanager
+def as_in(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """The whole module as in training for `batch`, as in evaluation for `running`; afterwards each part as it was.
+
+    As in training is what the module's own `train()` makes of it, which may keep a part in eval mode. A module in
+    train mode is taken to be so already.
+    """
+    if mode == "batch" and module.training:
+        yield
+        return
+    modes = {part: part.training for part in module.modules()}
+    try:
+        if mode == "batch":
+            module.train()
+        else:
+            for part in modes:
+                part.training = False
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class PreservedBuffers(AbstractContextManager["PreservedBuffers"]):
@@ -106,8 +162,7 @@ class PreservedBuffers(AbstractContextManager["PreservedBuffers"]):
 def outputs_now(module: nn.Module, x: Tensor, mode: Mode, preserved: PreservedBuffers | None = None) -> Tensor:
     """Outputs [B, ...] at the module's present weights, without a graph; its buffers stay as they are. Who asks often
     passes the module's `PreservedBuffers`."""
-    preserved = preserved or PreservedBuffers(module)
-    with torch.no_grad(), in_mode(preserved.parts, mode), preserved:
+    with torch.no_grad(), as_in(module, mode), preserved or PreservedBuffers(module):
         out = module(x)
     assert isinstance(out, Tensor)
     return out
@@ -116,8 +171,11 @@ def outputs_now(module: nn.Module, x: Tensor, mode: Mode, preserved: PreservedBu
 def outputs_at(module: nn.Module, state: State, x: Tensor, mode: Mode) -> Tensor:
     """Outputs [B, ...] at `state`. Neither the module's buffers nor the state's are moved."""
     everything = state.params | {name: value.clone() for name, value in state.buffers.items()}
-    with in_mode(module.modules(), mode):
-        out = functional_call(module, everything, (x,))
+    if state.random is not None:
+        set_random_state(state.random, x.device)
+    with as_in(module, mode):
+        # Without tie_weights: it would leave a part that has two paths with the state's tensors (torch 2.13).
+        out = functional_call(module, everything, (x,), tie_weights=False)
     assert isinstance(out, Tensor)
     return out
 
@@ -140,7 +198,8 @@ def gradient_at(
     wrt: Sequence[str] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L(state), and dL/dparams by parameter name, each of its parameter's shape; with `wrt`, of these parameters alone,
-    so that the backward pass ends at the first of them.
+    so that the backward pass ends at the first of them. The gradient of a parameter that the loss does not depend on is
+    0.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> state = State({"weight": torch.tensor([[3.0]])}, {})
@@ -151,8 +210,8 @@ def gradient_at(
     """
     wanted = {name: state.params[name].detach().requires_grad_() for name in wrt or state.params}
     with torch.enable_grad():
-        loss = loss_at(module, State(state.params | wanted, state.buffers), x, y, objective, mode)
-        grads = torch.autograd.grad(loss, list(wanted.values()))
+        loss = loss_at(module, replace(state, params=state.params | wanted), x, y, objective, mode)
+        grads = torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True)
     return loss.detach(), dict(zip(wanted, grads, strict=True))
 
 
@@ -170,8 +229,8 @@ def hessian_product_at(
     """
     params = {name: value.detach().requires_grad_() for name, value in state.params.items()}
     with torch.enable_grad():
-        loss = loss_at(module, State(params, state.buffers), x, y, objective, mode)
-        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+        loss = loss_at(module, replace(state, params=params), x, y, objective, mode)
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
         gradient = torch.cat([grad.flatten() for grad in grads])  # [P]
 
     def product(v: Tensor) -> Tensor:
@@ -187,7 +246,7 @@ def line(state: State, direction: Mapping[str, Tensor], a: float) -> State:
     >>> line(State({"w": torch.tensor([1.0, 2.0])}, {}), {"w": torch.tensor([1.0, -1.0])}, 0.5).params["w"].tolist()
     [1.5, 1.5]
     """
-    return State({name: value + a * direction[name] for name, value in state.params.items()}, state.buffers)
+    return replace(state, params={name: value + a * direction[name] for name, value in state.params.items()})
 
 
 def staircase(before: State, after: State, groups: Sequence[Sequence[str]]) -> Iterator[State]:
@@ -196,7 +255,7 @@ def staircase(before: State, after: State, groups: Sequence[Sequence[str]]) -> I
     layers updated; the first state is `before` itself."""
     params = dict(before.params)
     for names in groups:
-        yield State(dict(params), before.buffers)
+        yield replace(before, params=dict(params))
         params |= {name: after.params[name] for name in names}
 
 

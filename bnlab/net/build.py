@@ -37,7 +37,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first`: the
-    norm comes before the activation. `residual_sum`: the activation sees the sum of this site and a shortcut."""
+    norm comes before the activation. `residual_sum`: the activation sees the sum of this site and a shortcut, in its
+    call number `activation_call` of a forward."""
 
     name: str
     affine: nn.Module
@@ -46,19 +47,24 @@ class Site:
     norm_first: bool
     params: tuple[str, ...]
     residual_sum: bool = False
+    activation_call: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation."""
+    """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation. `adopted`: the module is
+    the user's own; `notes`: what was changed in it, in words."""
 
     module: nn.Module
     sites: tuple[Site, ...]
+    adopted: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def params(self) -> dict[str, nn.Parameter]:
-        """The module's parameters by name, listed once, since walking through a module's parts is slow."""
-        return dict(self.module.named_parameters())
+        """The module's parameters that are trained, by name. Listed once, since walking through a module's parts is
+        slow."""
+        return {name: param for name, param in self.module.named_parameters() if param.requires_grad}
 
     @cached_property
     def norms(self) -> dict[int, nn.Module]:
@@ -91,6 +97,8 @@ class Builder:
 
     def __init__(self, model: ModelSpec, norm: NormSpec, normalizable: int) -> None:
         """`normalizable`: how many layers may carry a norm; `norm.layers` counts them from 0."""
+        if model.init == "own":
+            raise UsageError("model.init", f"model={model.name} has no weights of its own", "own", "Use model.init=he.")
         self.model, self.norm = model, norm
         self._normed = normed_layers(norm, normalizable)
         self._digits = max(2, len(str(normalizable)))
@@ -202,15 +210,16 @@ def finished(module: nn.Module, sites: Sequence[Site], model: ModelSpec, seed: i
     """The net of a module: affine weights initialized from the `init` stream of `seed`, norms that draw random numbers
     bound to the seed, sites with the names of their parameters."""
     initialize({f"{site.name}_affine": site.affine for site in sites}, model, seed)
-    names = {param: name for name, param in module.named_parameters()}
+    names = {param: name for name, param in module.named_parameters() if param.requires_grad}
     found = []
     for site in sites:
         owners = [site.affine] if site.norm is None else [site.affine, site.norm]
         for part in owners[1:]:
             if isinstance(part, DrawsNumbers):
                 part.bind(seed, site.name)
-        params = tuple(names[param] for owner in owners for param in owner.parameters())
-        found.append(replace(site, params=params))
+        weight = names[site.affine.get_parameter("weight")]
+        params = [names[param] for owner in owners for param in owner.parameters() if param in names]
+        found.append(replace(site, params=(weight, *(name for name in params if name != weight))))
     return Net(module=module.train(), sites=tuple(found))
 
 
@@ -273,13 +282,15 @@ def initialize(affine: Mapping[str, nn.Module], model: ModelSpec, seed: int) -> 
     - `orthogonal`: orthonormal rows or columns (Saxe et al. 2014)
     - `gaussian`: N(0, init_std^2)
 
+    - `own`: the weights and biases of a user's module, as they are
+
     All times `init_scale`.
     """
     for name, module in affine.items():
         weight = module.get_parameter("weight")
         draw(weight, model, stream(seed, "init", f"{name}.weight"))
         bias = getattr(module, "bias", None)
-        if bias is not None:
+        if bias is not None and model.init != "own":
             bias.zero_()
 
 

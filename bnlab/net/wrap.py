@@ -3,8 +3,8 @@
 Legend: B batch, C channels, H W space, L sites.
 
 A tap wraps one module of each site during a forward pass inside the `with`: its norm if that is between pre and
-act_in, else its activation; or its affine map. Where the nonlinearity sees the sum of a residual block, it wraps two:
-one for pre, and the activation for act_in. A wrapper costs a tenth of a module hook, and nothing outside the `with`.
+act_in, else its affine map. Where the nonlinearity sees the sum of a residual block, it wraps the activation too. A
+wrapper costs a tenth of a module hook, and nothing outside the `with`.
 This module is also the one place that reads private attributes of torch's tensors (`saved_moments`, `version_of`).
 """
 
@@ -24,7 +24,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.state import outputs_now
 from bnlab.net.build import Net
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 Passed = tuple[Tensor, Tensor]
 """The input and the output of a module."""
 
@@ -85,58 +85,57 @@ class TrainingSites:
 
 
 class _Tap(Wrapped):
-    """Notes the input and the output of some modules during one forward pass, in which each runs once."""
+    """Notes the inputs and the outputs of some modules during one forward pass."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._passed: dict[int, Passed] = {}  # by place, since modules may run in another order
-        super().__init__(modules, self._noting)
+    def __init__(self, calls: Iterable[tuple[nn.Module, int]]) -> None:
+        """`calls`: modules, and which call of each is wanted, counted from 0."""
+        self._calls = list(calls)
+        self._passed: dict[nn.Module, list[Passed]] = {}
+        super().__init__(dict.fromkeys(module for module, _ in self._calls), self._noting)
 
     def _noting(self, place: int, forward: Forward) -> Forward:
-        return partial(_noted, forward, self._passed, place)
+        passed: list[Passed] = []
+        self._passed[self._modules[place]] = passed
+        return partial(_noted, forward, passed)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         super().__exit__(kind, error, trace)
         if kind is None:
-            self._see([self._passed[place] for place in range(len(self._modules))])
+            self._see([self._passed[module][call] for module, call in self._calls])
         self._passed.clear()
 
     @abstractmethod
     def _see(self, passed: Sequence[Passed]) -> None:
-        """Take the input and the output of every module, in the order of the modules."""
+        """Take the input and the output of every call."""
 
 
-def _noted(forward: Forward, passed: dict[int, Passed], place: int, x: Tensor) -> Tensor:
-    out = forward(x)
-    passed[place] = x, out
+def _noted(forward: Forward, passed: list[Passed], *args: Tensor, **kwargs: Tensor) -> Tensor:
+    out = forward(*args, **kwargs)
+    passed.append((args[0] if args else next(iter(kwargs.values())), out))
     return out
 
 
 class _PreTap(_Tap):
-    """A tap that sees pre of every site."""
+    """A tap that sees pre of every site: the input of a norm before the nonlinearity, else the affine map's output."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, more: Iterable[tuple[nn.Module, int]] = ()) -> None:
         self._norms = [site.norm if site.norm_first else None for site in net.sites]
-        self._summed = [site.residual_sum for site in net.sites]
-        # Where a user's module has no nonlinearity, it need not have a part for it: pre is the affine map's output.
-        self._of_affine = [site.residual_sum or isinstance(site.activation, nn.Identity) for site in net.sites]
-        super().__init__(
-            norm or (site.affine if of_affine else site.activation)
-            for norm, of_affine, site in zip(self._norms, self._of_affine, net.sites, strict=True)
-        )
+        seen = [(norm or site.affine, 0) for norm, site in zip(self._norms, net.sites, strict=True)]
+        super().__init__([*seen, *more])
 
     def _pre(self, index: int, passed: Sequence[Passed]) -> Tensor:
         given, out = passed[index]
-        return out if self._of_affine[index] and self._norms[index] is None else given
+        return out if self._norms[index] is None else given
 
 
 class Tap(_PreTap):
     """Records pre and act_in of every site during one forward pass; `sites` is complete after the `with`."""
 
     def __init__(self, net: Net) -> None:
-        super().__init__(net)
+        sums = [(index, site) for index, site in enumerate(net.sites) if site.residual_sum]
+        super().__init__(net, [(site.activation, site.activation_call) for _, site in sums])
         self.sites = Sites()
-        self._sums = {index: len(net.sites) + i for i, index in enumerate(i for i, at in enumerate(self._summed) if at)}
-        self._modules += [net.sites[index].activation for index in self._sums]
+        self._sums = {index: len(net.sites) + i for i, (index, _) in enumerate(sums)}
 
     def _see(self, passed: Sequence[Passed]) -> None:
         for index, norm in enumerate(self._norms):
@@ -153,7 +152,7 @@ class AffineTap(_Tap):
     pass."""
 
     def __init__(self, net: Net) -> None:
-        super().__init__(site.affine for site in net.sites)
+        super().__init__((site.affine, 0) for site in net.sites)
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
@@ -167,7 +166,7 @@ class NormTap(_Tap):
     """Records `seen`, by site what its norm sees during one forward pass."""
 
     def __init__(self, net: Net) -> None:
-        super().__init__(net.norms.values())
+        super().__init__((norm, 0) for norm in net.norms.values())
         self._indices = list(net.norms)
         self.seen: dict[int, Tensor] = {}
 
@@ -272,7 +271,7 @@ def _allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _in_bfloat16(forward: Forward, device: str, x: Tensor) -> Tensor:
+def _in_bfloat16(forward: Forward, device: str, *args: Tensor, **kwargs: Tensor) -> Tensor:
     with torch.autocast(device, torch.bfloat16):
-        out = forward(x)
-    return out.to(x.dtype)
+        out = forward(*args, **kwargs)
+    return out.to(torch.float32)

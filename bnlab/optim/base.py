@@ -14,8 +14,9 @@ Eps = Annotated[float, Gt(0), Lt(math.inf)]
 WeightDecay = Annotated[float, Ge(0), Lt(math.inf)]
 
 
-def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
-    """The learning rate of one step: `optim.lr` times a linear warm-up, then the schedule.
+def learning_rate(optim: OptimSpec, step: int, steps: int, rate: float | None = None) -> float:
+    """The learning rate of one step: `optim.lr` times a linear warm-up, then the schedule; or `rate` in place of
+    `optim.lr`, for a group of parameters with a rate of its own.
 
     - warm-up: step t of the first `warmup_steps` has (t + 1) / warmup_steps of the rate
     - `step`: times `drop_factor` at each share of training in `drop_at`
@@ -30,4 +31,4 @@ def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
         case "cosine":
             done = max(0, step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
             factor = (1 + math.cos(math.pi * done)) / 2
-    return optim.lr * warm * factor
+    return (optim.lr if rate is None else rate) * warm * factor

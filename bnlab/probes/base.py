@@ -3,6 +3,10 @@
 A probe declares what it `needs`; the observer gathers the union of all needs once per measured step and hands every
 probe the same `Snapshot`. A probe only reads: a run with every probe on is bit for bit the run with none.
 
+A pass made for measuring is that of the training step: at `Snapshot.before` it starts from the buffers and draws the
+numbers (dropout masks, say) with which the step's own forward started. On the probe batch a net draws the same numbers
+at every step, so that what differs is the net; noise that a norm injects is of the step, as a part of the norm.
+
 Measuring has two halves. `measure` runs at once and reduces large tensors to small ones on the device, without waiting
 for it. `summarize` runs later, on the host, for dozens of steps in a row: right after a training step, when none of its
 data is in the caches, the same small operations take several times as long.

@@ -11,6 +11,7 @@ where they cancel. How they combine the entries of a kernel is not clear to us; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -80,7 +81,8 @@ class Gradients:
         weights = {name: net.params[name] for name in names}
         grads = {name: param.grad for name, param in net.params.items() if param.grad is not None}
         with torch.no_grad():
-            tensors = [grads[name] for name in weights]
+            zero = torch.zeros_like(next(iter(weights.values())).view(-1)[:1])  # of a site that this forward left out
+            tensors = [grads.get(name, zero) for name in weights]
             if self.updates:
                 old = [before[name] for name in weights]
                 tensors += [*subtract_each(list(weights.values()), old), *old]
@@ -117,13 +119,15 @@ class Gradients:
 
     def _noise(self, snapshot: Snapshot) -> Tensor:
         half = len(snapshot.batch) // 2
-        x, y = snapshot.batch.x, snapshot.batch.y
-        a, b = (self._flat_gradient(snapshot, part) for part in (Split(x[:half], y[:half]), Split(x[half:], y[half:])))
+        x, y, before = snapshot.batch.x, snapshot.batch.y, snapshot.before
+        a = self._flat_gradient(snapshot, Split(x[:half], y[:half]), before)
+        # The other half draws its own numbers, as in the batch: with equal masks the halves would be too alike.
+        b = self._flat_gradient(snapshot, Split(x[half:], y[half:]), replace(before, random=None))
         ratio: Tensor = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a + b)
         return ratio
 
-    def _flat_gradient(self, snapshot: Snapshot, part: Split) -> Tensor:
-        _, grads = gradient_at(snapshot.net.module, snapshot.before, part.x, part.y, snapshot.objective)
+    def _flat_gradient(self, snapshot: Snapshot, part: Split, at: State) -> Tensor:
+        _, grads = gradient_at(snapshot.net.module, at, part.x, part.y, snapshot.objective)
         return torch.cat([grad.flatten() for grad in grads.values()])
 
     def _cancellation(self, snapshot: Snapshot, names: list[str]) -> Tensor:
@@ -133,7 +137,8 @@ class Gradients:
         tap, rows = AffineTap(net), []
         with torch.enable_grad():
             with tap:
-                loss = loss_at(net.module, State(params, before.buffers), batch.x, batch.y, snapshot.objective)
+                at = replace(before, params=params)
+                loss = loss_at(net.module, at, batch.x, batch.y, snapshot.objective)
             found = torch.autograd.grad(loss, [*(params[name] for name in names), *tap.outputs])
             grads, deltas = found[: len(names)], found[len(names) :]
             for site, x, delta, grad in zip(net.sites, tap.inputs, deltas, grads, strict=True):

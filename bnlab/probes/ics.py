@@ -12,6 +12,7 @@ go the other parameters of site j: its bias, its norm's gamma and beta. Nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -37,7 +38,7 @@ class ICS:
 
     def measure(self, snapshot: Snapshot) -> Raw:
         net, batch, before = snapshot.net, snapshot.batch, snapshot.before
-        after = State({name: param.detach() for name, param in net.params.items()}, before.buffers)
+        after = replace(before, params={name: param.detach() for name, param in net.params.items()})
         weights = [site.params[0] for site in net.sites]
         states = staircase(before, after, [site.params for site in net.sites])
 

@@ -20,6 +20,7 @@ component along the activations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
-from bnlab.core.state import State, loss_at
+from bnlab.core.state import loss_at
 from bnlab.net.build import Net
 from bnlab.net.wrap import Tap
 from bnlab.norms.batch_reference import BatchReference
@@ -78,7 +79,8 @@ class Lipschitz:
         params = {name: value.detach().requires_grad_() for name, value in snapshot.before.params.items()}
         with torch.enable_grad():
             with Tap(net) as tap:
-                loss = loss_at(net.module, State(params, snapshot.before.buffers), batch.x, batch.y, snapshot.objective)
+                at = replace(snapshot.before, params=params)
+                loss = loss_at(net.module, at, batch.x, batch.y, snapshot.objective)
             y, z = ([of[index] for index in measured] for of in (tap.sites.pre, tap.sites.act_in))
             grads = torch.autograd.grad(loss, [*y, *z])
         names = {param: name for name, param in net.params.items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,21 @@ from torch import Tensor
 
 from bnlab.board.events import Profile
 from bnlab.board.run import Board, Extent
-from bnlab.core.state import Objective, PreservedBuffers, State, copy_each, outputs_now
+from bnlab.core.seeds import stream
+from bnlab.core.state import (
+    Objective,
+    PreservedBuffers,
+    RandomState,
+    State,
+    copy_each,
+    outputs_at,
+    outputs_now,
+    random_state,
+    untouched_random_state,
+)
 from bnlab.data.base import Split
 from bnlab.net.build import Net
-from bnlab.net.wrap import Sites, Tap, TrainingSites, TrainingTap
+from bnlab.net.wrap import BATCH_NORMS, Sites, Tap, TrainingSites, TrainingTap
 from bnlab.probes.base import NO_DATA, Carry, Metrics, Need, Probe, Raw, Snapshot, layout_of, to_host
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal, Record, read
@@ -89,16 +100,34 @@ class Observer:
         self._before = {name: torch.empty_like(param, requires_grad=False) for name, param in self.net.params.items()}
         self.layouts = {name: layout_of(probe, self.net, self.data.shape) for name, probe in self.probes.items()}
         self.preserved = PreservedBuffers(self.net.module)
+        owners = [part for part in self.net.module.modules() if next(part.buffers(recurse=False), None) is not None]
+        self._draws = stream(self.seed, "probe", "draws").initial_seed()
+        # A training forward moves the running statistics of torch's batch norms, and does not depend on them.
+        self._depends_on_buffers = any(type(part) not in BATCH_NORMS for part in owners)
 
     @torch.no_grad()
     def keep(self, names: list[str]) -> None:
         """Copy the current values of these parameters into existing tensors: a new copy takes four times as long."""
         copy_each([self._before[name] for name in names], [self.net.params[name] for name in names])
 
-    def before(self, *, buffers: bool) -> State:
-        """The state with the copied parameters. Its buffers are the module's own: computing at a state (core/state.py)
-        copies them first."""
-        return State(self._before, dict(self.net.module.named_buffers()) if buffers else {})
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that a training forward starts from now, copied if it depends on them."""
+        now = dict(self.net.module.named_buffers())
+        return {name: buffer.clone() for name, buffer in now.items()} if self._depends_on_buffers else now
+
+    def before(self, buffers: dict[str, Tensor], random: RandomState | None) -> State:
+        """The state with the copied parameters."""
+        return State(self._before, buffers, random)
+
+    def on_probe_batch(self, buffers: dict[str, Tensor]) -> Sites:
+        """What the sites see of the probe batch, with the draws that are the same at every step."""
+        with Tap(self.net) as tap, torch.no_grad():
+            torch.manual_seed(self._draws)
+            if self._depends_on_buffers:
+                outputs_at(self.net.module, State({}, buffers), self.probe_batch.x, "batch")
+            else:
+                outputs_now(self.net.module, self.probe_batch.x, "batch", self.preserved)
+        return tap.sites
 
     def metrics(self, raw: Mapping[str, Raw], more: Mapping[str, Tensor]) -> Metrics:
         """The measurements of one step: `more`, then the summaries of the probes' raw results. Call it in the order of
@@ -146,6 +175,8 @@ class Watch(AbstractContextManager["Watch"]):
         self._probe_sites = Sites()
 
     def __enter__(self) -> Watch:
+        self._buffers = self.observer.buffers() if self._needs & {"before", "probe_sites"} else {}
+        self._random = random_state(self.batch.x.device) if "before" in self._needs else None
         if self._tap is not None:
             self._tap.__enter__()
         return self
@@ -153,20 +184,21 @@ class Watch(AbstractContextManager["Watch"]):
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._tap is not None:
             self._tap.__exit__(kind, error, trace)
+        now = random_state(self.batch.x.device) if self._random is not None else ()
+        if all(torch.equal(one, other) for one, other in zip(self._random or (), now, strict=True)):
+            self._random = None  # the forward drew nothing
 
     def before_update(self) -> None:
         """Copy the parts of the net that the probes need, before the optimizer changes them."""
         start = time.perf_counter()
         observer = self.observer
-        with untouched_random_state(self.batch.x.device):
-            if "before" in self._needs:
-                observer.keep(list(observer.net.params))
-            elif "weights_before" in self._needs:
-                observer.keep([site.params[0] for site in observer.net.sites])
-            if "probe_sites" in self._needs:
-                with Tap(observer.net) as tap:
-                    outputs_now(observer.net.module, observer.probe_batch.x, "batch", observer.preserved)
-                self._probe_sites = tap.sites
+        if "before" in self._needs:
+            observer.keep(list(observer.net.params))
+        elif "weights_before" in self._needs:
+            observer.keep([site.params[0] for site in observer.net.sites])
+        if "probe_sites" in self._needs:
+            with untouched_random_state(self.batch.x.device):
+                self._probe_sites = observer.on_probe_batch(self._buffers)
         self.seconds += time.perf_counter() - start
 
     def raw(self) -> dict[str, Raw]:
@@ -182,7 +214,7 @@ class Watch(AbstractContextManager["Watch"]):
             objective=observer.objective,
             batch=self.batch,
             training=self._tap.training if self._tap is not None else TrainingSites(),
-            before=observer.before(buffers="before" in self._needs),
+            before=observer.before(self._buffers, self._random),
             probe=self._probe_sites,
             data=observer.data if "training_data" in self._needs else NO_DATA,
             test=observer.test if "test_data" in self._needs else NO_DATA,
@@ -192,13 +224,6 @@ class Watch(AbstractContextManager["Watch"]):
         self._tap, self._probe_sites = None, Sites()  # frees the memory before the next forward
         self.seconds += time.perf_counter() - start
         return raw
-
-
-@contextmanager
-def untouched_random_state(device: torch.device) -> Iterator[None]:
-    """Restores the global random state, so that a module that draws from it draws the same numbers when measured."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def first_non_finite_site(net: Net, x: Tensor) -> str | None:

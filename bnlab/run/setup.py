@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,12 +11,12 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
-from bnlab.core.errors import UsageError
+from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.spec import NormSpec, RunSpec
-from bnlab.core.state import Objective, objective
+from bnlab.core.state import Objective, PreservedBuffers, State, gradient_at, objective, untouched_random_state
 from bnlab.core.typed import check_options
-from bnlab.data.base import Batches, Dataset, augmentation, prepared, probe_batch
+from bnlab.data.base import Batches, Dataset, Split, augmentation, prepared, probe_batch
 from bnlab.net.adopt import build_net
 from bnlab.net.build import Net
 from bnlab.net.evaluate import Inference
@@ -39,8 +40,15 @@ class Setup:
     """The context of a training step's forward and backward pass."""
     objective: Objective
     optimizer: torch.optim.Optimizer
+    rates: tuple[float, ...]
+    """The learning rate of every parameter group of the optimizer, before warm-up and schedule."""
     observer: Observer
     schedule: Schedule
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the user's own parts was changed, in words."""
+        return self.net.notes
 
 
 def assemble(spec: RunSpec) -> Setup:
@@ -60,7 +68,8 @@ def assemble(spec: RunSpec) -> Setup:
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
     net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
     net.module.to(device, dtype)
-    if device.type == "cpu":  # saves a tenth to a third of a convolutional net's step (docs/lab.md)
+    # Saves a tenth to a third of a convolutional net's step (docs/lab.md); a user's forward may need the usual order.
+    if device.type == "cpu" and not net.adopted:
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
@@ -84,6 +93,9 @@ def assemble(spec: RunSpec) -> Setup:
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
     seen = probe_batch(dataset.train, probe_size, spec.seed)
+    optimizer = _optimizer(spec, net)
+    if net.adopted:
+        refuse_other_passes(net, loss, batches.at(0), f"model={spec.model.name}")
     return Setup(
         spec=spec,
         steps=steps,
@@ -93,7 +105,8 @@ def assemble(spec: RunSpec) -> Setup:
         inference=inference,
         precision=of_training(spec.precision, net, spec.device, spec.dtype),
         objective=loss,
-        optimizer=OPTIMIZERS.build(spec.optim.name, spec.optim.options, net.module.parameters(), spec.optim.lr),
+        optimizer=optimizer,
+        rates=tuple(float(group["lr"]) for group in optimizer.param_groups),
         observer=Observer(
             net=net,
             objective=loss,
@@ -107,6 +120,50 @@ def assemble(spec: RunSpec) -> Setup:
         ),
         schedule=schedule,
     )
+
+
+def _optimizer(spec: RunSpec, net: Net) -> torch.optim.Optimizer:
+    """The optimizer of the parameters that are trained.
+
+    Raises:
+        UsageError: one that is no optimizer of torch's kind, or whose step needs a closure.
+    """
+    key = f"optim={spec.optim.name}"
+    built = OPTIMIZERS.build(spec.optim.name, spec.optim.options, list(net.params.values()), spec.optim.lr)
+    if not isinstance(built, torch.optim.Optimizer):
+        raise UsageError(key, "is not a torch.optim.Optimizer", type(built).__name__)
+    closure = inspect.signature(built.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UsageError(key, "its step needs a closure, and a run has one forward a step", type(built).__name__)
+    return built
+
+
+def refuse_other_passes(net: Net, objective: Objective, batch: Split, key: str) -> None:
+    """Compare a training step's loss and gradients on one batch with those computed at a state, as probes do.
+
+    Raises:
+        UsageError: they differ, so that measurements would be those of another net.
+    """
+    module, device = net.module, batch.x.device
+    module.train()
+    state = replace(State.of(module), params={name: param.detach() for name, param in net.params.items()})
+    try:
+        with PreservedBuffers(module), untouched_random_state(device) as random:
+            loss = objective(module(batch.x), batch.y)
+            grads = torch.autograd.grad(loss, list(net.params.values()), materialize_grads=True)
+            again, others = gradient_at(module, replace(state, random=random), batch.x, batch.y, objective)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(key, cause(error)) from error
+    found = {"loss": (loss.detach(), again)}
+    for site in net.sites:
+        name = site.params[0]
+        found[f"gradient of {name}"] = (grads[list(net.params).index(name)], others[name])
+    for what, (one, other) in found.items():
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True):
+            remedy = "Draw from torch's global generator, and keep in buffers what a forward changes."
+            raise UsageError(key, f"two forwards from the same state do not have the same {what}", remedy=remedy)
 
 
 def cadence(*, every: Annotated[int, Ge(1)]) -> int:

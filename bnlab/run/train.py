@@ -20,14 +20,14 @@ from torch import Tensor
 from bnlab.board.events import Profile
 from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.seeds import stream
-from bnlab.core.state import correct
+from bnlab.core.state import correct, untouched_random_state
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host
 from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.record.journal import Record
 from bnlab.run import checkpoint, host
-from bnlab.run.observe import Recorder, Watch, first_non_finite_site, untouched_random_state
+from bnlab.run.observe import Recorder, Watch, first_non_finite_site
 from bnlab.run.setup import Setup
 
 DIVERGED_ABOVE = 1e3
@@ -114,6 +114,8 @@ class Run:
         setup, module, optimizer, schedule = self.setup, self.module, self.setup.optimizer, self.setup.schedule
         first = self.progress.step
         self.folder.log(f"from step {first} of {setup.steps}")
+        for note in setup.notes:
+            self.folder.log(note)
         self.folder.write_status({"status": "running", "step": first, "steps": setup.steps})
         module.train()
         for step in range(first, setup.steps):
@@ -124,8 +126,8 @@ class Run:
                     break
                 self._save(step)
             lr = learning_rate(setup.spec.optim, step, setup.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for group, rate in zip(optimizer.param_groups, setup.rates, strict=True):
+                group["lr"] = learning_rate(setup.spec.optim, step, setup.steps, rate)
             batch = setup.batches.at(step)
             due = schedule.due(step)
             evaluation = self._evaluated(step) if due else {}
@@ -275,6 +277,8 @@ def _provenance(folder: RunFolder, setup: Setup, more: Mapping[str, Any]) -> dic
     }
     if classes is not None:
         facts["classes"] = classes
+    if setup.notes:
+        facts["notes"] = list(setup.notes)
     now = host.provenance(spec.device, spec.threads)
     kept = {key: value for key, value in folder.provenance().items() if key not in now}
     return now | dict(more) | facts | kept

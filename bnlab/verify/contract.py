@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import PROBES
-from bnlab.core.spec import RunSpec
+from bnlab.core.seeds import stream
+from bnlab.core.spec import NormSpec, RunSpec
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Probe, Raw, Snapshot
 from bnlab.run.setup import Setup, assemble
 from bnlab.run.train import MEASUREMENTS
@@ -27,6 +28,7 @@ from bnlab.verify.checks import (
     RUN_CHECKS,
     BrokenError,
     Finding,
+    Trace,
     bits,
     findings,
     measuring_leaves_runs_alone,
@@ -54,6 +56,9 @@ def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Ite
             measured = measured_by(name, dense.probes.options[name], [dense, convolution])
             yield from findings(entry, {"built": lambda case: case.build()}, measured)
             yield from findings(entry, PROBE_CHECKS, measured)
+        case "model":
+            specs_of_norms = [replace(spec, norm=norm) for norm in _norms(dense) for spec in (dense, convolution)]
+            yield from _of_others(entry, specs_of_norms, MODEL_CHECKS)
         case _:
             yield from _of_others(entry, [dense, convolution])
 
@@ -92,9 +97,16 @@ def _on_each_kind(check: Callable[[Layer], None]) -> Callable[[Sequence[Layer]],
     return on_all
 
 
-def _of_others(entry: str, specs: Sequence[RunSpec]) -> Iterator[Finding]:
+def _norms(spec: RunSpec) -> list[NormSpec]:
+    """The norms with which a model is tried: the run's, its own, none."""
+    return [spec.norm, *(replace(spec.norm, name=name, options={}) for name in ("own", "none"))]
+
+
+def _of_others(
+    entry: str, specs: Sequence[RunSpec], more: Mapping[str, Callable[[RunSpec], None]] | None = None
+) -> Iterator[Finding]:
     """Checks of a model, a data set or an optimizer in the first run that accepts it: its initial values are
-    reproducible, and the checks of every run."""
+    reproducible, then `more`, and the checks of every run."""
     refusals = []
     for given in specs:
         try:
@@ -103,7 +115,7 @@ def _of_others(entry: str, specs: Sequence[RunSpec]) -> Iterator[Finding]:
             refusals.append(one_line(error))
             continue
         yield Finding(entry=entry, check="built", why=None)
-        yield from findings(entry, {"start": _start_is_reproducible}, spec)
+        yield from findings(entry, {"start": _start_is_reproducible, **(more or {})}, spec)
         yield from findings(entry, RUN_CHECKS, [spec])
         return
     yield Finding(entry=entry, check="built", why=refusals[0])
@@ -134,6 +146,66 @@ def _start_is_reproducible(spec: RunSpec) -> None:
         starts.append(bits(setup.net.module.state_dict()) | data)
     if differing := unlike(*starts):
         raise BrokenError(f"{differing[0]} differs each time: draw it from bnlab.core.seeds.stream")
+
+
+AT_REST, NEAR = 1e-8, 1e-3
+"""A learning rate at which nothing moves, and how near a measurement is then to the value that it must have."""
+
+
+def nothing_moves_at_rest(spec: RunSpec) -> None:
+    """With a learning rate of almost 0, measurements are of one net: along the gradient the loss is the training loss,
+    activations do not drift, and the gradient does not change. A probe that measured another net than the one that is
+    trained, with other dropout masks or other modes, would show it."""
+    probes = replace(spec.probes, options={**spec.probes.options, "ics": {}})
+    still = replace(spec, probes=probes, optim=replace(spec.optim, lr=AT_REST, schedule="constant", warmup_steps=0))
+    for record in _trained(still).records:
+        loss, gradient = record.get("train_loss"), record.get("grad_norm_total")
+        if not loss or "loss_hi" not in record:
+            continue
+        moves = 10 * AT_REST * (gradient or 0) ** 2  # what the loss may change by along the gradient
+        for name in ("loss_lo", "loss_hi"):
+            if record[name] is None or abs(record[name] - loss) > NEAR * abs(loss) + moves:
+                raise BrokenError(f"with a learning rate of almost 0, {name} is {record[name]}, the loss is {loss}")
+        for name, wanted in AT_REST_WANTED.items():
+            for value in record.get(name) or ():
+                if value is not None and abs(value - wanted) > NEAR:
+                    raise BrokenError(f"with a learning rate of almost 0, {name} is {value:.3g}, not {wanted:g}")
+
+
+AT_REST_WANTED = {
+    "drift_mean.pre": 0.0,
+    "drift_mean.act_in": 0.0,
+    "drift_logvar.pre": 0.0,
+    "drift_logvar.act_in": 0.0,
+    "ics_rel": 0.0,
+    "ics_cos": 1.0,
+}
+
+
+def gradients_are_those_of_autograd(spec: RunSpec) -> None:
+    """The `grad_norm` of each site is the norm of the gradient that autograd leaves at the site's weight."""
+    setup = assemble(spec)
+    torch.manual_seed(stream(spec.seed, "noise").initial_seed())  # as in training
+    batch = setup.batches.at(0)
+    setup.objective(setup.net.module(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+    measured = _trained(spec).records[0]["grad_norm"]
+    for site, value in zip(setup.net.sites, measured, strict=True):
+        gradient = site.affine.get_parameter("weight").grad
+        norm = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient))
+        if value is None or abs(value - norm) > NEAR * norm:
+            raise BrokenError(f"grad_norm of {site.name} is {value}, and autograd gives {norm:.6g}")
+
+
+def _trained(spec: RunSpec, change: Callable[[Setup], Setup] = lambda setup: setup) -> Trace:
+    """The run after its training; its folder is removed."""
+    with tempfile.TemporaryDirectory(prefix="bnlab-verify-") as folder:
+        return trace(spec, Path(folder), change)
+
+
+MODEL_CHECKS: dict[str, Callable[[RunSpec], None]] = {
+    "at rest": nothing_moves_at_rest,
+    "gradients": gradients_are_those_of_autograd,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +305,7 @@ def recorded(name: str, spec: RunSpec) -> Recorded:
         setup.observer.probes[name] = cast(Probe, found[0])
         return setup
 
-    with tempfile.TemporaryDirectory(prefix="bnlab-verify-") as folder:
-        trace(spec, Path(folder), insert)
+    _trained(spec, insert)
     return found[0]
 
 

@@ -24,7 +24,7 @@ from bnlab.norms.base import population_of
 from bnlab.run.setup import Setup, assemble
 
 SpecOf = Callable[..., RunSpec]
-NAMES = list(config.available("norm", [config.packaged_dir()]))
+NAMES = [name for name in config.available("norm", [config.packaged_dir()]) if name != "own"]
 
 
 def _net() -> Net:

@@ -12,7 +12,7 @@ from bnlab.core.registry import NORMS
 from bnlab.core.spec import RunSpec
 from bnlab.verify.norm_contract import CHECKS, KINDS, TRAITS, C, Layer
 
-NAMES = list(config.available("norm", [config.packaged_dir()]))
+NAMES = [name for name in config.available("norm", [config.packaged_dir()]) if name != "own"]
 CASES = [(name, dims) for name in NAMES for dims in KINDS if (name, dims) != ("instance", 0)]
 STOPPED = {"stopgrad_batch", "batch_renorm"}
 """Norms whose gradient is not the derivative: it takes what the norm detaches for constants."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -123,6 +123,57 @@ def test_the_loop_steps_at_the_scheduled_rate(
     ended = run(spec)
     rates = [record["lr"] for record in ended.records if "lr" in record]
     assert rates == pytest.approx([learning_rate(spec.optim, step, 9) for step in range(9)], rel=1e-12)
+
+
+class Closed(torch.optim.LBFGS):
+    """Its step needs a closure."""
+
+
+@pytest.fixture
+def mine() -> Iterator[Callable[[Callable[..., Any]], None]]:
+    """Registers a function as `optim=mine`."""
+    yield OPTIMIZERS.register("mine")
+    OPTIMIZERS.forget("mine")
+
+
+def _with(spec: RunSpec, name: str) -> RunSpec:
+    return replace(spec, optim=replace(spec.optim, name=name, options={}))
+
+
+def test_each_group_of_parameters_keeps_its_share_of_the_rate(
+    mine: Any, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    def grouped(params: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        listed = list(params)
+        vectors, matrices = ([p for p in listed if p.ndim in dims] for dims in ((1,), (2, 4)))
+        groups = [{"params": vectors, "lr": 0.0}, {"params": matrices[:1], "lr": lr / 2}, {"params": matrices[1:]}]
+        return torch.optim.SGD(groups, lr=lr)
+
+    mine(grouped)
+    spec = spec_of("optim.schedule=cosine", "optim.warmup_steps=3", "dtype=float64", "steps=4", "probes=none")
+    fresh = assemble(_with(spec, "mine"))
+    ended = run(_with(spec, "mine"))
+    before, after = (dict(setup.net.module.named_parameters()) for setup in (fresh, ended.setup))
+    for name, param in after.items():
+        assert torch.equal(param, before[name]) == (param.ndim == 1), name
+    last = learning_rate(spec.optim, 3, 4)
+    rates = [group["lr"] for group in ended.setup.optimizer.param_groups]
+    assert rates == pytest.approx([0.0, last / 2, last], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda params, lr: Closed(params, lr=lr), r"optim=mine: its step needs a closure, .*, got 'Closed'\."),
+        (lambda params, lr: list(params), r"optim=mine: is not a torch\.optim\.Optimizer, got 'list'\."),
+    ],
+)
+def test_what_a_run_cannot_step_with_is_refused(
+    make: Callable[..., Any], message: str, mine: Any, spec_of: Callable[..., RunSpec]
+) -> None:
+    mine(make)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        assemble(_with(spec_of(), "mine"))
 
 
 def test_weight_decay_of_sgd_in_a_run_is_a_pull_towards_zero(

@@ -38,7 +38,7 @@ EVERYWHERE = ("probes.points=100", "probes.eval_points=100")
 
 MODEL_NAMES = list(config.available("model", [config.packaged_dir()]))
 DENSE = ("mlp", "deep_linear")
-NORM_NAMES = list(config.available("norm", [config.packaged_dir()]))
+NORM_NAMES = [name for name in config.available("norm", [config.packaged_dir()]) if name != "own"]
 
 
 PAIRS = [("before", "sgd"), ("before", "adam"), ("after", "sgd"), ("after", "adam")]
@@ -105,6 +105,25 @@ def test_a_run_with_every_probe_is_bit_for_bit_the_run_with_none(
         assert {int(value) for value in _buffers(measured, "num_batches_tracked")} <= {steps}, (
             "counted a measured batch"
         )
+
+
+@pytest.mark.parametrize("norm", NORM_NAMES)
+def test_at_rest_every_pass_is_that_of_the_training_step(
+    norm: str, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    """Also of norms whose forward depends on buffers: injected noise, running statistics in the forward."""
+    model = "cnn" if norm == "instance" else "mlp"
+    spec = spec_of(f"norm={norm}", "optim.lr=1e-8", "steps=6", "dtype=float64", model=model)
+    spec = replace(spec, probes=spec_of(*FULL, model=model).probes)
+    moves = norm in ("noisy_batch", "noisy_none", "batch_renorm", "frozen_batch")  # by its noise, its statistics
+    for record in run(spec).records:
+        if "loss_lo" in record:
+            assert record["loss_lo"] == pytest.approx(record["train_loss"], rel=1e-4)
+            assert record["loss_hi"] == pytest.approx(record["train_loss"], rel=1e-4)
+            assert record["ics_cos"] == pytest.approx([1.0] * len(record["ics_cos"]), abs=1e-4)
+        if "drift_mean.act_in" in record and not moves:
+            drift = [value for value in record["drift_mean.act_in"] if value is not None]
+            assert drift == pytest.approx([0.0] * len(drift), abs=1e-4)
 
 
 def _buffers(traced: Trace, ending: str) -> list[Tensor]:

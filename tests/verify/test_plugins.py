@@ -598,7 +598,7 @@ def test_models_data_sets_and_optimizers_are_held_to_their_runs(
 ) -> None:
     (there / "good.py").write_text(OTHERS.format(noise="", attribute="", slower="1"))
     code, rows = _shown("good.py", capsys)
-    assert (code, [row["why"] for row in rows]) == (0, [None] * 12)
+    assert (code, [row["why"] for row in rows]) == (0, [None] * 14)
     assert {row["entry"] for row in rows} == {"data=line", "model=shallow", "optim=descent"}
     for registry, name in (("data", "line"), ("model", "shallow"), ("optim", "descent")):
         next(one for one in REGISTRIES if one.group == registry).forget(name)
