@@ -278,8 +278,13 @@ def objective(loss: str, reduction: str) -> Objective:
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many rows of `outputs` [B, K] have their largest entry at the target class [B]: a scalar count."""
-    return (outputs.argmax(dim=1) == targets).sum()
+    """How many rows of `outputs` [B, K] have their largest entry at the target class [B]: a scalar count. A row with
+    NaN is wrong, whatever its target.
+
+    >>> correct(torch.tensor([[2.0, 1.0], [torch.nan, torch.nan]]), torch.tensor([0, 0])).item()
+    1
+    """
+    return ((outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)).sum()
 
 
 class Moments:

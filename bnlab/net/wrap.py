@@ -29,6 +29,9 @@ Passed = tuple[Tensor, Tensor]
 """The input and the output of a module."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LARGEST_SAVED_EPS = 1e-3
+"""Up to this eps a variance is read off the 1 / sqrt(variance + eps) that a batch norm saves. In float32 its error is
+then 3e-7 (variance + eps) by rounding: 3e-10 at most where eps is all. With a larger one it is computed from pre."""
 
 
 AWrap = TypeVar("AWrap", bound="Wrapped")
@@ -79,7 +82,7 @@ class TrainingSites:
     backward pass would free: that would cost a small convolutional net a twentieth of its step."""
 
     pre: list[SavedMoments | Tensor] = field(default_factory=list)
-    """What the site's batch norm saved of its input; pre itself where there is no batch norm."""
+    """What the site's batch norm saved of its input; pre itself where there is none, or one without a `saved_eps`."""
     delta_norms: dict[int, Tensor] = field(default_factory=dict)
     """By site, after the backward pass: the norm of the loss's gradient at pre, a scalar; empty unless requested."""
 
@@ -211,13 +214,20 @@ def site_shapes(net: Net, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]
     return [tuple(pre.shape[1:]) for pre in one_example(net, input_shape).pre]
 
 
+def saved_eps(norm: nn.Module | None) -> float | None:
+    """The eps of torch's own batch norm, if the moments that it saves are exact enough; else None."""
+    if isinstance(norm, BATCH_NORMS) and type(norm) in BATCH_NORMS and norm.eps <= LARGEST_SAVED_EPS:
+        return norm.eps
+    return None
+
+
 def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
     """What torch's batch norm saves of its input for its backward pass; to be read before that pass, which frees it.
 
     Private attributes of autograd: their presence and shape are checked, and the result is None where anything differs
     from what is expected. Then the moments are computed from the input instead.
     """
-    if type(norm) not in BATCH_NORMS or not norm.training:
+    if saved_eps(norm) is None or not norm.training:
         return None
     mean, inverse_sd = getattr(out.grad_fn, "_saved_result1", None), getattr(out.grad_fn, "_saved_result2", None)
     if mean is None or inverse_sd is None or not mean.shape == inverse_sd.shape == out.shape[1:2]:

@@ -23,7 +23,7 @@ from bnlab.core.registry import PROBES
 from bnlab.core.study import evenly
 from bnlab.net.build import Net
 from bnlab.net.wrap import one_example
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site, not_infinite
 
 HISTOGRAM_LIMIT = 1000.0
 HISTOGRAM_BINS = 120
@@ -162,14 +162,15 @@ class Activations:
                 moved = now["mean"] - carry[f"{prefix}mean"]
                 distances[f"drift_mean{suffix}"] = standardized(moved, var, carry[f"{prefix}var"])
                 change = np.abs(now["log_var"] - carry[f"{prefix}log_var"])
-                distances[f"drift_logvar{suffix}"] = np.where(var == carry[f"{prefix}var"], var.dtype.type(0), change)
+                same = (var == carry[f"{prefix}var"]) & np.isfinite(var)
+                distances[f"drift_logvar{suffix}"] = np.where(same, var.dtype.type(0), change)
         extremes = {}
         if "shares" in raw and carry:
             low, middle, high = raw["shares"]
             extremes["p50_max"] = np.maximum(carry.get("p50_max", middle), middle)
             extremes["p50_min"] = np.minimum(carry.get("p50_min", middle), middle)
             moved = extremes["p50_max"] - extremes["p50_min"]
-            distances["drift50"] = moved / np.where(moved == 0, 1, high - low)
+            distances["drift50"] = share(moved, high - low)
         medians = np.concatenate(
             [percentiles(part, [0.5])[0] for part in layout.by_row(np.stack([*distances.values()]))], 1
         )
@@ -225,9 +226,16 @@ def standardized(difference: HostArray, var: HostArray, other_var: HostArray) ->
     >>> standardized(np.array([3.0, 0.0]), np.array([1.0, 0.0]), np.array([17.0, 0.0])).tolist()
     [1.0, 0.0]
     """
-    distance = np.abs(difference)
-    sd = np.sqrt((var + other_var) / 2)
-    return distance / np.where(distance == 0, 1, sd)
+    return share(np.abs(difference), np.sqrt((var + other_var) / 2))
+
+
+def share(above: HostArray, below: HostArray) -> HostArray:
+    """above / below; 0 where `above` is 0, and NaN where `below` is infinite.
+
+    >>> share(np.array([1.0, 0.0, 1.0]), np.array([2.0, 0.0, np.inf])).tolist()
+    [0.5, 0.0, nan]
+    """
+    return above / np.where(above == 0, 1, not_infinite(below))
 
 
 def percentiles(x: HostArray, shares: Sequence[float]) -> list[HostArray]:

@@ -135,6 +135,15 @@ def layout_of(probe: object, net: Net, input_shape: tuple[int, ...]) -> tuple[An
     return (probe.layout(net, input_shape),) if isinstance(probe, HasLayout) else ()
 
 
+def not_infinite(x: HostArray) -> HostArray:
+    """x, NaN where it is infinite: too large for its dtype, so that a quotient over it would be 0 and not null.
+
+    >>> not_infinite(np.array([1.0, np.inf])).tolist()
+    [1.0, nan]
+    """
+    return np.where(np.isinf(x), x.dtype.type(np.nan), x)
+
+
 def by_site(values: HostArray, channels: Sequence[int]) -> list[HostArray]:
     """[..., C of all sites] as one [..., C] for each site, C 0 at a site that is not in it.
 

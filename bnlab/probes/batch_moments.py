@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bnlab.core.registry import PROBES
 from bnlab.net.build import Net
-from bnlab.net.wrap import BATCH_NORMS, SavedMoments, site_shapes
+from bnlab.net.wrap import SavedMoments, saved_eps, site_shapes
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 
@@ -24,8 +24,8 @@ class Layout(NamedTuple):
 
     channels: list[int]
     eps: list[float | None]
-    """Where a batch norm of torch's sees pre, its eps: the spread in `Raw` is there 1 / sqrt(variance + eps), as that
-    norm saves it, and the variance elsewhere."""
+    """Where pre is seen by a batch norm with a `saved_eps`, this: the spread in `Raw` is there the norm's own
+    1 / sqrt(variance + eps), and the variance elsewhere."""
 
 
 @PROBES.register("batch_moments")
@@ -35,7 +35,8 @@ class BatchMoments:
     needs: ClassVar[frozenset[Need]] = frozenset({"training_sites"})
     metrics: ClassVar[Mapping[str, str]] = {
         "batch_mean": "mean over channels of the channel mean of pre, training batch",
-        "batch_var": "mean over channels of the channel variance (biased) of pre, training batch",
+        "batch_var": "mean over channels of the channel variance (biased) of pre, training batch; below a batch norm "
+        "of eps <= 1e-3, in float32, exact to 3e-7 (variance + eps)",
     }
     groups: ClassVar[Mapping[str, str]] = {
         "batch_mean": "7_batch_mean",
@@ -46,7 +47,7 @@ class BatchMoments:
         norms = [site.norm if site.norm_first else None for site in net.sites]
         return Layout(
             channels=[shape[0] for shape in site_shapes(net, input_shape)],
-            eps=[norm.eps if isinstance(norm, BATCH_NORMS) and type(norm) in BATCH_NORMS else None for norm in norms],
+            eps=[saved_eps(norm) for norm in norms],
         )
 
     def measure(self, snapshot: Snapshot, layout: Layout) -> Raw:

@@ -46,9 +46,6 @@ from bnlab.net.wrap import NormTap
 from bnlab.norms.base import statistics_in_use, tensors_of
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site
 
-ROUNDING = 64
-"""A standard deviation below so many units in the last place of the mean is rounding: a true 0."""
-
 Layout = dict[str, list[int]]
 """For each tensor of `Raw`, the channels of every site; 0 at a site that is not in it."""
 InUse = dict[int, tuple[Tensor, Tensor | None]]
@@ -142,29 +139,40 @@ def _learned(net: Net) -> dict[str, dict[int, Tensor]]:
 
 
 def central_moments(x: Tensor) -> Tensor:
-    """Mean, and mean of (x - mean)^p for p = 2, 3, 4 per channel, [4, C], of x [B, C] or [B, C, H, W].
+    """The mean as it is rounded, and the mean of (x - that)^p for p = 1, 2, 3, 4 per channel, [5, C], of x [B, C] or
+    [B, C, H, W]. p = 1 is what rounding took from the mean.
 
     >>> central_moments(torch.tensor([[0.0], [0.0], [0.0], [4.0]])).flatten().tolist()
-    [1.0, 3.0, 6.0, 21.0]
+    [1.0, 0.0, 3.0, 6.0, 21.0]
     """
     over = [axis for axis in range(x.ndim) if axis != 1]
     mean = x.mean(dim=over, keepdim=True)
     centred = x - mean
     square = centred.square()
-    powers = [part.mean(dim=over) for part in (square, square * centred, square.square())]
+    powers = [part.mean(dim=over) for part in (centred, square, square * centred, square.square())]
     return torch.stack([mean.flatten(), *powers])
 
 
 def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor | None) -> Tensor:
-    """Per channel [5, C], from the central moments [K, 4, C] of K batches of m values, and running mean and variance
+    """Per channel [5, C], from the `central_moments` [K, 5, C] of K batches of m values, and running mean and variance
     [C]: whether the channel is constant (1 or 0), then the two gaps and the two noises, NaN where there are none.
+
+    A channel is constant if its standard deviation is at most one unit in the last place of its mean, which is the
+    rounding of the values themselves. A moment too large or too small for its dtype is NaN: in float32, the fourth of
+    a channel with a standard deviation above some 1e9 or below 1e-9.
 
     >>> moments = torch.stack([central_moments(x) for x in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])])
     >>> [round(x, 4) for x in figures_of(moments, 2, torch.tensor([5.0]), torch.tensor([20 / 3])).flatten().tolist()]
     [0.0, 0.3873, 0.0, 1.5492, 0.0]
     """
-    wide = moments.dtype if moments.device.type == "mps" else torch.float64
-    batch_mean, batch_var, third, fourth = moments.to(wide).unbind(dim=1)  # [K, C] each
+    wide, limits = moments.dtype if moments.device.type == "mps" else torch.float64, torch.finfo(moments.dtype)
+    rounded, rest, second, third, fourth = moments.to(wide).unbind(dim=1)  # [K, C] each
+    fourth = torch.where((fourth < limits.tiny) & (second > 0), torch.nan, fourth)
+    second, fourth = (torch.where(of.isinf(), torch.nan, of) for of in (second, fourth))
+    rest = torch.where(rest**2 > limits.eps * second, rest, 0.0)  # else below the rounding of the second
+    batch_mean, batch_var = rounded + rest, second - rest**2
+    fourth = fourth - rest * (4 * third - 6 * rest * second + 3 * rest**3)
+    third = third - rest * (3 * second - 2 * rest**2)
     mean = batch_mean.mean(dim=0)  # [C], like all below
     d = batch_mean - mean
     biased = (batch_var + d**2).mean(dim=0)  # E[mu_B^2 + sigma_B^2] - E[mu_B]^2, without its cancellation
@@ -172,7 +180,7 @@ def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor 
     n = len(moments) * m
     var = biased * n / (n - 1)
     sd = var.sqrt()
-    constant = biased.sqrt() <= ROUNDING * torch.finfo(moments.dtype).eps * mean.abs()  # False for NaN, which must show
+    constant = biased.sqrt() <= limits.eps * mean.abs()  # False for NaN, which must show
     none = torch.full_like(mean, torch.nan)
     figures = [
         (mean_in_use.to(wide) - mean).abs() / sd,

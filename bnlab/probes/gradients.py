@@ -23,7 +23,7 @@ from bnlab.core.state import State, gradient_at, loss_at, norm_each, subtract_ea
 from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import AffineTap
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, not_infinite
 
 ROUNDING = 64
 """A sum below so many units in the last place of the sum of absolute values is rounding: a true 0, such as that of
@@ -99,8 +99,8 @@ class Gradients:
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, names: list[str]) -> tuple[Metrics, Carry]:
         # A row of one norm a site for each figure, in the order of `measure`, then the norms of all other gradients.
         rows, sites = 1 + 2 * self.updates + self.deltas, len(names)
-        by_site = list(raw["norms"][: rows * sites].reshape(rows, sites))
-        others = raw["norms"][rows * sites :]
+        norms = not_infinite(raw["norms"])
+        by_site, others = list(norms[: rows * sites].reshape(rows, sites)), norms[rows * sites :]
         delta_norm = by_site.pop(0) if self.deltas else None
         grad_norm = by_site.pop(0)
         metrics: Metrics = {"grad_norm": grad_norm}

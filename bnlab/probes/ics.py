@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bnlab.core.registry import PROBES
 from bnlab.core.state import State, gradient_at, norm_each, staircase, subtract_each
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, not_infinite
 
 
 @PROBES.register("ics")
@@ -60,6 +60,7 @@ class ICS:
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         change, same = raw["change"], raw["change"] == 0  # equal gradients: also where both are 0
         with np.errstate(all="ignore"):  # the journal marks what is not finite
-            relative = np.where(same, change, change / raw["norm"])
-            cos = np.clip(raw["dot"] / raw["norm"] / raw["norm_updated"], -1, 1)
+            norm, norm_updated = not_infinite(raw["norm"]), not_infinite(raw["norm_updated"])
+            relative = np.where(same, change, change / norm)
+            cos = np.clip(raw["dot"] / norm / norm_updated, -1, 1)
         return {"ics": change, "ics_rel": relative, "ics_cos": np.where(same, change.dtype.type(1), cos)}, carry

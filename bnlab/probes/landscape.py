@@ -25,7 +25,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import gradient_at, line, norm_each, subtract_each
-from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
+from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, not_infinite
 
 ALONG_GRADIENT = {
     "loss_lo": "min over k of L(theta - a_k g): the lowest loss within reach of a step along the gradient",
@@ -84,7 +84,7 @@ class Landscape:
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         metrics: Metrics = {}
-        loss, norm = raw["loss"], raw["norm"]
+        loss, norm = not_infinite(raw["loss"]), not_infinite(raw["norm"])
         for prefix in ("", "random_") if self.random else ("",):
             losses, changes = raw[f"{prefix}losses"], raw[f"{prefix}changes"]  # each [K]
             lo, hi, change = losses.min(), losses.max(), changes.max()

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.core.registry import PROBES
-from bnlab.core.state import loss_at
+from bnlab.core.state import State, loss_at, outputs_at
 from bnlab.net.build import Net
 from bnlab.net.wrap import Tap
 from bnlab.norms.batch_reference import BatchReference
@@ -37,19 +37,22 @@ from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | BatchReference
 Norms = list[BatchNorm | None]
 """The batch norm of every site between its affine map and its nonlinearity, if there is one."""
-ROUNDING = 64
-"""A right side below so many units in the last place of its first term is rounding: a true 0."""
+CANCELLED = 1e-6
+"""A right side below this share of its first term is a true 0, but for rounding: six of float64's sixteen digits are
+lost to its subtractions, so that the errors of all others are of 1e-9 at most."""
 
 
 @PROBES.register("lipschitz")
 class Lipschitz:
     """On the training batch, at the weights before the update, by a forward and a backward pass. At sites with a batch
-    norm between the affine map and the nonlinearity; null at others, and absent from nets without any."""
+    norm between the affine map and the nonlinearity; null at others, and absent from nets without any.
+
+    y and g are those of the net; from these on, the norm's own backward pass and both sides are computed in float64."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"before"})
     metrics: ClassVar[Mapping[str, str]] = {
         "thm41_error": "max over channels of |left - right| / right of the equality in the proof of Santurkar et al. "
-        "2018, theorem 4.1; channels where right is 0 are left out",
+        "2018, theorem 4.1, for the batch norm in float64; channels where right is 0 are left out",
         "thm41_raw": "sum over channels of gamma^2 / sigma^2 ||g||^2, g = dL/dz above the batch norm: the squared "
         "gradient below it, were its statistics constants",
         "thm41_mean": "sum over channels of what the mean removes from that: gamma^2 / sigma^2 <1, g>^2 / m",
@@ -76,18 +79,25 @@ class Lipschitz:
         measured = {index: norm for index, norm in enumerate(norms) if norm is not None}
         if not measured:
             return {}
-        params = {name: value.detach().requires_grad_() for name, value in snapshot.before.params.items()}
+        before = snapshot.before
+        params = {name: value.detach().requires_grad_() for name, value in before.params.items()}
         with torch.enable_grad():
             with Tap(net) as tap:
-                at = replace(snapshot.before, params=params)
+                at = replace(before, params=params)
                 loss = loss_at(net.module, at, batch.x, batch.y, snapshot.objective)
-            y, z = ([of[index] for index in measured] for of in (tap.sites.pre, tap.sites.act_in))
-            grads = torch.autograd.grad(loss, [*y, *z])
+            gradients = torch.autograd.grad(loss, [tap.sites.act_in[index] for index in measured])
         names = {param: name for name, param in net.params.items()}
+        wide = torch.float32 if batch.x.device.type == "mps" else torch.float64
         rows = []
-        for norm, pre, below, above in zip(measured.values(), y, grads[: len(y)], grads[len(y) :], strict=True):
-            gamma = None if norm.weight is None else snapshot.before.params[names[norm.weight]]
-            rows.append(summary(terms(pre.detach(), below, above, gamma, norm.eps), pre.dtype))
+        for (index, norm), gradient in zip(measured.items(), gradients, strict=True):
+            own = {name: before.params[names[param]].to(wide) for name, param in norm.named_parameters()}
+            state = State(own, {name: buffer.to(wide) for name, buffer in norm.named_buffers()})
+            y, above = tap.sites.pre[index].detach().to(wide).requires_grad_(), gradient.to(wide)
+            kept = net.module.training and not norm.training  # in evaluation, by the module's own train()
+            with torch.enable_grad():
+                (below,) = torch.autograd.grad(outputs_at(norm, state, y, "running" if kept else "batch"), y, above)
+            of = terms(y.detach(), below, above, own.get("weight"), norm.eps)
+            rows.append(summary(of).to(batch.x.dtype))
         return {"rows": torch.stack(rows)}
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, norms: Norms) -> tuple[Metrics, Carry]:
@@ -109,21 +119,19 @@ class Terms(NamedTuple):
 
 
 def terms(y: Tensor, below: Tensor, above: Tensor, gamma: Tensor | None, eps: float) -> Terms:
-    """Both sides, from y, below = dL/dy and above = dL/dz, each [B, C] or [B, C, H, W], and gamma [C] (None: 1).
-
-    Summed in float64 where the device has it, since the right side is a difference.
+    """Both sides, from y, below = dL/dy and above = dL/dz, each [B, C] or [B, C, H, W], and gamma [C] (None: 1). The
+    right side is a difference: of float32 tensors little is left of it in small batches.
 
     >>> y, g = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([[1.0], [0.0], [0.0]])
     >>> [round(term.item(), 4) for term in terms(y, torch.zeros(3, 1), g, None, 0.0)]  # sigma^2 = 2 / 3
     [0.0, 1.5, 0.5, 0.75]
     """
-    wide = y.dtype if y.device.type == "mps" else torch.float64
-    y, below, above = (x.to(wide).transpose(0, 1).flatten(1) for x in (y, below, above))  # [C, m]
+    y, below, above = (x.transpose(0, 1).flatten(1) for x in (y, below, above))  # [C, m]
     m = y.shape[1]
     centred = y - y.mean(dim=1, keepdim=True)
     var = centred.square().mean(dim=1)  # [C]
     sigma2 = var + eps
-    scale = (1.0 if gamma is None else gamma.to(wide).square()) / sigma2
+    scale = (1.0 if gamma is None else gamma.square()) / sigma2
     along = (above * centred).sum(dim=1).square() / sigma2  # <g, y_hat>^2
     return Terms(
         left=below.square().sum(dim=1),
@@ -133,10 +141,10 @@ def terms(y: Tensor, below: Tensor, above: Tensor, gamma: Tensor | None, eps: fl
     )
 
 
-def summary(of: Terms, dtype: torch.dtype) -> Tensor:
+def summary(of: Terms) -> Tensor:
     """A site's figures [4]: the largest relative error of its channels, -1 where none has a right side that is not 0;
     then the sums of raw, mean and corr."""
     right = of.raw - of.mean - of.corr
-    zero = right <= ROUNDING * torch.finfo(dtype).eps * of.raw  # False for NaN, which must show
+    zero = right <= CANCELLED * of.raw  # False for NaN, which must show
     error = torch.where(zero, -1.0, (of.left - right).abs() / right).max()
-    return torch.stack([error, of.raw.sum(), of.mean.sum(), of.corr.sum()]).to(dtype)
+    return torch.stack([error, of.raw.sum(), of.mean.sum(), of.corr.sum()])

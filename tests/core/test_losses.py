@@ -59,3 +59,11 @@ def test_correct_counts_the_rows_whose_largest_entry_is_the_class() -> None:
     found = correct(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES))
     assert found.item() == expected
     assert found.shape == ()
+
+
+@pytest.mark.parametrize("row", [[math.nan, math.nan, math.nan], [math.nan, 1.0, 2.0], [3.0, math.nan, 1.0]])
+def test_a_row_with_nan_is_wrong_for_every_class(row: list[float]) -> None:
+    """An argmax takes NaN for the largest: a net whose outputs are all NaN would have the share of class 0."""
+    assert correct(torch.tensor([row] * 3), torch.arange(3)).item() == 0
+    rows = torch.cat([torch.tensor([row]), torch.eye(3)])
+    assert correct(rows, torch.tensor([0, 0, 1, 0])).item() == 2

@@ -110,7 +110,7 @@ def test_the_precise_variance_is_that_of_all_values_together(spec_of: SpecOf) ->
     """E[mu_B^2 + sigma_B^2] - E[mu_B]^2 (Wu & Johnson 2021), times n / (n - 1)."""
     x = torch.randn(40, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 7
     batches = [central_moments(part) for part in x.split(8)]
-    mu, var = torch.stack([b[0] for b in batches]), torch.stack([b[1] for b in batches])
+    mu, var = torch.stack([b[0] for b in batches]), torch.stack([b[2] for b in batches])
     precise = ((mu**2 + var).mean(dim=0) - mu.mean(dim=0) ** 2) * 800 / 799
     everything = x.transpose(0, 1).flatten(1)
     torch.testing.assert_close(precise, everything.var(dim=1), rtol=1e-12, atol=0)
@@ -333,6 +333,41 @@ def test_constant_channels_are_left_out_and_a_layer_of_them_is_null() -> None:
         x_constant[:, 0] = value
         found = _measured(_net(norm), x_constant, 10)
         assert all(math.isnan(found[name][0]) for name in STATISTICS)
+
+
+@pytest.mark.parametrize("relative", [5e-6, 1e-6, 5e-7])
+@pytest.mark.parametrize("mean", [1.3, -17.0, 1000.0])
+def test_a_channel_that_varies_little_against_its_mean_is_measured(mean: float, relative: float) -> None:
+    """Of float32 values, against the same figures in float64. Down to some units in the last place of the mean, which
+    is 1.2e-7 of it at most: there the figures keep two digits, since the statistics in use have a rounding too."""
+    generator = torch.Generator().manual_seed(11)
+    x = (mean * (1 + relative * torch.randn(40, 64, 1, generator=generator, dtype=torch.float64))).float()
+    in_use = torch.tensor([mean * (1 + relative)]), torch.tensor([(2 * mean * relative) ** 2])
+    narrow, wide = (
+        figures_of(torch.stack([central_moments(part) for part in of]), 64, *in_use) for of in (x, x.double())
+    )
+    assert narrow[0] == wide[0] == 0
+    torch.testing.assert_close(narrow[1:].double(), wide[1:], rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e4, 1 / 3])
+@pytest.mark.parametrize("shape", [(64, 3), (32, 3, 16, 16)])
+def test_a_constant_channel_is_constant_whatever_its_rounded_mean(shape: tuple[int, ...], value: float) -> None:
+    x = torch.full(shape, value)
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    moments = torch.stack([central_moments(x)] * 4)
+    assert figures_of(moments, x.numel() // 3, torch.ones(3), torch.ones(3))[0].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(("scale", "known"), [(1e-12, 3), (1e-8, 4), (1e8, 4), (1e12, 3), (1e20, 0)])
+def test_moments_beyond_their_dtype_are_null_and_not_0(scale: float, known: int) -> None:
+    """The fourth power of 1e12 is infinite in float32 and that of 1e-12 is 0; of 1e20 the square is infinite too."""
+    x = scale * torch.randn(20, 50, 1, generator=torch.Generator().manual_seed(12))
+    moments = torch.stack([central_moments(part) for part in x])
+    found = figures_of(moments, 50, torch.tensor([scale]), torch.tensor([scale]) ** 2)[1:, 0]
+    assert torch.isfinite(found).tolist() == [index < known for index in range(4)]
+    assert bool((found[:known] > 0).all())
 
 
 def test_a_nan_in_one_channel_is_seen(spec_of: SpecOf) -> None:

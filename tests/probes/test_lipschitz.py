@@ -44,16 +44,29 @@ def test_figures_are_the_terms_of_the_theorem_at_every_batch_norm(
                 assert record[name][index] == pytest.approx(expected[name][index], rel=1e-11), (step, name)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("norm", ["batch", "batch_reference"])
 @pytest.mark.parametrize("model", ["mlp", "cnn", "deep_linear"])
 def test_the_equality_holds_while_a_net_trains(
-    model: str, norm: str, dtype: str, tolerance: float, spec_of: SpecOf, trained: Callable[..., Any]
+    model: str, norm: str, dtype: str, spec_of: SpecOf, trained: Callable[..., Any]
 ) -> None:
     run = trained(spec_of(*PROBED[:-1], "steps=30", f"norm={norm}", f"dtype={dtype}", model=model))
     errors = [error for record in run.records for error in record["thm41_error"][:-1]]
     assert len(errors) == 30 * (len(run.setup.net.sites) - 1)
-    assert max(errors) <= tolerance
+    assert max(errors) <= 1e-11
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_the_equality_holds_in_the_smallest_batches_whatever_the_dtype(
+    batch: int, dtype: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    """At two values a channel all but eps of the gradient is removed, and the right side is a small difference."""
+    options = (f"data.batch_size={batch}", f"dtype={dtype}", "norm=batch", "norm.eps=1e-2", "steps=30")
+    run = trained(spec_of(*PROBED[:-1], *options, "probes.gradients.noise=false"))
+    errors = [error for record in run.records for error in record["thm41_error"][:-1] if error is not None]
+    assert len(errors) >= 30
+    assert max(errors) <= 1e-8
 
 
 def test_the_printed_form_without_eps_is_seen_to_fail_where_eps_counts(
@@ -133,11 +146,10 @@ def test_without_gamma_it_is_1(spec_of: SpecOf) -> None:
 def test_channels_without_a_gradient_are_left_out_and_a_layer_of_them_is_null(dtype: str, spec_of: SpecOf) -> None:
     setup = assemble(spec_of("norm=batch", f"dtype={dtype}", "model.activation=relu"))
     beta = setup.net.params[f"{setup.net.sites[1].name}_norm.bias"]
-    tolerance = 1e-12 if dtype == "float64" else 1e-5
     with torch.no_grad():
         beta[:-1] = -100.0
         some = _measured(setup)
-        assert some["thm41_error"][1] <= tolerance
+        assert some["thm41_error"][1] <= 1e-11
         assert some["thm41_raw"][1] > 0
         beta[-1] = -100.0
         none = _measured(setup)

@@ -22,6 +22,7 @@ from twins import Moment, counts_of, drift_mean, moments_of
 
 from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
+from bnlab.core.state import outputs_now
 from bnlab.core.study import evenly
 from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges
 from bnlab.record.folder import RunFolder
@@ -291,6 +292,27 @@ def test_the_variance_of_a_constant_channel_is_0_and_not_below(norm: str, spec_o
         assert record["batch_var"][1] >= 0
 
 
+@pytest.mark.parametrize("eps", ["1e-5", "1e-3", "2e-3", "1"])
+@pytest.mark.parametrize("sd", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("norm", ["batch", "batch_reference"])
+def test_a_small_variance_is_measured_whatever_the_eps(
+    norm: str, sd: float, eps: str, spec_of: SpecOf, tmp_path: Path
+) -> None:
+    """Off 1 / sqrt(var + eps) it is read up to eps = 1e-3, to the rounding that the docstring says."""
+    setup = assemble(spec_of(f"norm={norm}", f"norm.eps={eps}", "dtype=float32", "model.bias=false"))
+    affine, batch = setup.net.sites[1].affine, setup.batches.at(0)
+    seen: list[Tensor] = []
+    handle = affine.register_forward_hook(lambda *of: seen.append(of[2].double()))
+    outputs_now(setup.net.module, batch.x, "batch")
+    handle.remove()
+    with torch.no_grad():
+        affine.get_parameter("weight").mul_(sd / seen[0].var(dim=0, correction=0).mean().sqrt())
+    record = _two_steps(setup, tmp_path, lambda setup: None, at=0)[0]
+    expected = sd**2
+    rounding = 3e-7 * (expected + float(eps)) if norm == "batch" and float(eps) <= 1e-3 else 1e-6 * expected
+    assert record["batch_var"][1] == pytest.approx(expected, abs=rounding, rel=0)
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize("norm", ["none", "batch", "batch_reference"])
 def test_a_nan_in_one_channel_shows_in_every_figure_of_its_site(
@@ -332,6 +354,21 @@ def test_a_layer_that_is_constant_and_stays_so_has_not_drifted(spec_of: SpecOf, 
     assert record["dead_fraction"][1] == 1.0
     for name in ("act_var", "drift_mean", "drift_mean_total", "sampling_floor", "drift_logvar", "drift_logvar_total"):
         assert record[f"{name}.pre"][1] == 0.0, name
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_where_squares_are_infinite_a_figure_is_null_and_not_0(norm: str, spec_of: SpecOf, tmp_path: Path) -> None:
+    """Activations of 1e20 have finite float32 values and no finite variance: how far they drift is not known."""
+
+    def blow_up(setup: Setup) -> None:
+        setup.net.sites[1].affine.get_parameter("weight").mul_(1e20)
+
+    setup = assemble(spec_of(*PROBED, f"norm={norm}", "model.activation=tanh", "dtype=float32"))
+    _, record = _two_steps(setup, tmp_path, blow_up, at=1)
+    moved = ("drift_mean", "drift_logvar", "drift_mean_total", "drift_logvar_total", "sampling_floor")
+    for name in (*(f"{name}.pre" for name in (*moved, "act_var")), "update_ratio"):
+        assert record[name][0] is not None, name
+        assert record[name][1] is None, name
 
 
 # -- small parts -----------------------------------------------------------------------------------
