@@ -211,11 +211,12 @@ class Augment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """A fixed training and test split: the same examples whatever the run's seed. `classes` is None for a
-    regression."""
+    regression. `notes`: what was changed of what its constructor returned, in words."""
 
     train: Split
     test: Split
     classes: int | None
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -310,7 +311,8 @@ def normalized(dataset: Dataset, how: Literal["channel", "feature", "none"]) -> 
     images = len(dataset.input_shape) == 3
     over = (0,) if how == "feature" else (0, 2, 3) if images else (0, 1)
     mean, sd = dataset.train.moments(over)
-    sd = torch.where(sd > 0, sd, torch.ones_like(sd))
+    # Of a constant in float64 the mean has a rounding, and so the standard deviation: it is not to be divided by.
+    sd = torch.where(sd > 64 * torch.finfo(sd.dtype).eps * mean.abs(), sd, torch.ones_like(sd))
     return replace(dataset, train=dataset.train.standardized(mean, sd), test=dataset.test.standardized(mean, sd))
 
 

@@ -16,6 +16,7 @@ from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.spec import NormSpec, RunSpec
 from bnlab.core.state import Objective, PreservedBuffers, State, gradient_at, objective, untouched_random_state
 from bnlab.core.typed import check_options
+from bnlab.data._accepted import accepted
 from bnlab.data.base import Batches, Dataset, Split, augmentation, prepared, probe_batch
 from bnlab.net.adopt import build_net
 from bnlab.net.build import Net
@@ -48,7 +49,7 @@ class Setup:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the user's own parts was changed, in words."""
-        return self.net.notes
+        return (*self.dataset.notes, *self.net.notes)
 
 
 def assemble(spec: RunSpec) -> Setup:
@@ -62,7 +63,9 @@ def assemble(spec: RunSpec) -> Setup:
     if spec.device == "auto":
         spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
-    dataset = prepared(DATA.build(spec.data.name, spec.data.options), spec.data).to(device, dtype)
+    dataset = prepared(accepted(DATA.build(spec.data.name, spec.data.options), spec.data.name), spec.data).to(
+        device, dtype
+    )
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
