@@ -1,4 +1,4 @@
-"""What the contracts of entries share: findings, exact comparison, and the checks that hold of every run.
+"""What the identities and the contracts of entries share: results, exact comparison, checks of every run.
 
 Measuring leaves a run alone, and a run that is stopped and resumed is the same run. A check raises `BrokenError` with
 one line that says what is wrong.
@@ -37,6 +37,32 @@ HOOKS = (
 )
 
 Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One checked equation: its two sides, their difference, and the largest one accepted."""
+
+    name: str
+    left: str
+    right: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # false when it is NaN
+
+
+def scalars(name: str, left: Tensor | float, right: Tensor | float, tolerance: float, error: float = 0.0) -> Identity:
+    """Two numbers and their relative difference, or `error` if it is larger."""
+    a, b = float(left), float(right)
+    difference = max(abs(a / b - 1), error)
+    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=difference, tolerance=tolerance)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / (1 + b.abs().max())).item()
 
 
 class BrokenError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,25 +21,12 @@ from bnlab.core.spec import ModelSpec, NormSpec
 from bnlab.core.state import State, gradient_at, line, loss_at, objective, staircase
 from bnlab.core.theory import gradient_growth
 from bnlab.net.build import Net
-from bnlab.net.wrap import Tap, TrainingTap
+from bnlab.net.wrap import Tap, TrainingTap, Wrapped
 from bnlab.probes.lipschitz import terms
+from bnlab.verify.checks import Identity, relative, scalars
 
 LOSS = objective("cross_entropy", "mean")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """One checked equation: its two sides, their difference, and the largest one accepted."""
-
-    name: str
-    left: str
-    right: str
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.error <= self.tolerance  # false when it is NaN
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def identities() -> Iterator[Identity]:
@@ -48,8 +35,12 @@ def identities() -> Iterator[Identity]:
         for steps in (1, 2, 10):
             yield reference_is_torch(dims, steps)
         yield derivative_is_the_limit(dims)
-    yield gradients_shrink("mlp")
-    yield gradients_shrink("cnn")
+        yield outputs_have_the_moments_of_gamma_and_beta(dims)
+        yield folding_leaves_evaluation_unchanged(dims)
+    for model in ("mlp", "cnn"):
+        yield gradients_shrink(model)
+        yield gradients_below_are_orthogonal(model)
+        yield gradients_fall_as_weights_grow(model)
     yield weights_are_orthogonal_to_their_gradient()
     yield weights_grow_by_pythagoras()
     yield a_line_begins_at_the_loss()
@@ -63,20 +54,8 @@ def identities() -> Iterator[Identity]:
         yield deviations_scatter(values)
 
 
-def scalars(name: str, left: Tensor | float, right: Tensor | float, tolerance: float, error: float = 0.0) -> Identity:
-    """Two numbers and their relative difference, or `error` if it is larger."""
-    a, b = float(left), float(right)
-    difference = max(abs(a / b - 1), error)
-    return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=difference, tolerance=tolerance)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).abs().max() / (1 + b.abs().max())).item()
-
-
 def small_mlp(eps: float) -> tuple[Net, Tensor, Tensor]:
-    net = random_net("mlp", "relu", "batch", (8,), 0, depth=3, width=12, eps=eps)
-    return with_batch(net, (16, 8))
+    return with_batch(random_net("mlp", "relu", "batch", (8,), 0, depth=3, width=12, eps=eps), (16, 8))
 
 
 def small_cnn(eps: float) -> tuple[Net, Tensor, Tensor]:
@@ -157,26 +136,140 @@ def derivative_is_the_limit(dims: int) -> Identity:
     step = 1e-5
     with torch.no_grad():
         difference = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
-    slope = (grad * direction).sum()
-    return scalars(f"gradient through batch statistics, {dims}d", slope, difference, 1e-7)
+    return scalars(f"gradient through batch statistics, {dims}d", (grad * direction).sum(), difference, 1e-7)
+
+
+def outputs_have_the_moments_of_gamma_and_beta(dims: int) -> Identity:
+    """Of z = gamma (y - mu) / sqrt(var + eps) + beta the mean over a batch is beta, and the biased variance is
+    gamma^2 var / (var + eps), not gamma^2 (Ioffe & Szegedy 2015, algorithm 1). Of torch's norm and ours, for channels
+    whose variances go from far below eps to far above; the largest relative difference."""
+    generator, eps = stream(0, "data", "moments", dims), 1e-2
+    shape, over = ((64, 5), (0,)) if dims == 1 else ((8, 5, 3, 4), (0, 2, 3))
+    scale = torch.logspace(-3, 2, 5, dtype=torch.float64).view(1, 5, *(1 for _ in shape[2:]))
+    y = scale * (3 + torch.randn(shape, generator=generator, dtype=torch.float64))
+    gamma, beta = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = gamma.square() / (1 + eps / y.var(dim=over, correction=0))
+    worst = 0.0
+    for name in ("batch", "batch_reference"):
+        norm = NORMS.build(name, {"eps": eps, "momentum": 0.1, "affine": True}, 5, 2 * (dims - 1)).double()
+        with torch.no_grad():
+            norm.weight.copy_(gamma)
+            norm.bias.copy_(beta)
+            z = norm(y)
+        ratio = z.var(dim=over, correction=0) / expected
+        worst = max(worst, relative(z.mean(dim=over), beta), (ratio - 1).abs().max().item())
+    return Identity(
+        name=f"outputs of a batch norm have mean beta and variance gamma^2 var / (var + eps), {dims}d",
+        left=f"variances over the expected: {ratio.min():.6g} to {ratio.max():.6g}",
+        right="1",
+        error=worst,
+        tolerance=1e-9,
+    )
+
+
+def folding_leaves_evaluation_unchanged(dims: int) -> Identity:
+    """In evaluation a batch norm is affine, with s = gamma / sqrt(running variance + eps) the same as the map before it
+    with the weights s W and the biases beta + s (b - running mean) (Jacob et al. 2018, section 3.2): the outputs of a
+    net after some training forwards, and those of the same net with folded weights and its norms passed by."""
+    net, x, _ = small_mlp(eps=1e-2) if dims == 1 else small_cnn(eps=1e-2)
+    norms: dict[int, Any] = dict(net.norms)
+    with torch.no_grad():
+        for norm in norms.values():
+            norm.weight.copy_(torch.randn(norm.weight.shape, generator=stream(0, "data", "folding", dims)))
+            norm.bias.copy_(norm.weight.flip(0) + 0.5)
+        for _ in range(3):
+            net.module(x + 1)
+        net.module.eval()
+        expected = net.module(x)
+        for index, norm in norms.items():
+            affine: Any = net.sites[index].affine
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            affine.weight.mul_(scale.view(-1, *(1 for _ in affine.weight.shape[1:])))
+            bias = -norm.running_mean if affine.bias is None else affine.bias - norm.running_mean
+            affine.bias = nn.Parameter(norm.bias + scale * bias)
+        with Wrapped(net.norms.values(), lambda place, forward: torch.clone):
+            folded = net.module(x)
+    return Identity(
+        name=f"folding batch norms into {'linear maps' if dims == 1 else 'convolutions'} leaves evaluation unchanged",
+        left=f"|outputs| = {folded.norm():.6g}",
+        right=f"{expected.norm():.6g}",
+        error=relative(folded, expected),
+        tolerance=1e-12,
+    )
+
+
+def at_batch_norms(model: str, eps: float) -> Iterator[tuple[BatchNorm, Tensor, Tensor, Tensor]]:
+    """Every batch norm of a small net, what it sees, and the loss's gradient below and above it."""
+    net, x, y = small_mlp(eps) if model == "mlp" else small_cnn(eps)
+    with Tap(net) as tap:
+        loss = LOSS(net.module(x), y)
+    for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
+        if isinstance(site.norm, BatchNorm):
+            below, above = torch.autograd.grad(loss, [pre, act_in], retain_graph=True)
+            yield site.norm, pre.detach(), below, above
+
+
+def gradients_below_are_orthogonal(model: str) -> Identity:
+    """Of the gradient below a batch norm, dL/dy = gamma / sigma (g - <1, g> / m - y_hat <g, y_hat> / m), the products
+    with 1 and y_hat: <dL/dy, 1> = 0 and <dL/dy, y_hat> = (1 - q) gamma / sigma <g, y_hat>, since <1, y_hat> = 0 and
+    <y_hat, y_hat> = q m, q = var / (var + eps) (probes/lipschitz.py; the proof of theorem 4.1 in Santurkar et al. 2018
+    has eps = 0). The largest difference, relative to |dL/dy| |1|."""
+    worst = left = right = 0.0
+    for norm, *passed in at_batch_norms(model, eps=0.5):
+        y, below, g = (x.transpose(0, 1).flatten(1) for x in passed)  # [C, m]
+        sigma2 = y.var(dim=1, correction=0) + norm.eps
+        y_hat = (y - y.mean(dim=1, keepdim=True)) / sigma2.sqrt()[:, None]
+        along = (below * y_hat).sum(dim=1)
+        expected = norm.eps / sigma2 * norm.weight.detach() / sigma2.sqrt() * (g * y_hat).sum(dim=1)
+        apart = torch.stack([along - expected, below.sum(dim=1)]).abs() / (below.norm(dim=1) * y.shape[1] ** 0.5)
+        worst = max(worst, apart[:, below.any(dim=1)].max().item())  # no gradient arrives at a dead channel
+        left, right = left + along.abs().sum().item(), right + expected.abs().sum().item()
+    return Identity(
+        name=f"gradients below a batch norm: <dL/dy, 1> = 0 and <dL/dy, y_hat> by eps alone, {model}",
+        left=f"sum of |<dL/dy, y_hat>| = {left:.6g}",
+        right=f"{right:.6g}",
+        error=worst,
+        tolerance=1e-13,
+    )
+
+
+def gradients_fall_as_weights_grow(model: str) -> Identity:
+    """A weight before a batch norm may be scaled: L(a W, a^2 eps) = L(W, eps), so dL(a W) = dL(W) / a, and no other
+    gradient changes (Arora, Li & Lyu 2018, lemma 2.1, has eps = 0). For a = 3 and 1 / 3 at each normed site; the
+    largest difference of any gradient, relative to its norm."""
+    net, x, y = small_mlp(eps=1e-2) if model == "mlp" else small_cnn(eps=1e-2)
+    before = State.of(net.module)
+    _, grads = gradient_at(net.module, before, x, y, LOSS)
+    worst = left = 0.0
+    for index, norm in net.norms.items():
+        for a in (3.0, 1 / 3):
+            name = net.sites[index].params[0]
+            scaled = replace(before, params=before.params | {name: a * before.params[name]})
+            norm.eps = a**2 * 1e-2  # type: ignore[assignment]
+            _, found = gradient_at(net.module, scaled, x, y, LOSS)
+            norm.eps = 1e-2  # type: ignore[assignment]
+            left, found[name] = found[name].norm().item(), a * found[name]
+            worst = max(worst, *(((found[key] - grad).norm() / grad.norm()).item() for key, grad in grads.items()))
+    return Identity(
+        name=f"gradients fall as the weights before a batch norm grow: dL(a W) = dL(W) / a, {model}",
+        left=f"|dL(W / 3)| = {left:.6g}",
+        right=f"{3 * grads[name].norm():.6g}",
+        error=worst,
+        tolerance=1e-12,
+    )
 
 
 def gradients_shrink(model: str) -> Identity:
     """Theorem 4.1 of Santurkar et al. 2018, as the equality at the end of its proof: what a batch norm takes out of the
     gradient, for every channel of every normed layer of a live net. Left by autograd, right by the formula that the
     probe `lipschitz` measures; the largest relative difference."""
-    net, x, y = small_mlp(eps=1e-3) if model == "mlp" else small_cnn(eps=1e-3)
-    with Tap(net) as tap:
-        loss = LOSS(net.module(x), y)
     worst, left, right = 0.0, 0.0, 0.0
-    for site, pre, act_in in zip(net.sites, tap.sites.pre, tap.sites.act_in, strict=True):
-        if isinstance(site.norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            below, above = torch.autograd.grad(loss, [pre, act_in], retain_graph=True)
-            of = terms(pre.detach(), below, above, site.norm.weight.detach(), site.norm.eps)
-            expected = of.raw - of.mean - of.corr
-            alive = of.raw > 0  # no gradient arrives at a dead channel
-            worst = max(worst, (of.left[alive] / expected[alive] - 1).abs().max().item())
-            left, right = left + of.left.sum().item(), right + expected.sum().item()
+    for norm, pre, below, above in at_batch_norms(model, eps=1e-3):
+        of = terms(pre, below, above, norm.weight.detach(), norm.eps)
+        expected = of.raw - of.mean - of.corr
+        alive = of.raw > 0  # no gradient arrives at a dead channel
+        worst = max(worst, (of.left[alive] / expected[alive] - 1).abs().max().item())
+        left, right = left + of.left.sum().item(), right + expected.sum().item()
     return Identity(
         name=f"theorem 4.1 as an equality, {model}",
         left=f"|dL/dy|^2 = {left:.6g}",
@@ -211,9 +304,8 @@ def weights_grow_by_pythagoras() -> Identity:
     net, x, y = small_mlp(eps=1e-12)
     state, lr = State.of(net.module), 0.5
     _, grads = gradient_at(net.module, state, x, y, LOSS)
-    after = line(state, grads, -lr)
     name = net.sites[1].params[0]
-    left = after.params[name].square().sum()
+    left = line(state, grads, -lr).params[name].square().sum()
     right = state.params[name].square().sum() + lr**2 * grads[name].square().sum()
     return scalars("a step adds the squares of weight and update", left, right, 1e-9)
 

@@ -88,6 +88,35 @@ def _line_begins_beside(patch: Patch) -> None:
     patch.setattr(equations, "line", lambda state, direction, a: line(state, direction, a + 1e-6))
 
 
+def _constant_statistics(patch: Patch) -> None:
+    """A norm of the same value whose statistics pass no gradient."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        over = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *(1 for _ in x.shape[2:])]
+        mean, var = x.detach().mean(over).view(shape), x.detach().var(over, correction=0).view(shape)
+        return self.weight.view(shape) * (x - mean) / torch.sqrt(var + self.eps) + self.bias.view(shape)
+
+    for norm in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d):
+        patch.setattr(norm, "forward", forward)
+
+
+def _eps_beside_the_root(patch: Patch) -> None:
+    """(x - mu) / (sd + eps), as some write it: running statistics stand still."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        over = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *(1 for _ in x.shape[2:])]
+        mean, sd = x.mean(over), x.var(over, correction=0).sqrt()
+        if not self.training:
+            mean, sd = self.running_mean, self.running_var.sqrt()
+        x_hat = (x - mean.view(shape)) / (sd.view(shape) + self.eps)
+        return self.weight.view(shape) * x_hat + self.bias.view(shape)
+
+    for norm in (BatchReference, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d):
+        patch.setattr(norm, "forward", forward)
+
+
 def _staircase_moves_the_site_itself(patch: Patch) -> None:
     def stairs(before: State, after: State, groups: list[tuple[str, ...]]) -> Iterator[State]:
         params = dict(before.params)
@@ -126,6 +155,15 @@ def _values_that_hang_together(patch: Patch) -> None:
         (lambda: equations.gradients_shrink("mlp"), _no_correlation_term),
         (lambda: equations.gradients_shrink("cnn"), _no_correlation_term),
         (lambda: equations.gradients_shrink("mlp"), _eps_forgotten),
+        (lambda: equations.outputs_have_the_moments_of_gamma_and_beta(1), _unbiased_variance),
+        (lambda: equations.outputs_have_the_moments_of_gamma_and_beta(2), _eps_beside_the_root),
+        (lambda: equations.folding_leaves_evaluation_unchanged(1), _eps_beside_the_root),
+        (lambda: equations.folding_leaves_evaluation_unchanged(2), _eps_beside_the_root),
+        (lambda: equations.gradients_below_are_orthogonal("mlp"), _constant_statistics),
+        (lambda: equations.gradients_below_are_orthogonal("cnn"), _constant_statistics),
+        (lambda: equations.gradients_below_are_orthogonal("mlp"), _eps_beside_the_root),
+        (lambda: equations.gradients_fall_as_weights_grow("mlp"), _eps_beside_the_root),
+        (lambda: equations.gradients_fall_as_weights_grow("cnn"), _eps_beside_the_root),
         (equations.weights_grow_by_pythagoras, _without_norm),
         (equations.a_line_begins_at_the_loss, _line_begins_beside),
         (equations.nothing_precedes_the_first_site, _staircase_moves_the_site_itself),
