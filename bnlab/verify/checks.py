@@ -57,8 +57,13 @@ class Identity:
 def scalars(name: str, left: Tensor | float, right: Tensor | float, tolerance: float, error: float = 0.0) -> Identity:
     """Two numbers and their relative difference, or `error` if it is larger."""
     a, b = float(left), float(right)
-    difference = max(abs(a / b - 1), error)
+    difference = largest(abs(a / b - 1), error)
     return Identity(name=name, left=f"{a:.6g}", right=f"{b:.6g}", error=difference, tolerance=tolerance)
+
+
+def largest(*errors: float) -> float:
+    """The largest, NaN if one is: Python's own `max` may pass over a NaN."""
+    return float(np.max(errors))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -23,7 +23,7 @@ from bnlab.core.theory import gradient_growth
 from bnlab.net.build import Net
 from bnlab.net.wrap import Tap, TrainingTap, Wrapped
 from bnlab.probes.lipschitz import terms
-from bnlab.verify.checks import Identity, relative, scalars
+from bnlab.verify.checks import Identity, largest, relative, scalars
 
 LOSS = objective("cross_entropy", "mean")
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -110,7 +110,7 @@ def reference_is_torch(dims: int, steps: int) -> Identity:
             with torch.no_grad():
                 for param, grad in zip(norm.parameters(), grads[1:], strict=True):
                     param.sub_(0.01 * grad)
-        worst = max([worst, *(relative(a, b) for a, b in zip(*sides, strict=True))])
+        worst = largest(worst, *(relative(a, b) for a, b in zip(*sides, strict=True)))
     return Identity(
         name=f"our batch norm is torch's, {dims}d, {steps} step{'s' * (steps > 1)}",
         left="y, dy, running statistics by the formula",
@@ -157,7 +157,7 @@ def outputs_have_the_moments_of_gamma_and_beta(dims: int) -> Identity:
             norm.bias.copy_(beta)
             z = norm(y)
         ratio = z.var(dim=over, correction=0) / expected
-        worst = max(worst, relative(z.mean(dim=over), beta), (ratio - 1).abs().max().item())
+        worst = largest(worst, relative(z.mean(dim=over), beta), (ratio - 1).abs().max().item())
     return Identity(
         name=f"outputs of a batch norm have mean beta and variance gamma^2 var / (var + eps), {dims}d",
         left=f"variances over the expected: {ratio.min():.6g} to {ratio.max():.6g}",
@@ -222,7 +222,7 @@ def gradients_below_are_orthogonal(model: str) -> Identity:
         along = (below * y_hat).sum(dim=1)
         expected = norm.eps / sigma2 * norm.weight.detach() / sigma2.sqrt() * (g * y_hat).sum(dim=1)
         apart = torch.stack([along - expected, below.sum(dim=1)]).abs() / (below.norm(dim=1) * y.shape[1] ** 0.5)
-        worst = max(worst, apart[:, below.any(dim=1)].max().item())  # no gradient arrives at a dead channel
+        worst = largest(worst, apart[:, below.any(dim=1)].max().item())  # no gradient arrives at a dead channel
         left, right = left + along.abs().sum().item(), right + expected.abs().sum().item()
     return Identity(
         name=f"gradients below a batch norm: <dL/dy, 1> = 0 and <dL/dy, y_hat> by eps alone, {model}",
@@ -249,7 +249,7 @@ def gradients_fall_as_weights_grow(model: str) -> Identity:
             _, found = gradient_at(net.module, scaled, x, y, LOSS)
             norm.eps = 1e-2  # type: ignore[assignment]
             left, found[name] = found[name].norm().item(), a * found[name]
-            worst = max(worst, *(((found[key] - grad).norm() / grad.norm()).item() for key, grad in grads.items()))
+            worst = largest(worst, *(((found[key] - grad).norm() / grad.norm()).item() for key, grad in grads.items()))
     return Identity(
         name=f"gradients fall as the weights before a batch norm grow: dL(a W) = dL(W) / a, {model}",
         left=f"|dL(W / 3)| = {left:.6g}",
@@ -267,8 +267,8 @@ def gradients_shrink(model: str) -> Identity:
     for norm, pre, below, above in at_batch_norms(model, eps=1e-3):
         of = terms(pre, below, above, norm.weight.detach(), norm.eps)
         expected = of.raw - of.mean - of.corr
-        alive = of.raw > 0  # no gradient arrives at a dead channel
-        worst = max(worst, (of.left[alive] / expected[alive] - 1).abs().max().item())
+        alive = of.raw != 0  # no gradient arrives at a dead channel
+        worst = largest(worst, (of.left[alive] / expected[alive] - 1).abs().max().item())
         left, right = left + of.left.sum().item(), right + expected.sum().item()
     return Identity(
         name=f"theorem 4.1 as an equality, {model}",
@@ -289,7 +289,7 @@ def weights_are_orthogonal_to_their_gradient() -> Identity:
             if site.norm is not None:
                 weight, grad = net.params[site.params[0]].detach().flatten(), grads[site.params[0]].flatten()
                 cosines.append((weight @ grad / (weight.norm() * grad.norm())).abs().item())
-    worst = max(cosines)
+    worst = largest(*cosines)
     return Identity(
         name="weights before a batch norm are orthogonal to their gradient",
         left=f"|cos(w, dL/dw)| = {worst:.1e}",
@@ -316,9 +316,9 @@ def a_line_begins_at_the_loss() -> Identity:
     state = State.of(net.module)
     loss, grads = gradient_at(net.module, state, x, y, LOSS)
     at_zero = loss_at(net.module, line(state, grads, 0.0), x, y, LOSS).detach()
-    moved = max(relative(buffer.double(), state.buffers[name].double()) for name, buffer in net.module.named_buffers())
-    error = max(moved, (loss - at_zero).abs().item())
-    return scalars("the loss along a line begins at the loss", at_zero, LOSS(net.module(x), y).detach(), 1e-14, error)
+    moved = [relative(now.double(), state.buffers[name].double()) for name, now in net.module.named_buffers()]
+    error, now = largest(*moved, (loss - at_zero).abs().item()), LOSS(net.module(x), y).detach()
+    return scalars("the loss along a line begins at the loss", at_zero, now, 1e-14, error)
 
 
 def nothing_precedes_the_first_site() -> Identity:

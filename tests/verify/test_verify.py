@@ -148,6 +148,29 @@ def _values_that_hang_together(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize(
+    "check",
+    [
+        lambda: equations.reference_is_torch(1, 2),
+        lambda: equations.outputs_have_the_moments_of_gamma_and_beta(1),
+        lambda: equations.folding_leaves_evaluation_unchanged(1),
+        lambda: equations.gradients_shrink("mlp"),
+        lambda: equations.gradients_below_are_orthogonal("mlp"),
+        lambda: equations.gradients_fall_as_weights_grow("mlp"),
+        equations.weights_are_orthogonal_to_their_gradient,
+    ],
+)
+def test_a_check_sees_a_norm_that_gives_nan(check: Callable[[], Identity], monkeypatch: Patch) -> None:
+    forward = torch.nn.BatchNorm1d.forward
+
+    def broken(self: Any, x: Tensor) -> Tensor:
+        out = forward(self, x)
+        return torch.where(torch.arange(x.shape[1]) == 1, torch.nan * out, out)
+
+    monkeypatch.setattr(torch.nn.BatchNorm1d, "forward", broken)
+    assert not check().ok
+
+
+@pytest.mark.parametrize(
     ("check", "breaks"),
     [
         (lambda: equations.reference_is_torch(1, 2), _biased_running_variance),
