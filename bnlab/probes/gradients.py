@@ -81,7 +81,7 @@ class Gradients:
         weights = {name: net.params[name] for name in names}
         grads = {name: param.grad for name, param in net.params.items() if param.grad is not None}
         with torch.no_grad():
-            zero = torch.zeros_like(next(iter(weights.values())).view(-1)[:1])  # of a site that this forward left out
+            zero = next(iter(weights.values())).new_zeros(1)  # of a site that this forward left out
             tensors = [grads.get(name, zero) for name in weights]
             if self.updates:
                 old = [before[name] for name in weights]
