@@ -133,7 +133,10 @@ def summary(collection: Collection) -> DataFrame:
     for run in collection.runs:
         row: dict[str, Any] = {"run": collection.place(run), "id": run.id}
         row |= {key: _plain(run.spec.get(key)) for key in (*FIRST_COLUMNS, *differing)}
-        row |= {"status": run.status["status"], "dead": bool(run.status.get("dead", False))}
+        row |= {
+            "status": "diverged" if run.diverged else run.status["status"],
+            "dead": bool(run.status.get("dead", False)),
+        }
         row |= {"step": run.status.get("step"), "steps": run.status["steps"]}
         for column, (name, options) in metrics.items():
             try:

@@ -2,12 +2,14 @@
 best rate, at equal training losses. Legend: N seeds.
 
 Positive differences speak for the claim; ratios are compared as differences of logs. Over several grid points, the
-differences of a seed are averaged.
+differences of a seed are averaged. Where the treated arm alone has no value, since its run failed, that is the worst:
+the claim cannot be supported. Where the control alone has none, the pair is left out.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +41,8 @@ class Paired:
     treated: Arm
     control: Arm
     cautions: tuple[str, ...]
+    lost: bool = False
+    """Whether the treated arm failed somewhere where the control did not: then `low` is minus infinity."""
 
 
 class Pair(NamedTuple):
@@ -97,17 +101,24 @@ class _Comparison:
         self.places = ["", ""]
         self.cautions = list(self.grid.cautions)
         self.nothing = f"{self.metric.name} was not measured"
+        self.compared, self.lost, self.both_lost = 0, [0, 0], 0
+        """Pairs of runs; those of which one arm's run alone has no value since it failed; those of which both have."""
+        self._scores: dict[tuple[int, GridPoint], tuple[Floats, Floats]] = {}
 
     def curves(self) -> None:
-        for points in self.grid.settings():
+        for of_setting in self.grid.settings():
+            values_of_factor: dict[float, list[GridPoint]] = {}
+            for point in of_setting:
+                values_of_factor.setdefault(point.rate if self.factor == RATE else point.factor, []).append(point)
             for seed in self.grid.seeds:
                 curves: list[Curve] = [
-                    {point.rate: side.runs[seed][point] for point in points} for side in self.grid.arms
+                    {x: side.runs[seed][self._best(arm, at, seed)] for x, at in sorted(values_of_factor.items())}
+                    for arm, side in enumerate(self.grid.arms)
                 ]
                 values = [self.metric.value(curve, **self.options) for curve in curves]
                 self._add(seed, values, [list(curve.values()) for curve in curves])
         what = "learning rates" if self.factor == RATE else f"values of {self.factor}"
-        self.places = [f"{len({point.rate for point in self.grid.points})} {what}"] * 2
+        self.places = [f"{len(values_of_factor)} {what}"] * 2
 
     def equal_rates(self) -> None:
         rates: dict[int, set[float]] = {}
@@ -131,20 +142,26 @@ class _Comparison:
         self.places = [f"{text}, {LEVELS} training losses at each" for text in self._over(rates)]
 
     def best_rates(self) -> None:
+        """Each seed at the rate that is best for its arm by the other seeds, so that no seed chooses by its own noise:
+        by its own it would look better than it is, the more so the flatter its arm's curve."""
         words: list[list[str]] = [[], []]
         for points in self.grid.settings():
             ends = {points[0].rate: "smallest", points[-1].rate: "largest"} if len(points) > 1 else {}
-            chosen = []
-            for arm, side in enumerate(self.grid.arms):
-                # One rate for all seeds of an arm, as a user tunes it: no seed chooses by its own noise.
-                best = min(points, key=lambda point: self._rank(side, point))
-                chosen.append((side, best, self._values(side, best)))
-                words[arm].append(self._rate(arm, best.rate))
-                if best.rate in ends:
-                    self.cautions.append(f"{side.label} is best at lr {best.rate:g}, the grid's {ends[best.rate]}")
+            chosen = [{seed: self._best(arm, points, seed) for seed in self.grid.seeds} for arm in (0, 1)]
+            for arm, best in enumerate(chosen):
+                rates = Counter(point.rate for point in best.values()).most_common()
+                words[arm].append(self._rates(arm, rates))
+                if rates[0][0] in ends:
+                    where = f"at lr {rates[0][0]:g}, the grid's {ends[rates[0][0]]}"
+                    self.cautions.append(f"{self.grid.arms[arm].label} is best {where}")
+            values = {
+                (arm, point): self._values(self.grid.arms[arm], point)
+                for arm, best in enumerate(chosen)
+                for point in set(best.values())
+            }
             for seed in self.grid.seeds:
-                runs = [[side.runs[seed][best]] for side, best, _ in chosen]
-                self._add(seed, [values[seed] for _, _, values in chosen], runs)
+                runs = [[side.runs[seed][best[seed]]] for side, best in zip(self.grid.arms, chosen, strict=True)]
+                self._add(seed, [values[arm, best[seed]][seed] for arm, best in enumerate(chosen)], runs)
         self.places = [
             text[0] if len(set(text)) == 1 else f"the best of each of {len(text)} settings: {', '.join(text)}"
             for text in words
@@ -160,6 +177,7 @@ class _Comparison:
         """
         by_seed = {seed: [pair for pair in self.pairs if pair.seed == seed] for seed in self.grid.seeds}
         found = [pairs for pairs in by_seed.values() if pairs]
+        self._say_lost()
         if not found:
             raise NotTestedError(self.nothing)
         if missing := [str(seed) for seed, pairs in by_seed.items() if not pairs]:
@@ -170,12 +188,27 @@ class _Comparison:
         return Paired(
             seeds=tuple(pairs[0].seed for pairs in found),
             values=values,
-            low=low,
+            low=np.full_like(low, -np.inf) if self.lost[0] else low,
             high=high,
             treated=treated,
             control=control,
             cautions=tuple(self.cautions),
+            lost=self.lost[0] > 0,
         )
+
+    def _say_lost(self) -> None:
+        """How many runs each arm lost."""
+        if not self.both_lost + sum(self.lost):
+            return
+        treated, control = (side.label for side in self.grid.arms)
+        parts = [
+            f"{treated} alone in {self.lost[0]}, which rules out support",
+            f"{control} alone in {self.lost[1]}",
+            f"both in {self.both_lost}",
+        ]
+        counts = [self.lost[0], self.lost[1], self.both_lost]
+        said = [part for part, number in zip(parts, counts, strict=True) if number]
+        self.cautions.append(f"of {self.compared} pairs of runs some fail: {'; '.join(said)}")
 
     def _arm(self, arm: int, found: Sequence[Sequence[Pair]]) -> Arm:
         side, all_pairs = self.grid.arms[arm], [pair for pairs in found for pair in pairs]
@@ -196,9 +229,13 @@ class _Comparison:
         return math.exp(np.mean(np.log(values))) if self.claim.compare == "ratio" else float(np.mean(values))
 
     def _add(self, seed: int, values: Sequence[Value], runs: Sequence[Sequence[Run]]) -> None:
-        """Keep a pair, unless one of its values was not measured."""
-        if not all(math.isfinite(value.value) for value in values):
+        """Keep a pair, unless one of its values was not measured, or is missing since runs failed."""
+        known = [math.isfinite(value.value) for value in values]
+        if not all(known):
+            failed = [not ok and any(not run.trains for run in of) for ok, of in zip(known, runs, strict=True)]
+            self._lose(failed[0] and (known[1] or failed[1]), failed[1] and (known[0] or failed[0]))
             return
+        self.compared += 1
         for side, value in zip(self.grid.arms, values, strict=True):
             if self.claim.compare == "ratio" and value.value <= 0:
                 least = min(value.value for value in values)
@@ -208,6 +245,13 @@ class _Comparison:
         treated, control = values
         self.pairs.append(Pair(seed, (treated, control), runs))
 
+    def _lose(self, treated: bool, control: bool) -> None:
+        """Count a pair of which one run or both have no value since they failed."""
+        self.compared += treated or control
+        self.both_lost += treated and control
+        self.lost[0] += treated and not control
+        self.lost[1] += control and not treated
+
     def _training(self) -> Iterator[tuple[int, GridPoint, list[Run]]]:
         """Seed, grid point and both runs, where both train."""
         for seed in self.grid.seeds:
@@ -215,12 +259,19 @@ class _Comparison:
                 runs = [side.runs[seed][point] for side in self.grid.arms]
                 if all(run.trains for run in runs):
                     yield seed, point, runs
+                else:
+                    self._lose(not runs[0].trains, not runs[1].trains)
 
     def _values(self, side: Side, point: GridPoint) -> dict[int, Value]:
         """Seed -> value. A metric of an arm is given the values of all its seeds at once."""
         found = self._of_runs(side, point)
         if self.metric.of == "arm":
             found = self.metric.values(np.array([value.value for value in found]), **self.options)
+        runs = [side.runs[seed][point] for seed in self.grid.seeds]
+        if self.metric.better is None or self.metric.of == "arm":
+            # There is no worst value, and that of a net that does not train may be better than all others.
+            failed = [run.diverged if self.metric.of == "arm" else not run.trains for run in runs]
+            found = [Value(math.nan) if lost else value for lost, value in zip(failed, found, strict=True)]
         return dict(zip(self.grid.seeds, found, strict=True))
 
     def _of_runs(self, side: Side, point: GridPoint) -> list[Value]:
@@ -231,25 +282,44 @@ class _Comparison:
             options = dict(metric.shown_with or {})
         return [self.collection.value(side.runs[seed][point], metric.name, options) for seed in self.grid.seeds]
 
-    def _rank(self, side: Side, point: GridPoint) -> tuple[float, float]:
-        """Low for a good rate: the median over seeds of the metric, where it has a better side, then of the final
-        training loss. Values that were not measured are worst. A spread over seeds is taken at the rate that is best
-        for the metric whose spread it is: at a rate that is too large all seeds fail alike."""
-        metric = METRICS[self.options["of"]] if self.metric.of == "arm" else self.metric
-        runs = [side.runs[seed][point] for seed in self.grid.seeds]
-        losses = [self.collection.value(run, "final_train_loss", {}).value for run in runs]
-        sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better]
-        signed = sign * np.array([value.value for value in self._of_runs(side, point)])
-        return float(np.median(np.where(np.isnan(signed), np.inf, signed))) if sign else 0.0, float(np.median(losses))
+    def _best(self, arm: int, points: Sequence[GridPoint], seed: int) -> GridPoint:
+        """The best of these points for an arm by its seeds but this one: by the median of the metric, where it has a
+        better side, then of the final training loss. A spread over seeds is taken at the rate that is best for the
+        metric whose spread it is: at a rate that is too large all seeds fail alike."""
+        if len(points) == 1:
+            return points[0]
+        others = [index for index, other in enumerate(self.grid.seeds) if other != seed] or [0]
+        return min(points, key=lambda point: [float(np.median(of[others])) for of in self._score(arm, point)])
 
-    def _rate(self, arm: int, rate: float) -> str:
-        """In words. Where rates are contrasted, each arm has its own."""
-        return f"lr {self.claim.contrast[RATE][arm] if RATE in self.claim.contrast else rate:g}"
+    def _score(self, arm: int, point: GridPoint) -> tuple[Floats, Floats]:
+        """Of every seed, low for a good run: the metric, 0 where it has no better side, and the final training loss.
+        What was not measured is worst."""
+        if (arm, point) not in self._scores:
+            side = self.grid.arms[arm]
+            metric = METRICS[self.options["of"]] if self.metric.of == "arm" else self.metric
+            sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better if metric.of == "run" else None]
+            values = [value.value for value in self._of_runs(side, point)] if sign else [0.0] * len(self.grid.seeds)
+            runs = [side.runs[seed][point] for seed in self.grid.seeds]
+            losses = [self.collection.value(run, "final_train_loss", {}).value for run in runs]
+            signed, lost = sign * np.array(values), np.array(losses)
+            self._scores[arm, point] = (
+                np.where(np.isnan(signed), np.inf, signed),
+                np.where(np.isnan(lost), np.inf, lost),
+            )
+        return self._scores[arm, point]
+
+    def _rates(self, arm: int, rates: Sequence[tuple[float, int]]) -> str:
+        """In words, with how many seeds each has. Where rates are contrasted, each arm has its own."""
+        if RATE in self.claim.contrast:
+            return f"lr {self.claim.contrast[RATE][arm]:g}"
+        if len(rates) == 1:
+            return f"lr {rates[0][0]:g}"
+        return f"lr {', '.join(f'{rate:g} at {number}' for rate, number in rates)} of {len(self.grid.seeds)} seeds"
 
     def _over(self, rates: Mapping[int, set[float]]) -> list[str]:
         """Where both arms were compared, in words, from the learning rates of each seed."""
         if RATE in self.claim.contrast:
-            return [self._rate(arm, 0.0) for arm in (0, 1)]
+            return [self._rates(arm, []) for arm in (0, 1)]
         counts, seen = [len(found) for found in rates.values()], sorted(set().union(*rates.values()))
         text = f"lr {seen[0]:g}" if seen else ""
         if len(seen) > 1:

@@ -21,10 +21,12 @@ class NotTestedError(Exception):
 
 @dataclass(frozen=True, slots=True, order=True)
 class GridPoint:
-    """A learning rate, or another factor's value, in a setting of the other axes, as canonical text."""
+    """A learning rate in a setting of the other axes, as canonical text; with the value of the factor, if a metric's
+    curve is over another one."""
 
     rate: float
     setting: str = ""
+    factor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     for name, of_arm in zip(labels, points, strict=True):
         if rates := sorted({point.rate for point in of_arm - set(common)}):
             values = " ".join(f"{rate:g}" for rate in rates)
-            cautions.append(f"left out, since only {name} has it: {factor.rpartition('.')[2]} {values}")
+            cautions.append(f"left out, since only {name} has it: lr {values}")
     both = sorted(arms[0].keys() & arms[1].keys())
     seeds = [seed for seed in both if all(point in arm[seed] for arm in arms for point in common)]
     if not seeds:
@@ -140,17 +142,15 @@ def _matched(collection: Collection, claim: Claim, arms: Sequence[Sequence[Run]]
 def _by_point(
     collection: Collection, claim: Claim, runs: Sequence[Run], index: int, keys: Sequence[str], factor: str
 ) -> dict[int, dict[GridPoint, Run]]:
-    """Seed -> grid point -> run. Over another factor than the learning rate, each point has its best learning rate."""
+    """Seed -> grid point -> run."""
     pair = _seeds(claim)
     treated_seeds = dict(zip(pair[index], pair[0], strict=False))
     found: dict[int, dict[GridPoint, Run]] = {}
     for run in runs:
-        by_point = found.setdefault(treated_seeds.get(run.seed, run.seed), {})
-        rate = 0.0 if factor in claim.contrast else _number(collection, run, factor)
-        point = GridPoint(rate, canonical({key: run.spec.get(key) for key in keys}) if keys else "")
-        if point in by_point and factor != RATE:
-            run = min(by_point[point], run, key=lambda run: collection.value(run, "final_train_loss", {}).value)
-        by_point[point] = run
+        rate = 0.0 if RATE in claim.contrast else _number(collection, run, RATE)
+        setting = canonical({key: run.spec.get(key) for key in keys}) if keys else ""
+        point = GridPoint(rate, setting, 0.0 if factor == RATE else _number(collection, run, factor))
+        found.setdefault(treated_seeds.get(run.seed, run.seed), {})[point] = run
     return found
 
 

@@ -26,6 +26,8 @@ FEWEST_FOR_INTERVAL = 3
 EXACT_UP_TO = 14
 """Pairs; above it signs are drawn, 2^14 times."""
 RESAMPLES = 9999
+MOST_SEEDS = 200
+"""More seeds than that are not asked for."""
 ROUNDED = 9
 """Decimals of a difference that count."""
 
@@ -54,31 +56,29 @@ def sign_flip(differences: Floats, alternative: Literal["greater", "less"]) -> F
 
 
 def interval(differences: Floats, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
-    """95 % BCa bootstrap interval of the mean (Efron 1987). [..., N] -> [...], [...]
+    """95 % bootstrap interval of the mean: percentiles, expanded for few differences (Hesterberg 2015, section 5.3).
+    [..., N] -> [...], [...]
 
-    Of one pair, and of equal differences, it is that difference: then there is nothing to resample, and the interval
-    says nothing about its certainty.
+    Its ends never fall when a difference rises, as those of an interval from a standard deviation may.
+
+    Of one pair, and of equal differences, it is that difference: it then says nothing about its certainty.
     """
     n = differences.shape[-1]
-    mean = differences.mean(axis=-1)
-    low, high = np.array(mean, dtype=np.float64, ndmin=1), np.array(mean, dtype=np.float64, ndmin=1)
-    spread = np.ptp(differences, axis=-1)
-    varied = np.atleast_1d(spread > 1e-12 * np.maximum(1e-300, np.abs(mean)))
-    rows = np.atleast_2d(differences)[varied]
-    if n > 1 and len(rows):
-        found = stats.bootstrap(
-            (rows,),
-            np.mean,
-            axis=-1,
-            vectorized=True,
-            n_resamples=resamples,
-            confidence_level=CONFIDENCE,
-            method="BCa" if n > 2 else "percentile",
-            batch=max(1, 4_000_000 // max(1, rows.size)),
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        low[varied], high[varied] = found.low, found.high
-    return low.reshape(np.shape(mean)), high.reshape(np.shape(mean))
+    if n < 2:
+        return differences.mean(axis=-1), differences.mean(axis=-1)
+    found = stats.bootstrap(
+        (differences,),
+        np.mean,
+        axis=-1,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=1
+        - 2 * float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 0.5 - CONFIDENCE / 2))),
+        method="percentile",
+        batch=max(1, 4_000_000 // max(1, differences.size)),
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return np.asarray(found.low), np.asarray(found.high)
 
 
 def t_half_width(values: Floats) -> Floats:
@@ -88,8 +88,12 @@ def t_half_width(values: Floats) -> Floats:
     2.484
     """
     n = len(values)
-    quantile = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
-    return np.asarray(quantile * values.std(axis=0, ddof=1) / math.sqrt(n))
+    return np.asarray(_t_quantile(n) * values.std(axis=0, ddof=1) / math.sqrt(n))
+
+
+def _t_quantile(n: int) -> float:
+    """Of the mean of n values, for a 95 % interval."""
+    return float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
 
 
 def holm(ps: Floats) -> Floats:
@@ -116,6 +120,24 @@ def claims_decidable(seeds: int) -> int:
     [0, 3, 6, 12, 51]
     """
     return 0 if seeds < FEWEST_SEEDS else math.floor(LEVEL * 2 ** min(seeds, EXACT_UP_TO))
+
+
+def seeds_to_decide(differences: Floats, smallest: float, tested: int) -> int | None:
+    """About how many seeds would decide one of `tested` claims, if further differences had the mean and the spread of
+    these: the smallest number at which the interval lies on one side of the smallest effect, and the test can decide so
+    many claims. None above `MOST_SEEDS`. [N]
+
+    >>> seeds_to_decide(np.array([1.0, -1.0, 2.0, 0.0, 1.0, 0.0]), 0.0, 1)
+    20
+    """
+    distance, sd = abs(float(differences.mean()) - smallest), float(differences.std(ddof=1))
+    for n in range(len(differences) + 1, MOST_SEEDS + 1):
+        if (
+            float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * sd / math.sqrt(n) < distance
+            and claims_decidable(n) >= tested
+        ):
+            return n
+    return None
 
 
 def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,19 @@ from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import MetricError
 from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
-from bnlab.analysis.statistics import FEWEST_FOR_INTERVAL, FEWEST_SEEDS, claims_decidable, decide, holm, interval, ps
+from bnlab.analysis.statistics import (
+    FEWEST_FOR_INTERVAL,
+    FEWEST_SEEDS,
+    MOST_SEEDS,
+    claims_decidable,
+    decide,
+    holm,
+    interval,
+    ps,
+    seeds_to_decide,
+)
 from bnlab.core.study import Claim
-from bnlab.core.text import count
+from bnlab.core.text import command, count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +35,8 @@ class _Weighed:
     claim: Claim
     paired: Paired
     cautions: tuple[str, ...]
+    line: str
+    """The command that ran the study, where it is known."""
     mean: float
     interval: tuple[float, float]
     p_support: float
@@ -55,7 +68,7 @@ def judge(*collections: Collection) -> list[Verdict]:
 
 def _weigh(collection: Collection, claim: Claim) -> Verdict | _Weighed:
     """The claim's differences and their tests, or the verdict that nothing can be tested."""
-    cautions = _edited(collection, claim)
+    cautions = (*_edited(collection, claim), *_extended(collection))
     try:
         if collection.no_plugins and (metric := unknown_metric(claim)):
             raise NotTestedError(f"no metric {metric}: {' '.join(collection.no_plugins)}")
@@ -72,6 +85,7 @@ def _weigh(collection: Collection, claim: Claim) -> Verdict | _Weighed:
         claim=claim,
         paired=found,
         cautions=cautions,
+        line=str(collection.study_provenance.get("line", "")),
         mean=float(found.values.mean()),
         interval=(float(low), float(high)),
         p_support=float(p_support),
@@ -94,6 +108,14 @@ def _edited(collection: Collection, claim: Claim) -> tuple[str, ...]:
     return tuple(cautions)
 
 
+def _extended(collection: Collection) -> tuple[str, ...]:
+    """The caution of a study that got more seeds after its verdicts were there to see."""
+    if not (earlier := collection.study_provenance.get("earlier_seeds")):
+        return ()
+    before = ", then ".join(f"seed={seeds}" for seeds in earlier)
+    return (f"seeds were added after a look at verdicts ({before}), so that a wrong one is likelier than stated",)
+
+
 def _verdict(one: _Weighed, tested: int) -> Verdict:
     """The verdict on a claim, one of `tested` claims that are tested together."""
     claim, found, cautions = one.claim, one.paired, one.cautions
@@ -108,6 +130,8 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
         most = claims_decidable(one.n)
         if decision == "inconclusive" and tested > most:
             cautions = (*cautions, f"with {one.n} seeds a report can decide at most {most} claims, not {tested}")
+        if decision == "inconclusive":
+            cautions = (*cautions, _to_decide(one, tested))
     unit = "x" if claim.compare == "ratio" else ""
     arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
     numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
@@ -124,6 +148,22 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
         why=f"{arms}: {numbers}{_result(one, decision)}",
         cautions=cautions,
     )
+
+
+def _to_decide(one: _Weighed, tested: int) -> str:
+    """About how many seeds would decide an inconclusive claim, and the command for them."""
+    least, found = threshold(one.claim), one.paired
+    if not np.isfinite(found.low if one.mean > least else found.high).all():
+        return "more seeds do not decide it: some runs fail, or end beyond their range"
+    seeds = seeds_to_decide(found.values, least, tested)
+    if seeds is None:
+        return f"more than {MOST_SEEDS} seeds would be needed to decide it"
+    text = f"about {seeds} seeds would decide it, if they vary as these do"
+    first = min(found.seeds)
+    if not one.line or list(found.seeds) != list(range(first, first + one.n)) or "seed" in one.claim.contrast:
+        return text
+    words = [word for word in shlex.split(one.line) if not word.startswith("seed=")]
+    return f"{text}: {command(*words, f'seed=range({first}, {first + seeds})')}"
 
 
 def _result(one: _Weighed, decision: Decision) -> str:

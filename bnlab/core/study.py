@@ -91,6 +91,10 @@ class Study:
                 raise UsageError(f"claims.{index}", "must have keys and values", claim)
             refuse_unknown(Claim, claim, f"claims.{index}.")
             check_tree(Claim, claim, f"claims.{index}.")
+        claims = [
+            {key: _as_read(item) if key in ("contrast", "where") else item for key, item in claim.items()}
+            for claim in claims
+        ]
         names = [claim["name"] for claim in claims]
         for name in names:
             if names.count(name) > 1:
@@ -102,6 +106,19 @@ class Study:
     def tree(self) -> dict[str, Any]:
         """As YAML has it: `from_tree(study.tree()) == study`."""
         return dataclasses.asdict(self)
+
+
+def _as_read(value: Any) -> Any:
+    """Values of keys of a spec as the command line and axes read them: 1e-1 is a number, which to YAML is a text.
+
+    >>> _as_read({"optim.lr": ["1e-1", 0.3], "norm": ("batch", "none")})
+    {'optim.lr': [0.1, 0.3], 'norm': ['batch', 'none']}
+    """
+    if isinstance(value, Mapping):
+        return {key: _as_read(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_read(item) for item in value]
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+e[+-]?\d+", value, re.I) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

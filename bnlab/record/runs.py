@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,15 @@ from bnlab.record.journal import NOTHING, Series, columns, first_record, last_re
 
 State = Literal["not started", "running", "interrupted", "failed", "finished", "diverged", "unreadable"]
 Status = Mapping[str, Any]
+
+
+DIVERGED_ABOVE = 1e3
+"""A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
+
+
+def is_divergence(loss: float | None, first: float) -> bool:
+    """Whether a loss shows that training has diverged; `first` is that of the first step."""
+    return loss is None or not math.isfinite(loss) or loss > DIVERGED_ABOVE * first
 
 
 def state_of(folder: RunFolder) -> tuple[State, Status]:
@@ -49,7 +59,7 @@ def state_of(folder: RunFolder) -> tuple[State, Status]:
     return ("unreadable" if status else "not started"), status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for `diverged`
 class Run:
     """A run as read from its folder: `spec` flat, `status` as last written. `keep` names the series that are read from
     the journal together, in one pass."""
@@ -73,11 +83,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.status.get("status") == "finished"
+        return self.status.get("status") == "finished" and not self.diverged
 
-    @property
+    @cached_property
     def diverged(self) -> bool:
-        return self.status.get("status") == "diverged"
+        """It diverged, if only at its end: earlier versions called a run finished whatever its final loss."""
+        if self.status.get("status") != "finished":
+            return self.status.get("status") == "diverged"
+        metrics, first = self.status.get("metrics") or {}, self.series("train_loss").values
+        return "train_loss" in metrics and is_divergence(metrics["train_loss"], first[0] if len(first) else math.inf)
 
     @property
     def ended(self) -> bool:

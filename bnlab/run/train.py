@@ -26,12 +26,10 @@ from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host
 from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.record.journal import Record
+from bnlab.record.runs import is_divergence
 from bnlab.run import checkpoint, host
 from bnlab.run.observe import Recorder, Watch, first_non_finite_site
 from bnlab.run.setup import Setup
-
-DIVERGED_ABOVE = 1e3
-"""A loss that is not finite, or above this many times the first step's, is a divergence (as in Bjorck et al. 2018)."""
 
 MEASUREMENTS = {
     "train_loss": "loss of the training batch, before the update",
@@ -208,12 +206,14 @@ class Run:
 
     def _finished(self) -> Status:
         setup, spec = self.setup, self.setup.spec
-        if not all(bool(torch.isfinite(param).all()) for param in self.module.parameters()):
-            self.guard.value, self.guard.step = math.nan, setup.steps
-            return self._diverged()
         tests = self._losses("test")
         found = self._losses("train") | tests
         measured: dict[str, float] = {name: float(value) for name, value in to_host(found).items()}
+        finite = all(bool(torch.isfinite(param).all()) for param in self.module.parameters())
+        loss = measured["train_loss"] if finite else math.nan
+        if is_divergence(loss, self.guard.initial_loss or math.inf):
+            self.guard.value, self.guard.step = loss, setup.steps
+            return self._diverged()
         self._save(setup.steps)
         self.recorder.add({"step": setup.steps}, tests)
         self.recorder.write()
@@ -256,7 +256,7 @@ class Guard:
         for (step, _), value in zip(pending, values, strict=True):
             if self.initial_loss is None:
                 self.initial_loss = value
-            if not math.isfinite(value) or value > DIVERGED_ABOVE * self.initial_loss:
+            if is_divergence(value, self.initial_loss):
                 self.step, self.value = step, value
                 return True
         return False

@@ -281,18 +281,30 @@ def seconds(status: Status) -> float | None:
 
 
 def write_study(root: Path, study: Study, line: str) -> None:
-    """Write `study.yaml` beside the runs: the study, and the command line.
+    """Write `study.yaml` beside the runs: the study, the command line, and other seeds that it had in earlier sweeps.
 
     Raises:
         UsageError: the file cannot be written.
     """
     provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study)}
+    if earlier := _earlier_seeds(root / "study.yaml", study):
+        provenance["earlier_seeds"] = earlier
     text = yaml.safe_dump({**study.tree(), "provenance": provenance}, sort_keys=False, allow_unicode=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(root / "study.yaml", text.encode())
     except OSError as error:
         raise UsageError("--runs", (error.strerror or str(error)).lower(), str(root)) from None
+
+
+def _earlier_seeds(file: Path, study: Study) -> list[str]:
+    """The seeds of the study's earlier sweeps, as they were written, where they were not these."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        before = [*tree.get("provenance", {}).get("earlier_seeds", []), tree["axes"]["seed"]]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError):
+        return []
+    return [seeds for seeds in dict.fromkeys(map(str, before)) if seeds != study.axes.get("seed")]
 
 
 def digests(study: Study) -> dict[str, str]:

@@ -24,7 +24,7 @@ from bnlab.core.errors import UsageError
 METRIC = '''
 from bnlab import METRICS
 
-@METRICS.register("steps_per_loss", of="run", source="this test", unit="steps")
+@METRICS.register("steps_per_loss", of="run", source="this test", unit="steps", better="lower")
 def steps_per_loss(run, *, power: float):
     """Steps over a power of the
     final training loss.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy import stats
 
 from bnlab.analysis.statistics import LEVEL, claims_decidable, decide, holm, interval, ps, sign_flip
 from bnlab.record.journal import Floats
@@ -84,26 +84,20 @@ def test_the_smallest_effect_itself_is_not_above_it() -> None:
     assert decide(2**-8, 1.0, 2**-8, (float(low), float(high)), float(np.log(3))) == "inconclusive"
 
 
-def bca_by_enumeration(x: Floats) -> tuple[float, float]:
-    """Efron 1987, with the means of all N^N resamples."""
+def expanded_by_enumeration(x: Floats) -> tuple[float, float]:
+    """Percentiles of the means of all n^n resamples, at the levels of Hesterberg 2015, section 5.3."""
     n = len(x)
-    means = np.sort([np.mean(choice) for choice in itertools.product(x, repeat=n)])
-    below = (np.mean(means < x.mean() - 1e-12) + np.mean(means <= x.mean() + 1e-12)) / 2
-    z0 = norm.ppf(below)
-    left_out = np.array([np.delete(x, i).mean() for i in range(n)])
-    u = left_out.mean() - left_out
-    a = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
-    ends = []
-    for z in norm.ppf([0.025, 0.975]):
-        ends.append(float(np.quantile(means, norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))))))
-    return ends[0], ends[1]
+    means = [np.mean(choice) for choice in itertools.product(x, repeat=n)]
+    level = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
+    low, high = np.quantile(means, [level, 1 - level])
+    return float(low), float(high)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_interval_is_that_of_all_resamples(seed: int) -> None:
     x = np.random.default_rng(seed).exponential(size=6)
     low, high = interval(x)
-    slow = bca_by_enumeration(x)
+    slow = expanded_by_enumeration(x)
     assert low == pytest.approx(slow[0], abs=0.03 * np.ptp(x))
     assert high == pytest.approx(slow[1], abs=0.03 * np.ptp(x))
 
@@ -134,6 +128,17 @@ def test_where_little_varies_the_interval_holds_the_mean(x: list[float]) -> None
 def test_an_interval_is_within_the_differences(differences: list[int]) -> None:
     low, high = interval(np.array(differences, dtype=np.float64), resamples=99)
     assert min(differences) <= low <= high <= max(differences)
+
+
+@settings(max_examples=30)
+@given(DIFFERENCES, st.integers(0, 7), st.integers(1, 9))
+def test_an_interval_never_falls_when_a_difference_rises(differences: list[int], which: int, more: int) -> None:
+    x = np.array(differences, dtype=np.float64)
+    y = x.copy()
+    y[which % len(x)] += more
+    (low, high), (low_y, high_y) = interval(x, resamples=99), interval(y, resamples=99)
+    assert low <= low_y
+    assert high <= high_y
 
 
 def test_holm_as_worked_by_hand() -> None:

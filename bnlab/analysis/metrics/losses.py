@@ -18,10 +18,8 @@ from annotated_types import Ge
 
 from bnlab.analysis.metrics import METRICS, Value, over_finite
 from bnlab.record.journal import Floats, Series
-from bnlab.record.runs import Run
+from bnlab.record.runs import DIVERGED_ABOVE, Run
 
-WORST_LOSS = 1e3
-"""Times the first loss: above it, training has diverged (run/train.py)."""
 BROKEN = 1e12
 """The loss of a run whose first loss was not finite."""
 LOSS = "nats or squared units"
@@ -59,18 +57,24 @@ def first_loss(run: Run) -> float:
     return float(raw.values[0]) if len(raw) else math.nan
 
 
-def _scored(name: str, what: str, **facts: Any) -> Callable[[Callable[[Run], float]], Callable[[Run], float]]:
-    """Decorator: register a loss or an accuracy. Its value for a run that diverged is the worst one."""
+Scored = Callable[[Run], float | Value]
+
+
+def _scored(name: str, what: str, **facts: Any) -> Callable[[Scored], Scored]:
+    """Decorator: register a loss or an accuracy. Its value for a run that diverged, and where it is infinite, is the
+    worst one."""
     unit, better = (LOSS, "lower") if what == "loss" else ("share", "higher")
 
-    def keep(value: Callable[[Run], float]) -> Callable[[Run], float]:
+    def keep(value: Scored) -> Scored:
         @METRICS.register(name, of="run", unit=unit, better=better, **facts)
         @wraps(value)
         def metric(run: Run) -> Value:
-            if not run.diverged:
-                return Value(value(run))
+            given = value(run)
+            found = given if isinstance(given, Value) else Value(given)
+            if not run.diverged and not math.isinf(found.value):
+                return found
             first = first_loss(run)
-            worst = Value(WORST_LOSS * first if math.isfinite(first) else BROKEN, "at least")
+            worst = Value(DIVERGED_ABOVE * first if math.isfinite(first) else BROKEN, "at least")
             return worst if what == "loss" else Value(0.0)
 
         return value
@@ -84,7 +88,8 @@ def _final(outcome: str) -> None:
 
     @_scored(f"final_{outcome}", what, meaning=meaning, source="status.json (docs/decisions/007)")
     def final(run: Run) -> float:
-        return run.final(outcome)
+        metrics = run.status.get("metrics") or {}
+        return math.inf if metrics.get(outcome, 0.0) is None else run.final(outcome)
 
 
 def _best(outcome: str, where: str) -> None:
@@ -114,14 +119,17 @@ def end_batch_loss(run: Run) -> float:
 
 
 @_scored("loss_area", "loss", source="area under the training curve on a log scale")
-def loss_area(run: Run) -> float:
+def loss_area(run: Run) -> Value:
     """Exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured steps): the
-    geometric mean of the loss over training, low for a run that learns fast and far."""
+    geometric mean of the loss over training, low for a run that learns fast and far. A loss of 0 counts as the lowest
+    other one, so that the value is an upper bound."""
     raw = run.series("train_loss")
-    if len(raw) < 2 or not (raw.values > 0).all():
-        return math.nan
-    area = np.trapezoid(np.log(raw.values), raw.steps)
-    return math.exp(float(area) / float(raw.steps[-1] - raw.steps[0]))
+    positive = raw.values[raw.values > 0]
+    if len(raw) < 2 or not len(positive) or np.isnan(raw.values).any():
+        return Value(math.nan)
+    area = np.trapezoid(np.log(np.maximum(raw.values, positive.min())), raw.steps)
+    mean = math.exp(float(area) / float(raw.steps[-1] - raw.steps[0]))
+    return Value(mean, "at most" if len(positive) < len(raw) else None)
 
 
 @METRICS.register("loss_gap", of="run", source="generalization gap; Hoffer et al. 2017", unit=LOSS)

@@ -1,0 +1,109 @@
+"""How often a verdict is wrong, simulated: the tables of docs/decisions/010.
+
+    python benchmarks/verdicts.py [--tables N]
+
+Every true effect is exactly the smallest effect, where wrong verdicts are likeliest. Legend: T tables, N seeds, K
+rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bnlab.analysis.statistics import LEVEL, interval, ps
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]
+
+DIFFERENCES: dict[str, Draw] = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "Laplace": lambda rng, shape: rng.laplace(size=shape),
+    "t, 3 degrees of freedom": lambda rng, shape: rng.standard_t(3, size=shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, size=shape),
+    "one of three values": lambda rng, shape: rng.integers(-1, 2, size=shape).astype(float),
+    "log-normal, sd 0.5": lambda rng, shape: np.exp(rng.normal(size=shape) / 2) - np.exp(1 / 8),
+    "exponential, long tail for the claim": lambda rng, shape: rng.exponential(size=shape) - 1,
+    "exponential, long tail against it": lambda rng, shape: 1 - rng.exponential(size=shape),
+}
+"""Differences of mean 0."""
+SEEDS = (6, 8, 12, 20)
+RATES = 7
+
+
+def decided(differences: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of tables [T, N]: which are supported, which refuted, for a smallest effect of 0; whose interval holds 0."""
+    low, high = interval(differences, resamples=999)
+    support, refute = ps(differences, differences, 0.0)
+    return (support <= LEVEL) & (low > 0), (refute <= LEVEL) & (high < 0), (low <= 0) & (high >= 0)
+
+
+def best(losses: Floats, *, leave_one_out: bool) -> Floats:
+    """The loss of each seed at the rate with the best median over all seeds, or over all but this one. [T, K, N] ->
+    [T, N]"""
+    tables, _, seeds = losses.shape
+    found = np.empty((tables, seeds))
+    for seed in range(seeds):
+        others = np.delete(losses, seed, axis=2) if leave_one_out else losses
+        rate = np.median(others, axis=2).argmin(axis=1)
+        found[:, seed] = losses[np.arange(tables), rate, seed]
+    return found
+
+
+def flat_and_peaked(rng: np.random.Generator, tables: int, seeds: int) -> tuple[Floats, Floats]:
+    """Log losses [T, K, N] of an arm that is equally good at all rates, and of one that is as good at one alone."""
+    flat = rng.normal(size=(tables, RATES, seeds))
+    peaked = rng.normal(size=(tables, RATES, seeds))
+    peaked[:, 1:] += 20
+    return flat, peaked
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    shown = Table(*columns, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=int, default=4_000)
+    tables = parser.parse_args().tables
+    rng = np.random.default_rng(0)
+
+    rows = []
+    for name, draw in DIFFERENCES.items():
+        for seeds in SEEDS:
+            supported, refuted, held = decided(draw(rng, (tables, seeds)))
+            rows.append((name, str(seeds), *(f"{share.mean():.3f}" for share in (supported, refuted, held))))
+    table("One claim", ("differences", "seeds", "supported", "refuted", "interval holds the mean"), rows)
+
+    rows = []
+    for seeds in SEEDS:
+        flat, peaked = flat_and_peaked(rng, tables, seeds)
+        for words, leave_one_out in (("all seeds", False), ("the other seeds", True)):
+            gains = best(peaked, leave_one_out=leave_one_out) - best(flat, leave_one_out=leave_one_out)
+            supported, refuted, _ = decided(gains)
+            rows.append((str(seeds), words, f"{gains.mean():.3f}", f"{supported.mean():.3f}", f"{refuted.mean():.3f}"))
+    columns = ("seeds", "each seed's rate is chosen by", "mean difference", "supported", "refuted")
+    table("best_lr, a flat arm against a peaked one", columns, rows)
+
+    rows = []
+    draws = rng.normal(size=(tables, SEEDS[-1]))
+    for looks in ((6,), (6, 8), (6, 8, 10, 12), (6, 8, 10, 12, 14, 16, 18, 20)):
+        supported = refuted = np.zeros(tables, dtype=bool)
+        for seeds in looks:
+            now = decided(draws[:, :seeds])
+            open_ = ~(supported | refuted)
+            supported, refuted = supported | (open_ & now[0]), refuted | (open_ & now[1])
+        rows.append((" ".join(map(str, looks)), f"{supported.mean():.3f}", f"{refuted.mean():.3f}"))
+    table("Seeds added until a verdict is there", ("looks at", "supported", "refuted"), rows)
+
+
+if __name__ == "__main__":
+    main()
