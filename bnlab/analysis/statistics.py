@@ -75,7 +75,7 @@ def interval(differences: Floats, resamples: int = RESAMPLES) -> tuple[Floats, F
         confidence_level=1
         - 2 * float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 0.5 - CONFIDENCE / 2))),
         method="percentile",
-        batch=max(1, 4_000_000 // max(1, differences.size)),
+        batch=max(1, 200_000 // max(1, differences.size)),
         rng=np.random.default_rng(0),
     ).confidence_interval
     return np.asarray(found.low), np.asarray(found.high)

@@ -18,8 +18,9 @@ from bnlab.core.state import objective
 from bnlab.optim.base import learning_rate
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
+from bnlab.record.runs import DIVERGED_ABOVE
 from bnlab.run.setup import Setup, assemble
-from bnlab.run.train import DIVERGED_ABOVE, Guard, RunFailedError, train
+from bnlab.run.train import Guard, RunFailedError, train
 
 SpecOf = Callable[..., RunSpec]
 Run = Callable[..., Any]
