@@ -70,8 +70,9 @@ class Lipschitz:
         found: Norms = []
         for site in net.sites:
             norm = site.norm if site.norm_first else None
-            # A subclass of one of these may compute anything.
-            found.append(norm if isinstance(norm, BatchNorm) and type(norm) in get_args(BatchNorm) else None)
+            # A subclass of one of these may compute anything; one in eval mode has statistics that are constants.
+            is_one = isinstance(norm, BatchNorm) and type(norm) in get_args(BatchNorm) and norm.training
+            found.append(norm if is_one else None)  # type: ignore[arg-type]
         return found
 
     def measure(self, snapshot: Snapshot, norms: Norms) -> Raw:
