@@ -109,7 +109,7 @@ def adopted(
     blocks = _named(named, seen, key) if named is not None else _found(seen, key)
     _refuse_unmeasurable(module, blocks, seen, key)
     if norm.name != "own":
-        _refuse_other_norms(blocks, seen, key)
+        _refuse_other_norms(blocks, seen, named is not None, key)
     places = [block.norm for block in blocks if block.norm is not None]
     notes = _exchanged(module, places, norm, key)
     if norm.name != "own":
@@ -190,7 +190,7 @@ def _found(seen: Trace, key: str) -> list[_Block]:
     before_others = {path for call in affine for path in sources(call.given, ends)}
     blocks = []
     for call in affine:
-        if _frozen(call.part) or not _has_channels(call):
+        if _frozen(call.part) or not call.has_channels:
             continue
         before = after(call, _is_norm)
         acting = after(before or call, lambda one: one.acts)
@@ -199,7 +199,8 @@ def _found(seen: Trace, key: str) -> list[_Block]:
         passed_on = after(last, lambda one: isinstance(one.part, AFFINE)) is not None
         if acting is None and before is not None and before.path in seen.fused:
             problem = f"{before.path} is {_kind(before)}, and no nonlinearity is seen after it"
-            raise UsageError(key, problem, remedy=f"Make the nonlinearity a part of its own. {NAME_THEM}")
+            remedy = f'Make the nonlinearity a part of its own, or use norm=own and name {before.path} with "" after it'
+            raise UsageError(key, problem, remedy=f"{remedy}: {EXAMPLE}.")
         if acting is None and not passed_on and call.path in before_others:  # a head may have anything after it
             problem = (
                 f"no nonlinearity is seen after {last.path}: what it gives goes into something else first, as a sum, a "
@@ -235,6 +236,9 @@ def _named(named: object, seen: Trace, key: str) -> list[_Block]:
         after = [call for call in seen.of(block[2]) if order[id(call)] > order[id(affine)]] if block[2] else []
         follows = [call for call in after if call.given is (norm or affine).out]
         acting = next(iter(follows or after), None)
+        if acting is not None and norm is not None and acting.path.startswith(f"{norm.path}."):
+            problem = f"{acting.path} of {name} is inside of {norm.path}, and what it sees could not be measured"
+            raise UsageError(key, problem, remedy='Write "" in its place: the site then ends with the norm.')
         norm_first = norm is None or acting is None or order[id(norm)] < order[id(acting)]
         found.append(_Block(name, affine, norm, acting, norm_first))
     ends: dict[object, str] = {call.out.grad_fn: call.path for call in seen.calls if isinstance(call.part, AFFINE)}
@@ -284,17 +288,12 @@ def _refuse_unmeasurable(module: nn.Module, blocks: Sequence[_Block], seen: Trac
             raise UsageError(key, problem, remedy="Use an affine map with a weight of its own.")
         if _frozen(block.affine.part):
             raise UsageError(key, f"{path} is frozen (requires_grad=False), and cannot be a site")
-        if not _has_channels(block.affine):
+        if not block.affine.has_channels:
             shape, remedy = list(block.affine.out.shape), "A site gives [B, C] or [B, C, H, W]."
             raise UsageError(key, f"{path} gives {len(shape)} dimensions", shape, remedy)
 
 
-def _has_channels(affine: Call) -> bool:
-    """Whether dimension 1 of its output is that of the channels: [B, C] or [B, C, H, W]."""
-    return affine.out.ndim == 2 or (affine.out.ndim == 4 and not isinstance(affine.part, nn.Linear))
-
-
-def _refuse_other_norms(blocks: Sequence[_Block], seen: Trace, key: str) -> None:
+def _refuse_other_norms(blocks: Sequence[_Block], seen: Trace, named: bool, key: str) -> None:
     """Refuse norms that could not be exchanged, so that the net would not be what `norm` says.
 
     Raises:
@@ -302,8 +301,13 @@ def _refuse_other_norms(blocks: Sequence[_Block], seen: Trace, key: str) -> None
     """
     places = {block.norm.path: block.affine for block in blocks if block.norm is not None}
     for call in filter(_is_norm, seen.calls):
+        if call.path not in places and named:
+            remedy = "Name it there, or keep every norm with norm=own."
+            raise UsageError(key, f"{call.path} is in no block of `sites`, and cannot be exchanged", remedy=remedy)
         if call.path not in places:
-            raise UsageError(key, f"{call.path} follows no affine map", remedy=NAME_THEM)
+            raise UsageError(
+                key, f"{call.path} follows no affine map", remedy=f"{NAME_THEM} norm=own keeps every norm."
+            )
         if call.path in seen.fused:
             remedy = "Keep it with norm=own, or make it a norm of torch.nn and a part for the rest."
             raise UsageError(key, f"{call.path} is {_kind(call)}, and cannot be exchanged", remedy=remedy)
@@ -315,8 +319,9 @@ def _refuse_other_norms(blocks: Sequence[_Block], seen: Trace, key: str) -> None
             raise UsageError(
                 key, f"{problem}, and cannot be exchanged", list(call.given.shape), "Keep it with norm=own."
             )
-    if seen.hidden_norms:
-        problem = f"{seen.hidden_norms[0]} computes a norm as a function, which cannot be exchanged"
+    hidden = [path for path in seen.hidden_norms if path not in places]
+    if hidden:
+        problem = f"{hidden[0]} normalizes by code of its own, which cannot be exchanged"
         raise UsageError(key, problem, remedy="Keep it with norm=own, or make it a norm of torch.nn.")
 
 

@@ -67,6 +67,11 @@ class Call:
     """Whether it is a nonlinearity."""
     is_function: bool = False
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether dimension 1 of an affine map's output is that of the channels: [B, C] or [B, C, H, W]."""
+        return self.out.ndim == 2 or (self.out.ndim == 4 and not isinstance(self.part, nn.Linear))
+
 
 @dataclass(slots=True)
 class Trace:
@@ -75,7 +80,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     output: object = None
     hidden_norms: list[str] = field(default_factory=list)
-    """Parts, and `forward` itself, that compute a norm as a function."""
+    """Parts that normalize and are no norm of torch.nn, and `forward` itself if it calls a norm as a function."""
     fused: set[str] = field(default_factory=set)
     """Norms that compute something else than torch's norm of their kind."""
 
@@ -100,6 +105,8 @@ def trace(module: nn.Module, x: Tensor, mode: Mode) -> Trace:
         given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
         if isinstance(part, NORM) and not _is_plain(part, given, out):
             seen.fused.add(paths[part])
+        if given is not None and _normalizes(part, given.detach()):
+            seen.hidden_norms.append(paths[part])
         inside.pop()
         if given is not None and isinstance(out, Tensor):
             then = out.detach().clone()
@@ -139,10 +146,27 @@ def _is_plain(norm: nn.Module, given: Tensor | None, out: object) -> bool:
     return given is not None and _close(forward(norm, given.detach()), out)
 
 
+def _is_of_torch(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("torch.nn.") or isinstance(part, NORM)
+
+
+def _normalizes(part: nn.Module, x: Tensor) -> bool:
+    """Whether what a user's part gives varies, and does not depend on the scale of what it is given."""
+    if _is_of_torch(part):
+        return False
+    try:
+        with torch.no_grad():
+            one, other = (type(part).forward(part, scale * x) for scale in (10.0, 1000.0))
+    except Exception:
+        return False
+    varies = isinstance(one, Tensor) and one.is_floating_point() and bool(one.std() > 1e-3)
+    return varies and one.shape == other.shape and torch.allclose(one, other, rtol=1e-2, atol=1e-2)
+
+
 def _acts_alike(part: nn.Module, x: Tensor) -> bool:
     """Whether a user's part is one nonlinear function of every value: it commutes with a permutation of all values, and
     is not affine."""
-    if type(part).__module__.startswith("torch.nn.") or isinstance(part, NORM):
+    if _is_of_torch(part):
         return False
     forward = type(part).forward  # without the hooks
     try:

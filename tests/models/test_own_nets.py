@@ -64,6 +64,50 @@ class FusedNamed(Fused):
     sites: ClassVar[dict[str, tuple[str, str, str]]] = {"a": ("conv1", "bn1", ""), "b": ("fc", "", "")}
 
 
+class WithChild(nn.BatchNorm2d):
+    """Norm and nonlinearity in one, the second as a part of the first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(super().forward(x))
+        return out
+
+
+class FusedChild(Net2):
+    sites: ClassVar[dict[str, tuple[str, str, str]]] = {"a": ("conv1", "bn1", "bn1.act"), "b": ("fc", "", "")}
+
+    def __init__(self, *shape: Any) -> None:
+        super().__init__(*shape)
+        self.bn1, self.relu = WithChild(6), nn.Identity()
+
+
+class ByHand(nn.Module):
+    """Layer normalization as in a textbook."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)).view_as(x)
+
+
+class NormByHand(Net2):
+    sites: ClassVar[dict[str, tuple[str, str, str]]] = {"a": ("conv1", "bn1", "relu"), "b": ("fc", "", "")}
+
+    def __init__(self, *shape: Any) -> None:
+        super().__init__(*shape)
+        self.own = ByHand()
+
+    def features(self, x: Tensor) -> Tensor:
+        out: Tensor = self.own(super().features(x))
+        return out
+
+
+class Unnamed(Net2):
+    sites: ClassVar[dict[str, tuple[str, str, str]]] = {"b": ("fc", "", "")}
+
+
 class FusedStack(nn.Sequential):
     def __init__(self, input_shape: tuple[int, ...] = IMAGE, outputs: int = OUTPUTS) -> None:
         super().__init__(nn.Conv2d(1, 4, 3), BNAct(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, outputs))
@@ -241,6 +285,7 @@ class TwicePaths(nn.Module):
 
 TRAINED: list[tuple[type[nn.Module], NormSpec, list[str]]] = [
     (FusedNamed, KEPT, ["L00_a", "L01_b"]),
+    (NormByHand, KEPT, ["L00_a", "L01_b"]),
     (Dropped, BATCH, ["L00_conv1", "L01_fc"]),
     (Dropped, NONE, ["L00_conv1", "L01_fc"]),
     (StaysInEval, KEPT, ["L00_conv1", "L01_fc"]),
@@ -350,10 +395,21 @@ def _refusals() -> list[tuple[type[nn.Module], NormSpec, str]]:
 
     fused = r"model=mine: bn1 is a BNAct, which computes something else than its nn\.BatchNorm2d, and"
     return [
-        (Fused, BATCH, rf"{fused} no nonlinearity is seen after it\. Make the nonlinearity a part of its own\."),
+        (Fused, BATCH, rf"{fused} no nonlinearity is seen after it\. Make the nonlinearity a part of its own, or"),
         (Fused, KEPT, fused),
         (FusedNamed, BATCH, rf"{fused} cannot be exchanged\. Keep it with norm=own, or"),
         (FusedNamed, NONE, fused),
+        (FusedChild, KEPT, r"model=mine sites: bn1\.act of a is inside of bn1, .* Write \"\" in its place"),
+        (
+            NormByHand,
+            NONE,
+            r"model=mine: own normalizes by code of its own, which cannot be exchanged\.",
+        ),
+        (
+            Unnamed,
+            BATCH,
+            r"model=mine: bn1 is in no block of `sites`, and cannot be exchanged\. Name it there, or keep",
+        ),
         (FusedStack, BATCH, r"model=mine: 1 is a BNAct"),
         (
             type("Tied", (More,), {"__init__": also(lambda net: setattr(net.more, "weight", net.fc.weight), More)}),
@@ -413,7 +469,7 @@ def _refusals() -> list[tuple[type[nn.Module], NormSpec, str]]:
                 features=lambda self, x: self.relu(self.bn1(self.conv1(self.stem(x)))),
             ),
             BATCH,
-            r"model=mine: stem computes a norm as a function, which cannot be exchanged\. Keep it with norm=own",
+            r"model=mine: stem normalizes by code of its own, which cannot be exchanged\. Keep it with norm=own",
         ),
         (
             changed("Skipping", __init__=also(lambda net: setattr(net, "more", nn.Conv2d(1, 1, 1))), forward=skipping),
