@@ -145,7 +145,7 @@ def rebuild(folder: RunFolder, profile: Profile) -> bool:
 
 def _rebuild(folder: RunFolder, profile: Profile) -> None:
     spec, records = folder.spec(), list(read(folder.journal_file))
-    if not isinstance(spec, dict):
+    if not spec:
         raise ValueError(f"{folder.spec_file}: not a spec")
     if not records:
         return

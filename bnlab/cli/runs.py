@@ -57,7 +57,7 @@ def evaluate(
     saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
-    specs = [(folder, [under(spec_of(folder), condition) for condition in conditions]) for folder in saved]
+    specs = [(folder, [under(folder.spec(), condition) for condition in conditions]) for folder in saved]
     answers: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
@@ -159,7 +159,7 @@ def known(folder: RunFolder) -> dict[str, Any]:
     from bnlab.core.text import leaves
     from bnlab.record.runs import age_s
 
-    status, spec = status_of(folder), dict(leaves(spec_of(folder)))
+    status, spec = status_of(folder), dict(leaves(folder.spec()))
     metrics = _mapping(status.pop("metrics", None))
     columns = {
         "run": str(folder.path),
@@ -186,21 +186,11 @@ def status_of(folder: RunFolder) -> dict[str, Any]:
     return {**status, **recorded, "status": state}
 
 
-def spec_of(folder: RunFolder) -> dict[str, Any]:
-    """The spec; empty where it cannot be read."""
-    import yaml
-
-    try:
-        return _mapping(folder.spec())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
 def card(folder: RunFolder) -> dict[str, Any]:
     """Everything about one run."""
     from bnlab.record.runs import age_s
 
-    spec = spec_of(folder)
+    spec = folder.spec()
     provenance = _mapping(spec.pop("provenance", {}))
     files = {file.name: file.stat().st_size for file in sorted(folder.path.iterdir()) if file.is_file()}
     age = {"age_s": age_s(folder)}

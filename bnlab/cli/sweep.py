@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +56,7 @@ def sweep(
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
+    from bnlab.record.runs import other_than
     from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, digests, write_study
 
@@ -76,7 +78,10 @@ def sweep(
         config, given, places, fail_fast=fail_fast, json=as_json, plain=plain, expect_verdicts=expect_verdicts
     )
     _say_seeds(study, cells, out)
+    lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)
     if grid.left:
+        for line in itertools.islice(filter(None, lines), 1):  # one is as good as all
+            say(line, out)
         write_study(root, study, again)
         if _has_data(grid, plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.

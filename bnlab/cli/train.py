@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bnlab import cli
-from bnlab.core.errors import UsageError
 from bnlab.core.text import command
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
@@ -40,6 +39,7 @@ def train(
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
     from bnlab.record.folder import ENDED, RunFolder
+    from bnlab.record.runs import current_state, other_than
 
     if config is None:
         raise cli.no_config(config_dir, "experiments")
@@ -51,10 +51,12 @@ def train(
     places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
     again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain)
     folder, out = RunFolder(runs / spec.folder), cli.words_out(as_json)
-    status = {} if fresh else _written(folder)
+    status: Status = {} if fresh else dict(current_state(folder)[1])
     if status.get("status") in ENDED:
         say(f"already {status['status']}, nothing to do (--fresh runs it again)", out)
     else:
+        if line := other_than(folder, spec.tree()):
+            say(line, out)
         from bnlab.run.train import RunFailedError
 
         try:
@@ -158,21 +160,6 @@ def _progress(setup: Setup, folder: RunFolder, *, plain: bool, out: TextIO) -> P
     from bnlab.terminal.live import LiveTable
 
     return LiveTable(title, setup.steps, begun, out, [site.name for site in setup.net.sites])
-
-
-def _written(folder: RunFolder) -> Status:
-    """The last status; empty where there is none.
-
-    Raises:
-        UsageError: it cannot be read, so that it is not known whether the run has ended.
-    """
-    try:
-        with cli.writing(folder.path):
-            return folder.status()
-    except UsageError:
-        raise
-    except ValueError:
-        raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.") from None
 
 
 def _records(folder: RunFolder) -> list[dict[str, Any]]:

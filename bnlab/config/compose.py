@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class Composer:
         found = self._resolved(tree, typed) if refers else _with(plain, typed)
         _one_length(found, list(values))
         return RunSpec.from_tree(resolved(rounded(found)))
+
+    def applicable(self, overrides: Sequence[str], droppable: Collection[str]) -> list[str]:
+        """The overrides, less those of `droppable` keys that the chosen options do not have."""
+        known = dict(leaves(self._base(self.overrides.split(overrides)[0])[1])) if droppable else {}
+        return [text for text in overrides if (key := text.partition("=")[0]) not in droppable or key in known]
 
     def values(self, choices: Mapping[str, str]) -> dict[str, Any]:
         """Every key that can be set where these options of groups are chosen, and what it is if it is not.

@@ -39,12 +39,16 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         fixed = [f"{key}={typed(value)}" for key, value in study.overrides.items()]
         offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
+        # The study's settings of its own probes do not hold for others that the user chooses.
+        typed_keys = {reader.read(text).key_or_group for text in overrides}
+        droppable = {key for key in study.overrides if key.partition(".")[0] in typed_keys} - typed_keys
         cells: dict[str, Cell] = {}
         for chosen in _product(axes):
             given = [f"{key}={text}" for key, text in chosen.items()]
-            spec = dataclasses.replace(composer.spec([*fixed, *given]), name=study.name)
+            settings = composer.applicable([*fixed, *given], droppable)
+            spec = dataclasses.replace(composer.spec(settings), name=study.name)
             values = {key: _value(key, reader, text) for key, text in zip(chosen, given, strict=True)}
-            cell = Cell(spec=spec, config=study.base, overrides=(*fixed, *given), values=values)
+            cell = Cell(spec=spec, config=study.base, overrides=tuple(settings), values=values)
             cells.setdefault(spec.id, cell)
     resolved = {key: ",".join(values) for key, values in axes.items()}
     return dataclasses.replace(study, axes=resolved), list(cells.values())

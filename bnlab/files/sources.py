@@ -102,7 +102,7 @@ def missing(source: Source, among: Sequence[Path], why: str = "") -> DataError:
     names = ", ".join(lacking or [file.name for file in source.files])
     places = ", ".join(str(folder) for folder in folders)
     packed = f" (or all in {source.archive})" if source.archive else " (plain or .gz)"
-    problem = f"no {names}{packed}; looked in {places}"
+    problem = f"no {names}{packed}; looked in {places}" if lacking else f"not all intact in one of {places}: {names}"
     for root in among:
         for name in source.unread:
             if (root / name).exists():
@@ -138,10 +138,9 @@ def read(source: Source, among: Sequence[Path]) -> dict[str, bytes]:
 
 def _complete(source: Source, among: Sequence[Path]) -> Iterator[Path]:
     """The folders that have every file or the archive."""
-    for root in among:
-        for name in source.folders:
-            if _archive(source, root / name) or all(_file(file, root / name) for file in source.files):
-                yield root / name
+    for folder in (root / name for root in among for name in source.folders):
+        if _archive(source, folder) or all(_file(file, folder) for file in source.files):
+            yield folder
 
 
 def _file(file: File, folder: Path) -> Path | None:
@@ -161,8 +160,7 @@ def contents(source: Source, folder: Path) -> dict[str, bytes]:
         DamagedError: one is missing, or does not have the expected content.
     """
     paths = {file: _file(file, folder) for file in source.files}
-    archive = _archive(source, folder)
-    if archive is not None and None in paths.values():
+    if None in paths.values() and (archive := _archive(source, folder)):
         return unpacked(source, archive)
     return {file.name: content(source, file, path or folder / file.name) for file, path in paths.items()}
 
@@ -211,9 +209,7 @@ def unpacked(source: Source, path: Path) -> dict[str, bytes]:
             room -= member.size
             if room < 0:
                 raise DamagedError(source, path, "holds far more than it should")
-            file = wanted.get(inside.name)
-            stream = archive.extractfile(member) if file is not None else None
-            if file is not None and stream is not None:
+            if (file := wanted.get(inside.name)) and (stream := archive.extractfile(member)):
                 found[file.name] = _sound(source, file, stream.read(file.size + 1), path / member.name)
     if lacking := sorted(set(wanted) - set(found)):
         raise DamagedError(source, path, f"lacks {', '.join(lacking)}")
@@ -331,7 +327,11 @@ def _from_sites(source: Source, packed: Path, room: int, check: Callable[[Path],
             problems.append(f"{urlsplit(url).netloc} {error}")
         finally:
             part.unlink(missing_ok=True)
-    raise missing(source, roots(), why=f"{packed.name} could not be downloaded: {'; '.join(problems)}")
+    why = "; ".join(problems)
+    if " gave a file that " in why:
+        remedy = f"Try again later, or take files that you have: bnlab data fetch {source.name} --from DIR."
+        raise DataError(f"data={source.name}", f"the download of {packed.name} is damaged: {why}", remedy)
+    raise missing(source, roots(), why=f"{packed.name} could not be downloaded: {why}")
 
 
 class _SiteError(Exception):
@@ -383,8 +383,7 @@ class _Progress:
 
     @total.setter
     def total(self, size: int) -> None:
-        self._total = size
-        self.reset()
+        self._total, self.done = size, 0
         self.update(0)
 
     def reset(self) -> None:

@@ -35,6 +35,13 @@ class BusyError(UsageError):
     """Another process is training the run."""
 
 
+class BrokenError(UsageError):
+    """A file of the run is cut off or damaged, or belongs to another run."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(str(path), problem, remedy="Train the run again with --fresh.")
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths and small files of one run."""
@@ -69,7 +76,7 @@ class RunFolder:
         """The last written status; empty if there is none."""
         try:
             status: dict[str, Any] = json.loads(self.status_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         return status
 
@@ -77,16 +84,16 @@ class RunFolder:
         write_atomically(self.status_file, json.dumps(status, indent=1).encode())
 
     def spec(self) -> dict[str, Any]:
-        """The spec as it was written, with its `provenance`."""
-        tree: dict[str, Any] = yaml.load(self.spec_file.read_text(), Loader=_LOADER)
-        return tree
+        """The spec as it was written, with its `provenance`; empty where it cannot be read."""
+        try:
+            tree = yaml.load(self.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return tree if isinstance(tree, dict) else {}
 
     def provenance(self) -> dict[str, Any]:
         """The provenance in spec.yaml; empty if there is none, or the file cannot be read."""
-        try:
-            found = self.spec().get("provenance")
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
-            return {}
+        found = self.spec().get("provenance")
         return found if isinstance(found, dict) else {}
 
     def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

@@ -7,22 +7,21 @@ is `batch`, `optim` is `sgd`. Axes and contrasts of studies use the same keys.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS, NOT_HASHED, canonical
-from bnlab.core.text import leaves
-from bnlab.record.folder import ENDED, RunFolder
+from bnlab.core.study import varying
+from bnlab.core.text import leaves, typed
+from bnlab.record.folder import ENDED, RunFolder, find_runs
 from bnlab.record.journal import NOTHING, Series, columns, first_record, last_record
 
 State = Literal["not started", "running", "interrupted", "failed", "finished", "diverged", "unreadable"]
@@ -57,6 +56,18 @@ def state_of(folder: RunFolder) -> tuple[State, Status]:
     if written in ("running", "interrupted"):
         return "interrupted", status
     return ("unreadable" if status else "not started"), status
+
+
+def current_state(folder: RunFolder) -> tuple[State, Status]:
+    """The same.
+
+    Raises:
+        UsageError: the status cannot be read, so that nobody knows whether the run has ended.
+    """
+    state, status = state_of(folder)
+    if state == "unreadable":
+        raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.")
+    return state, status
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for `diverged`
@@ -147,12 +158,7 @@ class Run:
 
 def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
     """The run in a folder. A file that cannot be read counts as empty, and the run as not ended."""
-    try:
-        tree = yaml.load(folder.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
-        status = json.loads(folder.status_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        tree, status = {}, {}
-    tree = tree if isinstance(tree, dict) else {}
+    tree, status = folder.spec(), state_of(folder)[1]
     provenance = tree.pop("provenance", None)
     return Run(
         path=folder.path,
@@ -183,6 +189,19 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removesuffix(".name") if key.removesuffix(".name") in GROUPS else key: found[key] for key in found}
 
 
+def other_than(folder: RunFolder, tree: Mapping[str, Any], ids: Collection[str] = ()) -> str | None:
+    """That a run which has not started is another one than the run most like it beside it, of the same arm, rate and
+    seed, and by what; None where there is none. Runs of these `ids` do not count."""
+    mine, found = flat(tree), []
+    for other in find_runs(folder.path.parent) if not folder.spec_file.exists() else []:
+        theirs = flat(other.spec())
+        keys = [key for key in varying([mine, theirs]) if key != "plugins" and key in mine and key in theirs]
+        if theirs.get("seed") == mine["seed"] and run_id(other.path, {}) not in ids:
+            words = ", ".join(f"{key}={typed(theirs[key])}" for key in keys[:3]) + ", ..." * (len(keys) > 3)
+            found.append((len(keys), f"another run than {other.path}, which has {words or 'other plugins'}"))
+    return min(found)[1] if found else None
+
+
 def progress_of(folder: RunFolder) -> dict[str, Any]:
     """The step and training loss of the last record, for a run that has not ended."""
     last = last_record(folder.journal_file)
@@ -198,6 +217,3 @@ def age_s(folder: RunFolder) -> float:
         except OSError:
             continue
     return max(0.0, time.time() - max(times, default=time.time()))
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

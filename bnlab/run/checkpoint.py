@@ -6,7 +6,9 @@ generator, from which a plugin's module may draw, is saved.
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.core.errors import UsageError
-from bnlab.record.folder import write_atomically
+from bnlab.record.folder import BrokenError, write_atomically
 from bnlab.run.observe import Observer
 
 
@@ -50,31 +51,39 @@ def save(
 
 
 def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer) -> Progress:
-    """Restore everything from the checkpoint; a new `Progress` if there is none."""
+    """Restore everything from the checkpoint; a new `Progress` if there is none.
+
+    Raises:
+        BrokenError: the file cannot be read, or belongs to another net.
+    """
     if not path.exists():
         return Progress()
-    device = next(module.parameters()).device
-    content = torch.load(path, map_location=device, weights_only=True)
-    module.load_state_dict(content["module"])
-    optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"].cpu())
-    observer.carries = {
-        probe: {name: x.cpu().numpy() for name, x in carry.items()} for probe, carry in content["carries"].items()
-    }
-    return Progress(**content["progress"])
+    with _read(path, module) as content:
+        optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["random"].cpu())
+        observer.carries = {
+            probe: {name: x.cpu().numpy() for name, x in carry.items()} for probe, carry in content["carries"].items()
+        }
+        return Progress(**content["progress"])
 
 
 def restore_weights(path: Path, module: nn.Module) -> int:
     """Restore weights and buffers alone, into a net that is not trained further; returns the step of the checkpoint.
 
     Raises:
-        UsageError: the file cannot be read, or belongs to another net.
+        BrokenError: the file cannot be read, or belongs to another net.
     """
-    device = next(module.parameters()).device
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        module.load_state_dict(content["module"])
+    with _read(path, module) as content:
         return int(content["progress"]["step"])
+
+
+@contextlib.contextmanager
+def _read(path: Path, module: nn.Module) -> Iterator[dict[str, Any]]:
+    """What is in a checkpoint whose weights and buffers are now those of the module."""
+    try:
+        content = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
+        module.load_state_dict(content["module"])
+        yield content
     except Exception as error:
         problem = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(str(path), f"cannot be read into this net: {problem[:200]}") from None
+        raise BrokenError(path, f"cannot be read into this net: {problem[:200].rstrip('.')}") from None

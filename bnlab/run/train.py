@@ -24,7 +24,7 @@ from bnlab.core.state import correct, untouched_random_state
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host
-from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
+from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, RunFolder
 from bnlab.record.journal import Record
 from bnlab.record.runs import is_divergence
 from bnlab.run import checkpoint, host
@@ -64,7 +64,7 @@ def train(
     `interrupted`. `profile` is that of the event file. A run that has ended is not changed, unless `fresh`.
 
     Raises:
-        BusyError: another process is training this run.
+        UsageError: another process is training this run, or it cannot be resumed.
         RunFailedError: an error inside the run.
     """
     with folder.owned():
@@ -78,6 +78,8 @@ def train(
         try:
             with Run(setup, folder, listen, profile) as run:
                 return run.train(stopped)
+        except BrokenError:
+            raise
         except Exception as error:
             folder.log(traceback.format_exc())
             folder.write_status({"status": "failed", "error": f"{type(error).__name__}: {error}"})
@@ -97,6 +99,8 @@ class Run:
         self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
         kept = self.progress.journal_bytes
+        if folder.journal_bytes < kept:
+            raise BrokenError(folder.journal_file, f"cut off before the {kept:,} bytes that its checkpoint counts")
         self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
         self._started = self._saved = self._beat = time.monotonic()
         self._before = replace(self.progress)  # the times of earlier parts of this run

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, process
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
@@ -43,34 +43,6 @@ class Outcome(Generic[Item]):
     error: str | None = None
 
 
-class Executor(Protocol):
-    """`run(function, items)` yields outcomes in the order in which they are completed. The function must be importable
-    by name, and running it twice on an item must do no harm. If one item's process dies, the others are unaffected."""
-
-    @property
-    def isolated(self) -> bool:
-        """Whether each item runs in its own process."""
-        ...
-
-    @property
-    def workers(self) -> int:
-        """How many items run at once."""
-        ...
-
-    def run(
-        self,
-        function: Callable[[Item], Any],
-        items: Iterable[Item],
-        *,
-        on_start: Callable[[Item], None] = lambda item: None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Outcome[Item]]:
-        """Takes an item whenever a worker is free, and calls `on_start` with it. Calls `stopped` several times a
-        second: once it returns true, no further item starts, and running ones are signalled to stop; their outcomes are
-        yielded as usual. Closing the iterator early stops them too, without outcomes."""
-        ...
-
-
 class Inline:
     """Runs items in this process, one after the other: an item that kills its process kills the sweep."""
 
@@ -84,7 +56,10 @@ class Inline:
         on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """See `Executor`; the function itself must check whether it should stop."""
+        """Yields outcomes in the order in which they are completed. The function must be importable by name, and
+        running it twice on an item must do no harm. Takes an item whenever a worker is free, and calls `on_start` with
+        it. Calls `stopped` several times a second: once it returns true, no further item starts. The function itself
+        must check whether it should stop."""
         waiting = iter(items)
         while not stopped():
             try:
@@ -139,7 +114,9 @@ class Local:
         on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """See `Executor`."""
+        """See `Inline.run`. When `stopped` returns true, running items are signalled to stop; their outcomes are
+        yielded as usual. If one item's process dies, the others are unaffected. Closing the iterator early stops all of
+        them, without outcomes."""
         context = _context()
         waiting, places, more = iter(items), deque(self.places), True
         running: dict[connection.Connection, _Worker[Item]] = {}
@@ -174,6 +151,10 @@ class Local:
                 time.sleep(TICK_S / 10)
             for one in exiting:
                 one.join()
+
+
+Executor = Inline | Local
+"""`isolated`: each item runs in its own process; `workers` items run at once."""
 
 
 def _start(
@@ -298,23 +279,13 @@ def executor(spec: RunSpec) -> Executor:
     Raises:
         UsageError: the executor does not support the settings.
     """
-    return EXECUTORS[spec.launch.name](spec)
-
-
-def _inline(spec: RunSpec) -> Executor:
-    if spec.launch.workers not in ("auto", 1):
-        raise UsageError(
-            "launch.workers", "launch=inline runs one after the other", spec.launch.workers, "Use launch=local."
-        )
-    return Inline()
-
-
-def _local(spec: RunSpec) -> Executor:
+    workers = spec.launch.workers
+    if spec.launch.name == "inline":
+        if workers not in ("auto", 1):
+            raise UsageError("launch.workers", "launch=inline runs one after the other", workers, "Use launch=local.")
+        return Inline()
     devices = _gpus() if spec.device == "cuda" else []
-    return Local(places(spec.launch.workers, spec.threads, cores(), devices, spec.launch.per_device))
-
-
-EXECUTORS: Mapping[str, Callable[[RunSpec], Executor]] = {"inline": _inline, "local": _local}
+    return Local(places(workers, spec.threads, cores(), devices, spec.launch.per_device))
 
 
 def places(

@@ -25,7 +25,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.core.study import Cell, Study, varying
 from bnlab.record.folder import ENDED, BusyError, RunFolder, write_atomically
-from bnlab.record.runs import State, Status, state_of
+from bnlab.record.runs import State, Status, current_state
 from bnlab.sweep.executors import Executor, Outcome, stop_reason
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Standing:
 
     @property
     def failed(self) -> bool:
-        return self.state not in DONE and self.error is not None
+        return self.state not in ENDED and self.error is not None
 
     @property
     def log(self) -> Path | None:
@@ -91,7 +91,7 @@ class Sweep:
                 self._again.add(cell.spec.id)
                 state, error = "not started", None
             self.standings[cell.spec.id] = Standing(cell=cell, folder=folder, state=state, status=status, error=error)
-        self._left = [key for key, standing in self.standings.items() if standing.state not in (*DONE, "failed")]
+        self._left = [key for key, standing in self.standings.items() if standing.state not in (*ENDED, "failed")]
 
     @property
     def failures(self) -> list[Standing]:
@@ -141,7 +141,7 @@ class Sweep:
         for key in list(self._left):
             standing = self.standings[key]
             state, status = self._now(key, standing.folder)
-            if state in (*DONE, "failed"):
+            if state in (*ENDED, "failed"):
                 self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
             elif state == "running":
                 self._set(key, state, status)
@@ -256,22 +256,6 @@ def train_isolated(task: Task) -> dict[str, Any]:
                 log.unlink()
             os.removedirs(log.parent)  # as far up as they are empty
     return status
-
-
-DONE = ENDED
-"""The states of a cell that has a result."""
-
-
-def current_state(folder: RunFolder) -> tuple[State, Status]:
-    """The state of a cell now, and its status as it was last written.
-
-    Raises:
-        UsageError: the status cannot be read, so that nobody knows whether the run has ended.
-    """
-    state, status = state_of(folder)
-    if state == "unreadable":
-        raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.")
-    return state, status
 
 
 def seconds(status: Status) -> float | None:

@@ -276,6 +276,22 @@ def test_fresh_runs_again(bnlab: Callable[..., Said], tmp_path: Path) -> None:
     assert again["metrics"] == first["metrics"]
 
 
+def test_a_run_with_other_settings_is_called_another_run(bnlab: Callable[..., Said]) -> None:
+    first = bnlab("train", *TINY, "--json").json["run"]
+    longer = [word.replace("steps=20", "steps=30") for word in TINY]
+    said = bnlab("train", *longer, "--plain")
+    assert said.out.splitlines()[0] == f"another run than {first}, which has steps=20"
+    assert "another run" not in bnlab("train", *longer).out  # it is there now
+    assert "another run" not in bnlab("train", *longer, "seed=1").out  # a further run of the same arm
+    said = bnlab("train", *TINY, "optim.momentum=0.5", "--json")
+    assert said.err.splitlines()[0] == f"another run than {first}, which has optim.momentum=0.0"
+    grid = ("sweep", *TINY, "norm=batch", "optim.lr=0.3", "launch=inline", "optim.momentum=0.7,0.9")
+    lines = [line for line in bnlab(*grid, "seed=0,1").out.splitlines() if line.startswith("another run")]
+    assert len(lines) == 1
+    assert lines[0].startswith("another run than runs/quickstart/batch/lr=0.3/seed=0-")
+    assert "another run" not in bnlab(*grid, "seed=0,1,2").out  # those of its own grid do not count
+
+
 def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
     said = bnlab("train", *TINY, "--plain")
     assert (said.code, said.err) == (0, "")

@@ -171,3 +171,14 @@ def test_an_option_of_another_choice_is_refused_by_the_chosen_one(overrides: lis
         with pytest.raises(UsageError, match=r".") as caught:
             load("mlp_digits", overrides)
         assert str(caught.value).startswith(message)
+
+
+def test_settings_of_a_study_for_its_own_probes_do_not_hold_for_others_that_are_typed() -> None:
+    """Nobody can take an override of a study back, so it must not forbid a choice."""
+    study, cells = config.load_study("quickstart", ["probes=none", "seed=8", "optim.lr=0.1"])
+    assert "probes.activations.histogram_every" in study.overrides
+    assert {tuple(cell.spec.probes.options) for cell in cells} == {()}
+    words = shlex.split(cells[0].line())
+    assert config.load(words[3], words[4:]) == cells[0].spec
+    with pytest.raises(UsageError, match=r"^probes\.landscape\.every: the chosen probes have no such option"):
+        config.load_study("quickstart", ["probes=none", "probes.landscape.every=3"])

@@ -206,10 +206,13 @@ def test_a_stalled_download_is_broken_off_and_tried_again(
 def test_what_a_site_gives_wrongly_is_refused_and_leaves_nothing(
     way: str, problem: str, site: Site, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=rf"{FIRST} could not be downloaded: 127\.0\.0\.1:\d+ {problem}") as refused:
+    damaged = way in ("cut", "wrong")
+    failed = f"the download of {FIRST} is damaged" if damaged else f"{FIRST} could not be downloaded"
+    with pytest.raises(DataError, match=rf"{failed}: 127\.0\.0\.1:\d+ {problem}") as refused:
         fetch(_mnist(site.url(way)), _quiet)
     first, second = refused.value.lines
-    assert first.startswith("data=mnist: no train-images-idx3-ubyte, ")
+    assert first.startswith(f"data=mnist: {'the download of' if damaged else 'no train-images-idx3-ubyte, '}")
+    assert second.startswith("Try again later, or take" if damaged else "Download it with: ")
     assert "--from DIR" in second
     assert _left(tmp_path / "home" / "mnist") == []
 
@@ -252,6 +255,15 @@ def test_only_what_is_not_there_or_damaged_is_downloaded(site: Site, tiny: Tiny,
     assert fetch(_mnist(site.url("good")), _quiet).how == "downloaded"
     assert contents(SOURCES["mnist"], folder) == tiny("mnist")
     assert site.asked == [f"/good/{name}-labels-idx1-ubyte.gz" for name in ("train", "t10k")]
+
+
+def test_damaged_files_that_no_site_can_replace_are_not_called_missing(site: Site, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "mnist"
+    folder.mkdir(parents=True)
+    for name, content in tiny("mnist").items():
+        (folder / name).write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"^data=mnist: not all intact in one of .*home/mnist.*: train-images-idx3-"):
+        fetch(_mnist(site.url("missing")), _quiet)
 
 
 def test_a_read_only_folder_is_reported_before_any_request(

@@ -21,9 +21,9 @@ from bnlab.analysis.claims import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder
+from bnlab.record.runs import current_state
 from bnlab.sweep.executors import Inline
 from bnlab.sweep.run import Sweep as Sweeping
-from bnlab.sweep.run import current_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
