@@ -20,7 +20,7 @@ from bnlab.net.build import Net
 from bnlab.net.wrap import Tap
 from bnlab.run.setup import assemble
 from bnlab.verify.checks import findings
-from bnlab.verify.contract import MODEL_CHECKS
+from bnlab.verify.contract import MODEL_CHECKS, contract
 
 OWN = ModelSpec(name="mine", activation="relu", init="own", init_scale=1.0, init_std=0.1, bias="auto", options={})
 HE = replace(OWN, init="he")
@@ -610,3 +610,26 @@ def test_a_pass_with_other_masks_than_the_training_step_would_be_seen(
     found = {it.check: it.why for it in findings("model=mine", MODEL_CHECKS, _spec(spec_of, BATCH))}
     assert found["at rest"] is not None
     assert found["at rest"].startswith("with a learning rate of almost 0, loss_lo is ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Fused, "bn1 is a BNAct"),
+        (EveryStep, "has no nn.Linear that gives [B, C]"),
+        (Dropped, None),
+        (StaysInEval, None),
+    ],
+    ids=lambda of: getattr(of, "__name__", ""),
+)
+def test_verify_names_the_fault_or_finds_none(
+    kind: type[nn.Module], fault: str | None, mine: Any, spec_of: Callable[..., RunSpec]
+) -> None:
+    mine(kind)
+    spec = _spec(spec_of, BATCH)
+    why = [found.why for found in contract("model", "mine", spec, spec)]
+    if fault is None:
+        assert why == [None] * 6
+    else:
+        assert len(why) == 1
+        assert fault in str(why[0])
