@@ -91,9 +91,13 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
 
 def _load_plugins(runs: Sequence[Run]) -> tuple[str, ...]:
     """Load the plugins that the runs name, and those of installed packages; why some could not be loaded."""
-    files = dict.fromkeys(str(file) for run in runs for file in run.spec.get("plugins") or ())
+    files: dict[str, str] = {}
+    for run in runs:
+        for index, file in enumerate(map(str, run.spec.get("plugins") or ())):
+            copy = run.folder.copy(index, file)
+            files[file] = str(copy) if copy.is_file() and not Path(file).is_file() else file
     problems = []
-    for some in ([], *([file] for file in files)):
+    for some in ([], *([file] for file in files.values())):
         try:
             load_plugins(some)
         except UsageError as error:

@@ -150,7 +150,7 @@ def _rebuild(folder: RunFolder, profile: Profile) -> None:
     if not records:
         return
     with contextlib.suppress(UsageError):  # a plugin that is gone: its measurements get groups by their names
-        load_plugins(spec.get("plugins") or ())
+        load_plugins(folder.plugins(spec.get("plugins") or ()), only=True)
     extent = Extent(records=len(records), steps=records[-1]["step"])
     board = Board(folder.path, _sites(spec, records), extent=extent, profile=profile, spec=spec)
     board.write_whole(records, folder.status(), folder.journal_bytes)

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,17 @@ def evaluate(
     saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
-    specs = [(folder, [under(folder.spec(), condition) for condition in conditions]) for folder in saved]
+    specs: list[tuple[RunFolder, list[RunSpec]]] = []
+    notes: set[str] = set()
+    for folder in saved:
+        asked = [under(folder.spec(), condition) for condition in conditions]
+        files = asked[0].plugins
+        plugins = folder.plugins(files)
+        specs.append((folder, [replace(spec, plugins=plugins) for spec in asked]))
+        if "plugins" not in folder.provenance():
+            notes |= {f"{file}: used as it is now, since runs of an older bnlab keep no copy" for file in files}
+        edited = [file for file, used in zip(files, plugins, strict=True) if file != used and Path(file).is_file()]
+        notes |= {f"{file}: edited since it was trained with; the copy that the run keeps is used" for file in edited}
     answers: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
@@ -65,6 +76,8 @@ def evaluate(
             for answer in ask(folder, of_run):
                 answers.append(answer)
                 progress("answer", len(answers), len(saved) * len(conditions))
+    for note in sorted(notes):
+        complain(note)
     left_out = [folder for folder in folders if folder not in saved]
     if as_json:
         print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})

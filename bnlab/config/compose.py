@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bnlab.config.overrides import Overrides, texts, value_of
 from bnlab.config.places import available, config_dirs, packaged_dir
 from bnlab.core.errors import UsageError, nearest
-from bnlab.core.registry import Registry, load_plugins
+from bnlab.core.registry import READ, Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
 from bnlab.core.text import leaves
 from bnlab.core.typed import option_defaults, option_names
@@ -121,6 +121,7 @@ class Composer:
 def hydra_over(dirs: Sequence[Path]) -> Iterator[Overrides]:
     """Hydra's global state, set up over `dirs` and taken down again; what reads overrides meanwhile. A last directory,
     empty at first, is for entries of plugins: what they add for one call is not there for the next."""
+    READ.clear()  # an edited plugin makes other runs
     with tempfile.TemporaryDirectory(prefix="bnlab-") as own:
         searched = [*dirs, Path(own)]
         GlobalHydra.instance().clear()

@@ -4,22 +4,29 @@ A norm, model, data set, optimizer or probe is found by its file (`bnlab/norms/b
 listing names imports nothing heavy. The files of metrics and figures may register several entries each; all of them are
 imported on the first look-up. A user's own file registers with the same decorators; it joins by `plugins: [my_norm.py]`
 or by the entry point `bnlab.plugins`.
+
+A process reads a plugin once, with the modules beside it that it imports. What it has read decides the ids of runs, is
+what it executes, and is kept beside each run; an edit has an effect from the next command on.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
+import bnlab
 from bnlab.core.errors import UsageError, nearest, refuse_path
 from bnlab.core.typed import check_options
 
@@ -64,17 +71,25 @@ class Registry(Generic[E]):
         refuse_path(f"{self.group}={name}", name)
 
         def keep(constructor: Constructor) -> Constructor:
-            module = constructor.__module__
-            if not module.startswith(f"{self.package}."):
+            if not constructor.__module__.startswith(f"{self.package}."):
                 self._import_all()
-            taken = self._entries.get(name)
-            others = taken is not None and taken.constructor.__module__ != module
-            if others or (self.by_file and name in self._files() and module != f"{self.package}.{name}"):
-                raise UsageError(f"{self.group}={name}", "registered twice", module, "Rename one of them.")
-            self._entries[name] = self.kind(name=name, constructor=constructor, **facts)
+            self.enter(self.kind(name=name, constructor=constructor, **facts))
             return constructor
 
         return keep
+
+    def enter(self, entry: E) -> None:
+        """Put an entry under its name.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        name, module = entry.name, entry.constructor.__module__
+        taken = self._entries.get(name)
+        others = taken is not None and taken.constructor.__module__ != module
+        if others or (self.by_file and name in self._files() and module != f"{self.package}.{name}"):
+            raise UsageError(f"{self.group}={name}", "registered twice", module, "Rename one of them.")
+        self._entries[name] = entry
 
     def forget(self, name: str) -> None:
         """As if it had not been registered."""
@@ -88,6 +103,10 @@ class Registry(Generic[E]):
     def entries(self) -> list[E]:
         """All entries, by name."""
         return [self[name] for name in self.names()]
+
+    def registered(self) -> list[E]:
+        """Those that have registered so far."""
+        return list(self._entries.values())
 
     def _files(self) -> set[str]:
         """The files of bnlab's own entries: those of the package, but for `base` and helpers that begin with `_`."""
@@ -146,17 +165,122 @@ PROBES = Registry("probes", "bnlab.probes", Entry)
 Registered = list[tuple[Registry[Any], str]]
 """What a plugin brought: registries and names in them."""
 
-_BROUGHT: dict[str, Registered] = {}
-"""By plugin, since it runs once in a process."""
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A file as it was read. `files` has its content, then that of the modules beside it that it imports and that these
+    import, by their paths below its folder."""
+
+    path: Path
+    files: Mapping[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Of the content, wherever the files are: of one the sha256, of several that of their names and digests."""
+        own, *beside = [(name, hashlib.sha256(content).hexdigest()) for name, content in self.files.items()]
+        return hashlib.sha256(repr([own[1], *sorted(beside)]).encode()).hexdigest() if beside else own[1]
+
+    @property
+    def module(self) -> str:
+        """The name of the module that it is executed as: one content is one module."""
+        return f"bnlab_plugin_{self.path.stem}_{self.digest[:8]}"
 
 
-def load_plugins(files: Iterable[str]) -> Registered:
-    """Run the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register; what
-    they registered, now or when they ran before.
+READ: dict[Path, Plugin] = {}
+"""What this process has read, or was given by the process that started it; emptied where a command begins."""
+_EXECUTED: dict[str, Plugin] = {}
+"""By module, the last one last."""
+_BROUGHT: dict[str, list[tuple[Registry[Any], Any]]] = {}
+"""Registries and entries by module or entry point, since a plugin is executed once in a process."""
+
+
+def read_plugin(file: str) -> Plugin:
+    """What this process has read of a file, now or before.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    path = Path(file).resolve()
+    if path not in READ:
+        if not path.is_file():
+            raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
+        READ[path] = Plugin(path, _with_modules(path))
+    return READ[path]
+
+
+def digest(file: str) -> str | None:
+    """The digest of a plugin; None where there is no such file."""
+    try:
+        return read_plugin(file).digest
+    except UsageError:
+        return None
+
+
+def _with_modules(path: Path) -> dict[str, bytes]:
+    """The content of the file and of the modules beside it that it imports; bnlab and the standard library are none."""
+    found, waiting = {path.name: path.read_bytes()}, [path.name]
+    while waiting:
+        place = waiting.pop()
+        for parts in _imported(found[place], PurePosixPath(place)):
+            names = ["/".join(parts[: count + 1]) for count in range(len(parts))]  # `a.b` is `a` and `a/b`
+            for file in (f"{name}{end}" for name in names for end in (".py", "/__init__.py")):
+                if file not in found and parts[0] not in NOT_BESIDE and (path.parent / file).is_file():
+                    found[file] = (path.parent / file).read_bytes()
+                    waiting.append(file)
+    return found
+
+
+NOT_BESIDE = {"bnlab", *sys.stdlib_module_names}
+
+
+def _imported(source: bytes, place: PurePosixPath) -> Iterator[list[str]]:
+    """The parts of each dotted name that the file at `place` may import."""
+    with contextlib.suppress(SyntaxError, ValueError, IndexError):  # told when it is executed
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                level = node.level if isinstance(node, ast.ImportFrom) else 0
+                above = [*place.parents[level - 1].parts] if level else []
+                above += (getattr(node, "module", None) or "").split(".")
+                yield from ([part for part in (*above, *alias.name.split(".")) if part] for alias in node.names)
+
+
+class _Read(importlib.abc.SourceLoader):
+    """Executes what was read of a file, whatever the file has now."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content = path, content
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: bytes | str) -> bytes:
+        return self.content
+
+
+class _Beside(importlib.abc.MetaPathFinder):
+    """Finds the modules beside plugins among what was read."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        name = fullname.replace(".", "/")
+        for plugin in reversed(_EXECUTED.values()):
+            for place in {f"{name}.py", f"{name}/__init__.py"} & {*plugin.files} - {plugin.path.name}:
+                loader = _Read(plugin.path.parent / place, plugin.files[place])
+                return importlib.util.spec_from_loader(fullname, loader)
+        return None
+
+
+sys.meta_path.insert(0, _Beside())
+
+
+def load_plugins(files: Iterable[str], *, only: bool = False) -> Registered:
+    """Execute the user's own files, and what installed packages offer under `bnlab.plugins`, so that they register;
+    what they registered, now or when they were executed before. With `only`, no other plugin's entries remain.
 
     Raises:
         UsageError: a file that is not there, or that raises an error.
     """
+    if only:
+        _forget(_BROUGHT)
     brought: Registered = []
     for point in importlib.metadata.entry_points(group="bnlab.plugins"):
         brought += _brought_by(f"entry point {point.name}", point.load)
@@ -166,29 +290,35 @@ def load_plugins(files: Iterable[str]) -> Registered:
 
 
 def load_plugin(file: str) -> Registered:
-    """Run one file, unless it ran before; what it registered.
+    """Execute one file, unless its content was executed before; what it registered. The entries of an earlier content
+    of the file are forgotten.
 
     Raises:
         UsageError: it is not there, or it raises an error.
     """
-    path = Path(file).resolve()
-    if not path.is_file():
-        raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
-    package = Path(__file__).parents[1]
-    if path.is_relative_to(package):  # an entry of bnlab's own
+    path, package = Path(file).resolve(), Path(bnlab.__file__).parent
+    if path.is_file() and path.is_relative_to(package):  # an entry of bnlab's own
         return _registered_in(".".join(("bnlab", *path.relative_to(package).with_suffix("").parts)))
-    module_name = f"bnlab_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    if module_name in sys.modules:
-        return _BROUGHT[module_name]
-    loader = importlib.machinery.SourceFileLoader(module_name, str(path))  # whatever the file's name ends in
-    module_spec = importlib.util.spec_from_loader(module_name, loader)
+    plugin = read_plugin(file)
+    name = plugin.module
+    _forget(other for other, one in _EXECUTED.items() if one.path == path and other != name)
+    _EXECUTED.pop(name, None)
+    _EXECUTED[name] = plugin
+    if name in sys.modules:
+        return _brought_by(name, lambda: None)
+    for place, content in plugin.files.items():  # an earlier content of a module beside it
+        helper = place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        loader = getattr(getattr(sys.modules.get(helper), "__spec__", None), "loader", None)
+        if isinstance(loader, _Read) and loader.content != content:
+            del sys.modules[helper]
+    loader = _Read(path, plugin.files[path.name])
+    module_spec = importlib.util.spec_from_loader(name, loader)
     assert module_spec is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
-        return _brought_by(module_name, lambda: loader.exec_module(module))
+        return _brought_by(name, lambda: loader.exec_module(module))
     except BaseException as error:
-        del sys.modules[module_name]
+        del sys.modules[name]
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
         raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Fix it.") from error
@@ -196,32 +326,36 @@ def load_plugin(file: str) -> Registered:
 
 def _registered_in(module: str) -> Registered:
     importlib.import_module(module)
-    return [
-        (registry, name)
-        for registry in REGISTRIES
-        for name, entry in registry._entries.items()
-        if entry.constructor.__module__ == module
-    ]
+    return [(registry, entry.name) for registry, entry in _entries() if entry.constructor.__module__ == module]
+
+
+def _entries() -> list[tuple[Registry[Any], Any]]:
+    return [(registry, entry) for registry in REGISTRIES for entry in registry.registered()]
+
+
+def _forget(plugins: Iterable[str]) -> None:
+    """Forget the entries of these plugins, until they are loaded again."""
+    now = {id(entry) for _, entry in _entries()}
+    for registry, entry in [pair for plugin in plugins for pair in _BROUGHT.get(plugin, []) if id(pair[1]) in now]:
+        registry.forget(entry.name)
 
 
 def _brought_by(plugin: str, run: Callable[[], object]) -> Registered:
-    """Run a plugin and note what it registered; what it registered when it ran, if it ran before."""
-    before = {id(entry) for registry in REGISTRIES for entry in registry._entries.values()}
+    """Execute a plugin and note what it registered; what it registered when it was executed, if it was before."""
+    before = {id(entry) for _, entry in _entries()}
 
-    def new() -> Registered:
+    def new() -> list[tuple[Registry[Any], Any]]:
         """What was registered since, less bnlab's own entries that the plugin imported."""
-        return [
-            (registry, name)
-            for registry in REGISTRIES
-            for name, entry in registry._entries.items()
-            if id(entry) not in before and not entry.constructor.__module__.startswith(f"{registry.package}.")
-        ]
+        found = [(registry, entry) for registry, entry in _entries() if id(entry) not in before]
+        return [pair for pair in found if not pair[1].constructor.__module__.startswith(f"{pair[0].package}.")]
 
     try:
         run()
     except BaseException:
-        for registry, name in new():  # half a plugin is none
-            registry.forget(name)
+        for registry, entry in new():  # half a plugin is none
+            registry.forget(entry.name)
         raise
     _BROUGHT[plugin] = new() or _BROUGHT.get(plugin, [])
-    return _BROUGHT[plugin]
+    for registry, entry in _BROUGHT[plugin]:
+        registry.enter(entry)
+    return [(registry, entry.name) for registry, entry in _BROUGHT[plugin]]

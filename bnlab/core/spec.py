@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from bnlab.core.errors import UsageError, nearest, refuse_path
+from bnlab.core.registry import digest
 from bnlab.core.typed import check_tree
 
 SCHEMA_VERSION = 1
@@ -167,7 +167,7 @@ class RunSpec:
     def id(self) -> str:
         """First 10 hex digits of the sha256 of the whole spec: one id, one set of bits (on one kind of machine)."""
         hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
-        hashed["plugins"] = [_content(file) for file in self.plugins]
+        hashed["plugins"] = [digest(file) or file for file in self.plugins]
         text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -211,12 +211,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _content(file: str) -> str:
-    """A digest of what is in a plugin's file: with another content it is another run, in another folder it is not."""
-    path = Path(file)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else file
 
 
 def canonical(value: Any) -> str:

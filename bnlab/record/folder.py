@@ -6,6 +6,7 @@ status.json     running | finished | diverged | failed | interrupted, the step, 
 checkpoint.pt   what an exact resume needs
 events.out.*    the TensorBoard view of the journal (board/)
 log.txt         a log for people; a traceback if the run failed
+plugins/        the user's own files that it was made with, numbered as in the spec
 owner.json      the process that trains the run, or trained it last, and its heartbeat; `lock` is its lock
 """
 
@@ -16,7 +17,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import Plugin, digest
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0
@@ -99,6 +101,34 @@ class RunFolder:
     def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         text = yaml.dump({**tree, "provenance": dict(provenance)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         write_atomically(self.spec_file, text.encode())
+
+    def keep(self, plugins: Sequence[Plugin]) -> None:
+        """Write a copy of each, as it was read."""
+        for index, plugin in enumerate(plugins):
+            for place, content in plugin.files.items():
+                file = self.path / "plugins" / str(index) / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, content)
+
+    def copy(self, index: int, file: str) -> Path:
+        """Where the copy of a plugin is."""
+        return self.path / "plugins" / str(index) / Path(file).name
+
+    def plugins(self, files: Sequence[str]) -> tuple[str, ...]:
+        """Plugins with the content that the run was made with: the files themselves, or where one is gone or was edited
+        its copy here. Of a run that was made before bnlab kept copies, the files as they are.
+
+        Raises:
+            UsageError: neither has that content.
+        """
+        found = list(files)
+        for index, (file, made_with) in enumerate(zip(files, self.provenance().get("plugins") or (), strict=False)):
+            copy = str(self.copy(index, file))
+            found[index] = next((one for one in (file, copy) if digest(one) == made_with), "")
+            if not found[index]:
+                problem = f"neither this file nor {copy} is what the run was made with"
+                raise UsageError("plugins", problem, file, "Put back one of them, or train the run again.")
+        return tuple(found)
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, with the time."""

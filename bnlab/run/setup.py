@@ -59,7 +59,7 @@ def assemble(spec: RunSpec) -> Setup:
         UsageError: a fault that the spec alone does not show: an option of the wrong type for its constructor, a batch
             larger than the data, a norm on a layer that does not exist, a device that is missing, ...
     """
-    load_plugins(spec.plugins)
+    load_plugins(spec.plugins, only=True)
     if spec.device == "auto":
         spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bnlab.board.events import Profile
-from bnlab.core.registry import NORMS, OPTIMIZERS
+from bnlab.core.registry import NORMS, OPTIMIZERS, read_plugin
 from bnlab.core.seeds import stream
 from bnlab.core.state import correct, untouched_random_state
 from bnlab.net.evaluate import at_chance, evaluate
@@ -64,7 +64,7 @@ def train(
     `interrupted`. `profile` is that of the event file. A run that has ended is not changed, unless `fresh`.
 
     Raises:
-        UsageError: another process is training this run, or it cannot be resumed.
+        UsageError: another process is training this run, it was begun with other plugins, or it cannot be resumed.
         RunFailedError: an error inside the run.
     """
     with folder.owned():
@@ -74,7 +74,13 @@ def train(
         if status.get("status") in ENDED:
             return status
         spec = setup.spec
-        folder.write_spec(spec.tree(), _provenance(folder, setup, provenance or {}))
+        kept = folder.provenance().get("plugins")
+        plugins = [read_plugin(file) for file in spec.plugins]
+        facts = {"plugins": [plugin.digest for plugin in plugins]} if plugins else {}
+        if kept not in (None, facts.get("plugins")):
+            raise BrokenError(folder.path, f"not begun with plugins={list(spec.plugins)} as they are now")
+        folder.keep(plugins)
+        folder.write_spec(spec.tree(), _provenance(folder, setup, {**(provenance or {}), **facts}))
         try:
             with Run(setup, folder, listen, profile) as run:
                 return run.train(stopped)

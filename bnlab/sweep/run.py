@@ -22,6 +22,7 @@ import yaml
 import bnlab
 from bnlab.board.tags import FULL_RUNS
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import READ, Plugin
 from bnlab.core.spec import RunSpec
 from bnlab.core.study import Cell, Study, varying
 from bnlab.record.folder import ENDED, BusyError, RunFolder, write_atomically
@@ -150,6 +151,7 @@ class Sweep:
                     spec=standing.cell.spec,
                     folder=standing.folder,
                     fresh=self.fresh and key in self._again,
+                    plugins=dict(READ),
                     provenance=self.provenance,
                     profile="light" if len(self.standings) > FULL_RUNS else "full",
                 )
@@ -200,12 +202,14 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A run to train or to resume: what an executor receives. `provenance` goes into its spec.yaml; `profile` is that
+    """A run to train or to resume: what an executor receives. `plugins` are as the sweep has read them, so that all its
+    runs are made with one content whenever they start; `provenance` goes into its spec.yaml; `profile` is that
     of its event file (board/run.py)."""
 
     spec: RunSpec
     folder: RunFolder
     fresh: bool
+    plugins: Mapping[Path, Plugin]
     provenance: Mapping[str, Any]
     profile: Profile
 
@@ -218,6 +222,7 @@ def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
     from bnlab.run.train import RunFailedError, train
 
     host.prepare(task.spec.threads)
+    READ.update(task.plugins)
     try:
         setup = assemble(task.spec)
         return train(

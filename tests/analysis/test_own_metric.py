@@ -20,6 +20,7 @@ from bnlab.analysis.metrics import METRICS, table
 from bnlab.analysis.verdicts import judge
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import READ
 
 METRIC = '''
 from bnlab import METRICS
@@ -50,6 +51,7 @@ def claim(name: str, metric: str, options: str) -> str:
 
 def forget() -> None:
     """As in a new process: no plugin was loaded."""
+    READ.clear()
     for name, entry in list(METRICS._entries.items()):
         if entry.constructor.__module__.startswith("bnlab_plugin_"):
             METRICS.forget(name)
@@ -103,6 +105,11 @@ def test_a_claim_of_it_is_judged_and_without_its_file_is_not_tested(here: Path) 
 
     forget()
     (here / "my_metric.py").unlink()
+    assert judge(read_runs(Path("runs/mine")))[0].effect == own["effect"]  # the runs keep copies
+
+    forget()
+    for copies in list(here.rglob("plugins")):
+        shutil.rmtree(copies)
     code, out, err = said("report", "runs/mine", "--json")
     assert (code, err) == (0, "")
     lost, still = json.loads(out)["claims"]

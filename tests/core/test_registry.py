@@ -170,7 +170,7 @@ def test_two_plugins_may_not_register_one_name(tmp_path: Path) -> None:
 def test_two_plugins_of_one_file_name_may_not_register_one_name_either(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "my_norm.py").write_text(PLUGIN.format(name="mine"))
+        (tmp_path / folder / "my_norm.py").write_text(f"# {folder}\n" + PLUGIN.format(name="mine"))
     load_plugins([str(tmp_path / "one" / "my_norm.py")])
     with pytest.raises(UsageError, match=r"norm=mine: registered twice"):
         load_plugins([str(tmp_path / "other" / "my_norm.py")])

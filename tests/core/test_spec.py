@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.registry import READ
 from bnlab.core.spec import GROUPS, NOT_HASHED, SCHEMA_VERSION, RunSpec, canonical
 
 TREE: dict[str, Any] = {
@@ -344,4 +345,6 @@ def test_the_id_depends_on_a_plugin_s_content(spec_of: Callable[..., RunSpec], t
     before = id_with(here)
     assert before == id_with(there) != spec.id
     here.write_text("X = 2\n")
+    assert id_with(here) == before  # what was read holds until the next command
+    READ.clear()
     assert id_with(here) != before

@@ -1,0 +1,245 @@
+"""A run is tied to the code it was made with: plugins that are edited, moved, or changed in the middle of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bnlab.core.registry import NORMS, READ, digest, load_plugins, read_plugin
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import RunFolder
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
+
+SCALED = '''
+from torch import nn
+from bnlab import NORMS
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return SCALE * x
+
+@NORMS.register("scaled")
+def scaled(channels: int, dims: int):
+    """A norm."""
+    return Scaled()
+'''
+SHORT = ("--config", "mlp_digits", "steps=40", "model.depth=2", "model.width=8", "probes=none", "probes.eval_points=1")
+
+
+def plugin(folder: Path, scale: float, name: str = "mine.py") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(SCALED.replace("SCALE", str(scale)))
+    return folder / name
+
+
+@pytest.fixture
+def bnlab(tmp_path: Path) -> Callable[..., Any]:
+    """Runs a command in a process of its own, and gives its exit code, stdout and stderr."""
+
+    def run(*words: object, code: int = 0, where: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "bnlab", *map(str, words)]
+        done = subprocess.run(line, cwd=where, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    """Forgets the plugins of a test."""
+    before = set(sys.modules)
+    yield
+    load_plugins([], only=True)
+    READ.clear()
+    for name in set(sys.modules) - before:
+        if name.startswith("bnlab_plugin_") or name in ("helper", "parts", "parts.one"):
+            del sys.modules[name]
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> float:
+    (found,) = json.loads(done.stdout)["evaluations"]
+    return float(found["metrics"]["test_accuracy"])
+
+
+def test_an_evaluation_uses_the_plugin_that_the_run_was_trained_with(bnlab: Callable[..., Any], tmp_path: Path) -> None:
+    file = plugin(tmp_path, 1.0)
+    run = json.loads(bnlab("train", *SHORT, "plugins=[mine.py]", "norm=scaled", "--json").stdout)
+    first, ask = run["metrics"]["test_accuracy"], ("evaluate", "runs", "eval_bn=running", "--json")
+    assert (tmp_path / run["run"] / "plugins" / "0" / "mine.py").read_bytes() == file.read_bytes()
+    done = bnlab(*ask)
+    assert (answer(done), done.stderr) == (first, "")
+
+    plugin(tmp_path, -3.0)  # edited: the run's copy is used, and said so
+    done = bnlab(*ask)
+    assert answer(done) == first
+    assert done.stderr == "mine.py: edited since it was trained with; the copy that the run keeps is used\n"
+
+    plugin(tmp_path / "elsewhere", 1.0)
+    file.unlink()  # gone, and asked from another folder
+    done = bnlab("evaluate", tmp_path / "runs", *ask[2:], where=tmp_path / "elsewhere")
+    assert (answer(done), done.stderr) == (first, "")
+
+    shutil.rmtree(tmp_path / run["run"] / "plugins")  # the file itself, with the same content in another folder
+    done = bnlab("evaluate", tmp_path / "runs", *ask[2:], where=tmp_path / "elsewhere")
+    assert (answer(done), done.stderr) == (first, "")
+
+    plugin(tmp_path, -3.0)
+    done = bnlab(*ask, code=2)
+    copy = Path(run["run"]) / "plugins" / "0" / "mine.py"
+    problem = f"neither this file nor {copy} is what the run was made with, got 'mine.py'"
+    assert done.stderr == f"plugins: {problem}. Put back one of them, or train the run again.\n"
+    assert done.stdout == ""
+
+
+def test_a_run_of_an_older_bnlab_is_evaluated_with_the_file_as_it_is_and_that_is_said(
+    bnlab: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin(tmp_path, 1.0)
+    run = json.loads(bnlab("train", *SHORT, "plugins=[mine.py]", "norm=scaled", "--json").stdout)
+    folder = tmp_path / run["run"]
+    shutil.rmtree(folder / "plugins")
+    tree = yaml.safe_load((folder / "spec.yaml").read_text())
+    del tree["provenance"]["plugins"]
+    (folder / "spec.yaml").write_text(yaml.safe_dump(tree))
+    done = bnlab("evaluate", "runs", "eval_bn=running", "--json")
+    assert answer(done) == run["metrics"]["test_accuracy"]
+    assert done.stderr == "mine.py: used as it is now, since runs of an older bnlab keep no copy\n"
+    assert bnlab("report", "runs").stderr == ""
+
+
+def test_runs_of_two_contents_of_a_plugin_are_each_evaluated_with_their_own(
+    bnlab: Callable[..., Any], tmp_path: Path
+) -> None:
+    trained = {}
+    for scale in (1.0, 0.2):
+        plugin(tmp_path, scale)
+        run = json.loads(bnlab("train", *SHORT, "plugins=[mine.py]", "norm=scaled", "--json").stdout)
+        trained[run["run"]] = run["metrics"]["test_loss"]
+    assert len(trained) == len(set(trained.values())) == 2
+    found = json.loads(bnlab("evaluate", "runs", "eval_bn=running", "--json").stdout)["evaluations"]
+    assert {one["run"]: one["metrics"]["test_loss"] for one in found} == trained
+
+
+def test_a_sweep_runs_the_code_that_it_started_with(bnlab: Callable[..., Any], tmp_path: Path) -> None:
+    """The plugin is edited while the first of three runs waits in it: the others are executed after the edit."""
+    loop = "while list(here.rglob('log.txt')) and not (here / 'edited').exists():\n    time.sleep(0.02)\n"
+    wait = f"import pathlib, time\nhere = pathlib.Path()\n{loop}"  # a log is there once a run has started
+    (tmp_path / "helper.py").write_text("SCALE = 0.5\n")
+    text = "from helper import SCALE\n" + SCALED.replace("    return Scaled()", f"    {wait!r}\n    return Scaled()")
+    waiting = text.replace(repr(wait), f"exec({wait!r})")
+    (tmp_path / "mine.py").write_text(waiting)
+    words = [*SHORT, "plugins=[mine.py]", "norm=scaled", "seed=0,1,2", "launch.workers=1", "--json"]
+    line = [sys.executable, "-m", "bnlab", "sweep", *words]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
+        limit = time.monotonic() + 200
+        while not list(tmp_path.rglob("owner.json")) and not list(tmp_path.rglob("log.txt")):
+            assert sweep.poll() is None, sweep.communicate()
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        (tmp_path / "helper.py").write_text("SCALE = -7.0\n")
+        (tmp_path / "mine.py").write_text("raise ArithmeticError('edited')\n")
+        (tmp_path / "edited").touch()
+        out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0, err
+    assert "Traceback" not in err
+    runs = json.loads(out)["runs"]
+    assert [run["state"] for run in runs] == ["finished"] * 3
+    for run in runs:
+        assert run["run"].endswith(run["id"])
+        assert (tmp_path / run["run"] / "plugins" / "0" / "mine.py").read_text() == waiting
+        assert (tmp_path / run["run"] / "plugins" / "0" / "helper.py").read_text() == "SCALE = 0.5\n"
+    found = json.loads(bnlab("evaluate", "runs", "eval_bn=running", "--json").stdout)["evaluations"]
+    trained = {run["run"]: run["metrics"]["test_loss"] for run in runs}
+    assert {one["run"]: one["metrics"]["test_loss"] for one in found} == trained
+
+
+def test_a_plugin_that_is_removed_during_a_sweep_stops_no_run(bnlab: Callable[..., Any], tmp_path: Path) -> None:
+    file = plugin(tmp_path, 0.5)
+    file.write_text(file.read_text() + "\nimport os\nos.path.exists('mine.py') and os.remove('mine.py')\n")
+    done = bnlab("sweep", *SHORT, "plugins=[mine.py]", "norm=scaled", "seed=0,1", "launch=inline", "--json")
+    assert [run["state"] for run in json.loads(done.stdout)["runs"]] == ["finished"] * 2
+    assert not file.exists()
+
+
+# -- in one process ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_content_in_another_folder_is_the_same_plugin(tmp_path: Path) -> None:
+    here, there = plugin(tmp_path / "a", 1.0), plugin(tmp_path / "b", 1.0)
+    assert digest(str(here)) == digest(str(there))
+    load_plugins([str(here)])
+    first = NORMS["scaled"]
+    load_plugins([str(there)])
+    assert NORMS["scaled"] is first
+
+
+def test_what_was_read_is_what_is_executed_until_the_next_command(
+    tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    file = plugin(tmp_path, 1.0)
+    before = digest(str(file))
+    plugin(tmp_path, 2.0)
+    assert digest(str(file)) == before
+    load_plugins([str(file)])
+    scale = NORMS["scaled"].constructor(3, 0)(1.0)
+    assert scale == 1.0
+    READ.clear()
+    assert digest(str(file)) != before
+    load_plugins([str(file)])
+    assert NORMS["scaled"].constructor(3, 0)(1.0) == 2.0
+    plugin(tmp_path, 1.0)
+    READ.clear()
+    load_plugins([str(file)])
+    assert NORMS["scaled"].constructor(3, 0)(1.0) == 1.0
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_modules_beside_a_plugin_are_part_of_it(package: bool, tmp_path: Path) -> None:
+    place = "parts/one.py" if package else "helper.py"
+    text = f"from {'parts.one' if package else 'helper'} import SCALE\n" + SCALED
+    for folder, scale in (("a", 2.0), ("b", 3.0)):
+        (tmp_path / folder / "parts").mkdir(parents=True)
+        (tmp_path / folder / "parts" / "__init__.py").write_text("import json\nfrom . import one\n")
+        (tmp_path / folder / "mine.py").write_text(text)
+        (tmp_path / folder / place).write_text(f"import math\nSCALE = {scale}\n")
+        (tmp_path / folder / "other.py").write_text("not read")
+    a, b = (str(tmp_path / folder / "mine.py") for folder in ("a", "b"))
+    wanted = {"mine.py", "parts/__init__.py", "parts/one.py"} if package else {"mine.py", "helper.py"}
+    assert set(read_plugin(a).files) == wanted
+    assert digest(a) != digest(b)
+    for file, scale in ((a, 2.0), (b, 3.0), (a, 2.0)):
+        load_plugins([file], only=True)
+        assert NORMS["scaled"].constructor(3, 0)(1.0) == scale
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_a_run_that_was_begun_with_another_content_is_not_resumed(
+    tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    file = plugin(tmp_path, 1.0)
+    load_plugins([str(file)])
+    spec = dataclasses.replace(spec_of("probes=none", "steps=4"), plugins=(str(file),))
+    folder = RunFolder(tmp_path / "run")
+    stop = iter([None, None, "enough"])
+    assert train(assemble(spec), folder, stopped=lambda: next(stop))["status"] == "interrupted"
+    plugin(tmp_path, 2.0)
+    READ.clear()
+    with pytest.raises(Exception, match=r"run: not begun with plugins=\['.*mine.py'\] as they are now\. Train the run"):
+        train(assemble(spec), folder)
+    assert folder.status()["status"] == "interrupted"
+    plugin(tmp_path, 1.0)
+    READ.clear()
+    assert train(assemble(spec), folder)["status"] == "finished"
