@@ -102,7 +102,8 @@ class _Comparison:
         self.cautions = list(self.grid.cautions)
         self.nothing = f"{self.metric.name} was not measured"
         self.compared, self.lost, self.both_lost = 0, [0, 0], 0
-        """Pairs of runs; those of which one arm's run alone has no value since it failed; those of which both have."""
+        """Pairs of runs that both train, where only these are compared; pairs of which one arm's run alone has no value
+        since it failed; those of which both have none."""
         self._scores: dict[tuple[int, GridPoint], tuple[Floats, Floats]] = {}
 
     def curves(self) -> None:
@@ -208,7 +209,8 @@ class _Comparison:
         ]
         counts = [self.lost[0], self.lost[1], self.both_lost]
         said = [part for part, number in zip(parts, counts, strict=True) if number]
-        self.cautions.append(f"of {self.compared} pairs of runs some fail: {'; '.join(said)}")
+        pairs = (self.compared or len(self.pairs)) + sum(counts)
+        self.cautions.append(f"of {pairs} pairs of runs some fail: {'; '.join(said)}")
 
     def _arm(self, arm: int, found: Sequence[Sequence[Pair]]) -> Arm:
         side, all_pairs = self.grid.arms[arm], [pair for pairs in found for pair in pairs]
@@ -235,7 +237,6 @@ class _Comparison:
             failed = [not ok and any(not run.trains for run in of) for ok, of in zip(known, runs, strict=True)]
             self._lose(failed[0] and (known[1] or failed[1]), failed[1] and (known[0] or failed[0]))
             return
-        self.compared += 1
         for side, value in zip(self.grid.arms, values, strict=True):
             if self.claim.compare == "ratio" and value.value <= 0:
                 least = min(value.value for value in values)
@@ -247,7 +248,6 @@ class _Comparison:
 
     def _lose(self, treated: bool, control: bool) -> None:
         """Count a pair of which one run or both have no value since they failed."""
-        self.compared += treated or control
         self.both_lost += treated and control
         self.lost[0] += treated and not control
         self.lost[1] += control and not treated
@@ -258,6 +258,7 @@ class _Comparison:
             for point in self.grid.points:
                 runs = [side.runs[seed][point] for side in self.grid.arms]
                 if all(run.trains for run in runs):
+                    self.compared += 1
                     yield seed, point, runs
                 else:
                     self._lose(not runs[0].trains, not runs[1].trains)
