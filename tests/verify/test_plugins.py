@@ -29,7 +29,7 @@ from bnlab.verify.norm_contract import Layer
 
 SpecOf = Callable[..., RunSpec]
 DOCS = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
-SHORT: dict[str, list[str]] = {"verify": [], "train": ["steps=3"], "sweep": ["steps=3", "seed=0"]}
+SHORT: dict[str, list[str]] = {"verify": [], "train": ["steps=40"], "sweep": ["steps=40", "seed=0"]}
 COMMANDS = {"my_metric": ["verify"], "my_figure": ["verify", "sweep"]}
 """The commands of examples that no single run uses."""
 EXAMPLES = re.findall(r"`(my_\w+)\.py`:\n\n```python\n(.*?)```", DOCS, re.S)
