@@ -70,8 +70,9 @@ class Lipschitz:
         found: Norms = []
         for site in net.sites:
             norm = site.norm if site.norm_first else None
-            # A subclass of one of these may compute anything; one in eval mode has statistics that are constants.
-            is_one = isinstance(norm, BatchNorm) and type(norm) in get_args(BatchNorm) and norm.training
+            # A subclass of one of these may compute anything; one that training keeps in eval mode has constants.
+            kept = norm is not None and net.module.training and not norm.training
+            is_one = isinstance(norm, BatchNorm) and type(norm) in get_args(BatchNorm) and not kept
             found.append(norm if is_one else None)  # type: ignore[arg-type]
         return found
 
@@ -94,9 +95,8 @@ class Lipschitz:
             own = {name: before.params[names[param]].to(wide) for name, param in norm.named_parameters()}
             state = State(own, {name: buffer.to(wide) for name, buffer in norm.named_buffers()})
             y, above = tap.sites.pre[index].detach().to(wide).requires_grad_(), gradient.to(wide)
-            kept = net.module.training and not norm.training  # in evaluation, by the module's own train()
             with torch.enable_grad():
-                (below,) = torch.autograd.grad(outputs_at(norm, state, y, "running" if kept else "batch"), y, above)
+                (below,) = torch.autograd.grad(outputs_at(norm, state, y, "batch"), y, above)
             of = terms(y.detach(), below, above, own.get("weight"), norm.eps)
             rows.append(summary(of).to(batch.x.dtype))
         return {"rows": torch.stack(rows)}

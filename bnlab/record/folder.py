@@ -116,7 +116,7 @@ class RunFolder:
 
     def plugins(self, files: Sequence[str]) -> tuple[str, ...]:
         """Plugins with the content that the run was made with: the files themselves, or where one is gone or was edited
-        its copy here. Of a run that was made before bnlab kept copies, the files as they are.
+        its copy here. For a run of an earlier version, which kept no copies, the files as they are now.
 
         Raises:
             UsageError: neither has that content.

@@ -98,7 +98,7 @@ class Run:
 
     @cached_property
     def diverged(self) -> bool:
-        """It diverged, if only at its end: earlier versions called a run finished whatever its final loss."""
+        """Training diverged, or the final loss is a divergence: earlier versions call such a run finished."""
         if self.status.get("status") != "finished":
             return self.status.get("status") == "diverged"
         metrics, first = self.status.get("metrics") or {}, self.series("train_loss").values
@@ -194,9 +194,11 @@ def other_than(folder: RunFolder, tree: Mapping[str, Any], ids: Collection[str] 
     seed, and by what; None where there is none. Runs of these `ids` do not count."""
     mine, found = flat(tree), []
     for other in find_runs(folder.path.parent) if not folder.spec_file.exists() else []:
+        if run_id(other.path, {}) in ids:
+            continue
         theirs = flat(other.spec())
         keys = [key for key in varying([mine, theirs]) if key != "plugins" and key in mine and key in theirs]
-        if theirs.get("seed") == mine["seed"] and run_id(other.path, {}) not in ids:
+        if theirs.get("seed") == mine["seed"]:
             words = ", ".join(f"{key}={typed(theirs[key])}" for key in keys[:3]) + ", ..." * (len(keys) > 3)
             found.append((len(keys), f"another run than {other.path}, which has {words or 'other plugins'}"))
     return min(found)[1] if found else None

@@ -110,8 +110,11 @@ class Observer:
         """Copy the current values of these parameters into existing tensors: a new copy takes four times as long."""
         copy_each([self._before[name] for name in names], [self.net.params[name] for name in names])
 
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers that a training forward starts from now, copied if it depends on them."""
+    def buffers(self, needs: frozenset[Need]) -> dict[str, Tensor]:
+        """The buffers that a training forward starts from now, copied if it depends on them; none where no probe needs
+        them."""
+        if "before" not in needs and not (self._depends_on_buffers and "probe_sites" in needs):
+            return {}
         now = dict(self.net.module.named_buffers())
         return {name: buffer.clone() for name, buffer in now.items()} if self._depends_on_buffers else now
 
@@ -175,7 +178,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._probe_sites = Sites()
 
     def __enter__(self) -> Watch:
-        self._buffers = self.observer.buffers() if self._needs & {"before", "probe_sites"} else {}
+        self._buffers = self.observer.buffers(self._needs)
         self._random = random_state(self.batch.x.device) if "before" in self._needs else None
         if self._tap is not None:
             self._tap.__enter__()

@@ -153,17 +153,15 @@ def refuse_other_passes(net: Net, objective: Objective, batch: Split, key: str) 
     try:
         with PreservedBuffers(module), untouched_random_state(device) as random:
             loss = objective(module(batch.x), batch.y)
-            grads = torch.autograd.grad(loss, list(net.params.values()), materialize_grads=True)
+            found = torch.autograd.grad(loss, list(net.params.values()), materialize_grads=True)
             again, others = gradient_at(module, replace(state, random=random), batch.x, batch.y, objective)
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(key, cause(error)) from error
-    found = {"loss": (loss.detach(), again)}
-    for site in net.sites:
-        name = site.params[0]
-        found[f"gradient of {name}"] = (grads[list(net.params).index(name)], others[name])
-    for what, (one, other) in found.items():
+    grads = dict(zip(net.params, found, strict=True))
+    weights = {f"gradient of {name}": (grads[name], others[name]) for name in (site.params[0] for site in net.sites)}
+    for what, (one, other) in {"loss": (loss.detach(), again), **weights}.items():
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True):
             remedy = "Draw from torch's global generator, and keep in buffers what a forward changes."
             raise UsageError(key, f"two forwards from the same state do not have the same {what}", remedy=remedy)

@@ -633,3 +633,14 @@ def test_verify_names_the_fault_or_finds_none(
     else:
         assert len(why) == 1
         assert fault in str(why[0])
+
+
+def test_the_equality_of_batch_statistics_is_not_measured_where_training_keeps_eval_mode(
+    mine: Any, spec_of: Callable[..., RunSpec], run: Any
+) -> None:
+    mine(StaysInEval)
+    records = run(_spec(spec_of, KEPT)).records
+    assert any("loss_lo" in record for record in records)
+    assert not any("thm41_error" in record for record in records)
+    mine(Functional)
+    assert any("thm41_error" in record for record in run(_spec(spec_of, KEPT), where="other").records)

@@ -61,8 +61,8 @@ Scored = Callable[[Run], float | Value]
 
 
 def _scored(name: str, what: str, **facts: Any) -> Callable[[Scored], Scored]:
-    """Decorator: register a loss or an accuracy. Its value for a run that diverged, and where it is infinite, is the
-    worst one."""
+    """Decorator: register a loss or an accuracy. A run that diverged, or whose value is infinite, gets the worst
+    value."""
     unit, better = (LOSS, "lower") if what == "loss" else ("share", "higher")
 
     def keep(value: Scored) -> Scored:
@@ -122,7 +122,7 @@ def end_batch_loss(run: Run) -> float:
 def loss_area(run: Run) -> Value:
     """Exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured steps): the
     geometric mean of the loss over training, low for a run that learns fast and far. A loss of 0 counts as the lowest
-    other one, so that the value is an upper bound."""
+    loss above 0, so that the value is an upper bound."""
     raw = run.series("train_loss")
     positive = raw.values[raw.values > 0]
     if len(raw) < 2 or not len(positive) or np.isnan(raw.values).any():
