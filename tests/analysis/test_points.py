@@ -67,15 +67,19 @@ def test_of_one_seed_best_lr_is_its_own_best(
     assert (found.treated.point, found.control.point) == ("lr 1", "lr 0.1")
 
 
-def test_a_rate_with_a_loss_that_is_not_finite_is_not_best(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+@pytest.mark.parametrize(("bad", "best"), [(1.0, "lr 0.1"), (0.1, "lr 1")])
+def test_a_rate_with_a_loss_that_is_not_finite_is_not_best(
+    bad: float, best: str, run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    """Nor is it where it comes first: no comparison with NaN is true."""
     runs = [
-        run_of(norm=norm, lr=lr, seed=seed, train_loss=math.nan if lr == 1.0 and seed else 0.5, train_accuracy=1.0)
+        run_of(norm=norm, lr=lr, seed=seed, train_loss=math.nan if lr == bad and seed else 0.5, train_accuracy=1.0)
         for norm in ("batch", "none")
         for lr in (0.1, 1.0)
         for seed in range(3)
     ]
     found = paired(collect(runs), claim_of(metric="loss_gap", compare="difference"))
-    assert (found.treated.point, found.control.point) == ("lr 0.1", "lr 0.1")
+    assert (found.treated.point, found.control.point) == (best, best)
 
 
 def test_best_lr_of_a_measurement_is_that_of_the_loss(
@@ -115,8 +119,8 @@ def test_matched_lr_averages_over_the_rates_at_which_both_train(
     assert found.values == pytest.approx(expected)
     assert found.treated.point == "1 to 2 learning rates, 0.1 to 1"
     assert found.treated.values == pytest.approx((math.sqrt(0.4 * 0.1), 0.2, math.sqrt(0.4 * 0.9)))
-    assert found.lost
     assert (found.low == -math.inf).all()
+    assert found.lost
     lost = "of 9 pairs of runs some fail: batch alone in 1, which rules out support; none alone in 3"
     assert lost in found.cautions
 
@@ -264,6 +268,26 @@ def test_sensitivity_to_a_factor_tunes_the_rate_for_each_value(
     assert found.treated.values == pytest.approx((0.05,))
     assert found.control.values == pytest.approx((0.4,))
     assert found.control.point == "2 values of model.init"
+
+
+def test_sensitivity_to_a_factor_takes_the_rate_that_is_best_by_the_other_seeds(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    """By its own loss each seed would choose the rate at which it happens to be lucky, and differ from none."""
+    lucky = {("he", 0.1, 0): 0.1, ("he", 1.0, 1): math.nan, ("glorot", 1.0, 2): 0.1}
+    runs = [
+        run_of(norm=norm, lr=lr, seed=seed, train_loss=loss, spec={"model.init": init})
+        for norm in ("batch", "none")
+        for init, losses in (("he", (0.4, 0.3)), ("glorot", (0.3, 0.5)))
+        for lr, usual in zip((0.1, 1.0), losses, strict=True)
+        for seed in range(5)
+        for loss in [lucky.get((init, lr, seed), usual) if norm == "batch" else usual]
+    ]
+    claim = claim_of(metric="sensitivity", options={"factor": "model.init"}, at="curve", compare="difference")
+    found = paired(collect(runs), claim)
+    assert found.control.values == pytest.approx([0.0] * 5)
+    a_run_fails = (2.0 - 0.3) / 2  # it counts as its first loss
+    assert found.treated.values == pytest.approx([0.0, a_run_fails, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(

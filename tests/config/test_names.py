@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bnlab import config
-from bnlab.analysis.claims import read_expected
+from bnlab.analysis.claims import check_reach, read_expected
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
 from bnlab.core.spec import RunSpec
@@ -120,6 +120,21 @@ def test_a_number_in_a_study_is_one_with_or_without_a_point(tmp_path: Path) -> N
     """YAML 1.1 reads 1e-1 as text, where axes and experiments read a number."""
     text = "base: quickstart\noverrides: {optim.lr: 1e-1}\naxes: {seed: [0]}\n"
     assert config.load_study("s", [], written(tmp_path, "studies/s.yaml", text))[0].overrides == {"optim.lr": 0.1}
+
+
+def test_a_number_in_a_claim_is_the_one_of_the_axes(tmp_path: Path) -> None:
+    claim = "{name: a, text: t, source: s, metric: final_train_loss, at: best_lr, expect: smaller, compare: ratio, "
+    claim += "smallest_effect: 2, contrast: {optim.lr: [1e-1, 1e-2]}, where: {model.init_scale: 2e-0}}"
+    axes = "axes: {optim.lr: [1e-1, 1e-2], model.init_scale: 2e-0, seed: [0]}"
+    written(tmp_path, "studies/s.yaml", f"base: mlp_digits\n{axes}\nclaims: [{claim}]\n")
+    study, cells = config.load_study("s", [], tmp_path)
+    check_reach(study, cells, ())
+    assert (study.claims[0].contrast, study.claims[0].where) == ({"optim.lr": (0.1, 0.01)}, {"model.init_scale": 2.0})
+    with pytest.raises(UsageError, match=r"^claims\.a\.contrast\.optim\.lr: no run of this study .*, got 0\.01\. Its"):
+        check_reach(study, cells[:1], ())
+    as_text = study.tree()  # as an earlier version wrote it beside its runs
+    as_text["claims"] = [as_text["claims"][0] | {"contrast": {"optim.lr": ["1e-1", "1e-2"]}}]
+    assert Study.from_tree(as_text).claims[0].contrast == {"optim.lr": (0.1, 0.01)}
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def _with(x: Tensor, at: int, value: float) -> Tensor:
 def test_data_that_no_run_can_use_is_refused_at_set_up(
     x: Tensor, y: Tensor, classes: int | None, line: str, spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, spec = _made(x, y, classes), spec_of("norm=batch", "data.batch_size=8")
+    loss = "cross_entropy" if classes else "mse"
+    made, spec = _made(x, y, classes), spec_of("norm=batch", "data.batch_size=8", "probes=none", f"loss={loss}")
     monkeypatch.setattr(DATA, "build", lambda name, options: made)
     with pytest.raises(UsageError) as refused:
         assemble(replace(spec, data=replace(spec.data, name="mine")))
