@@ -17,9 +17,10 @@ import yaml
 
 from bnlab.analysis.metrics import METRICS, MetricError, Value, reads
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import load_plugins
+from bnlab.core.registry import digest, load_plugins
 from bnlab.core.spec import canonical
 from bnlab.core.study import Study, varying
+from bnlab.core.text import count
 from bnlab.record.folder import find_runs, write_atomically
 from bnlab.record.runs import Run, read_run
 
@@ -35,7 +36,8 @@ FIRST_COLUMNS = ("norm", "optim.lr", "seed")
 class Collection:
     """The runs below `root`. `runs` have ended, finished or diverged, in the order of their paths, each id once;
     `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run. `no_plugins`
-    says why plugins of the runs could not be loaded."""
+    says why plugins of the runs could not be loaded, `edited` which metrics and figures are others than runs began
+    with."""
 
     root: Path
     study: Study | None = None
@@ -44,6 +46,7 @@ class Collection:
     unfinished: tuple[Run, ...] = ()
     copies: tuple[Run, ...] = ()
     no_plugins: tuple[str, ...] = ()
+    edited: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     """By metric: why the summary lacks values of it."""
     _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
@@ -71,7 +74,7 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
         raise UsageError("RUNS", "no such directory", str(root))
     study, provenance = read_study(root / STUDY_FILE)
     found = [read_run(folder) for folder in find_runs(root)]
-    no_plugins = _load_plugins(found)
+    no_plugins, edited = _load_plugins(found)
     names = frozenset(keep) | reads()  # after plugins, whose metrics read too
     found = [replace(run, keep=names) for run in found]
     runs: dict[str, Run] = {}
@@ -86,23 +89,33 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
         unfinished=tuple(run for run in found if run.id not in runs),
         copies=tuple(run for run in found if run.ended and run is not runs[run.id]),
         no_plugins=no_plugins,
+        edited=edited,
     )
 
 
-def _load_plugins(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Load the plugins that the runs name, and those of installed packages; why some could not be loaded."""
+def _load_plugins(runs: Sequence[Run]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Load the plugins that the runs name, and those of installed packages. Why some could not be loaded; a line for
+    each that brings metrics or figures and is not what its runs were made with."""
     files: dict[str, str] = {}
+    made_with: dict[str, list[str | None]] = {}
     for run in runs:
+        digests = run.provenance.get("plugins") or ()
         for index, file in enumerate(map(str, run.spec.get("plugins") or ())):
             copy = run.folder.copy(index, file)
             files[file] = str(copy) if copy.is_file() and not Path(file).is_file() else file
-    problems = []
-    for some in ([], *([file] for file in files.values())):
+            made_with.setdefault(file, []).append(digests[index] if index < len(digests) else None)
+    problems, edited = [], []
+    for name, file in ({"": ""} | files).items():
         try:
-            load_plugins(some)
+            brought = load_plugins([file] if file else [])
         except UsageError as error:
             problems.append(str(error))
-    return tuple(problems)
+            continue
+        others = sum(known not in (None, digest(file)) for known in made_with.get(name, ()))
+        if others and any(registry.group in ("metric", "figure") for registry, _ in brought):
+            of = f"{others} of {count(len(made_with[name]), 'run')}"
+            edited.append(f"{name}: {of} began with another content of it; the report uses {file} as it is now")
+    return tuple(problems), tuple(edited)
 
 
 def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
@@ -113,14 +126,15 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
     """
     if not file.is_file():
         return None, {}
+    remedy = "Remove it, and sweep the study again."
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise UsageError(str(file), "not a study", tree, remedy)
+        provenance = tree.pop("provenance", None) or {}
+        return Study.from_tree(tree), provenance
     except yaml.YAMLError:
-        raise UsageError(str(file), "not YAML", remedy="Sweep the study again.") from None
-    if not isinstance(tree, dict):
-        raise UsageError(str(file), "not a study", tree, "Sweep the study again.")
-    provenance = tree.pop("provenance", None) or {}
-    return Study.from_tree(tree), provenance
+        raise UsageError(str(file), "not YAML", remedy=remedy) from None
 
 
 def summary(collection: Collection) -> DataFrame:

@@ -103,8 +103,8 @@ def no_config(config_dir: Path | None, *kinds: str) -> UsageError:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside it, an error of the file system is the mistake of --runs.
+def writing(path: Path, key: str = "--runs") -> Iterator[None]:
+    """Inside it, an error of the file system is the mistake of `key`.
 
     Raises:
         UsageError: a file cannot be read or written.
@@ -112,7 +112,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError("--runs", (error.strerror or str(error)).lower(), str(error.filename or path)) from None
+        raise UsageError(key, (error.strerror or str(error)).lower(), str(error.filename or path)) from None
 
 
 COMMANDS = ("train", "sweep", "runs", "names", "complete", "verify")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli import FAILED, RUNS, Json, Plain, Runs, app
+from bnlab.cli import FAILED, RUNS, Json, Plain, Runs, app, writing
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
@@ -40,6 +40,10 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A plugin that runs were made with, from where it is now; may be repeated."),
+    ] = None,
     as_json: Json = False,
     plain: Plain = False,
 ) -> None:
@@ -50,6 +54,7 @@ def evaluate(
     from bnlab.config.conditions import load_conditions, under
 
     conditions = load_conditions(overrides or ())
+    from bnlab.core.registry import read_plugin
     from bnlab.record.folder import runs_below
     from bnlab.terminal.progress import Bars
     from bnlab.terminal.tables import show_answers
@@ -58,17 +63,23 @@ def evaluate(
     saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
+    given = plugin or []
+    for file in given:
+        read_plugin(file)
     specs: list[tuple[RunFolder, list[RunSpec]]] = []
     notes: set[str] = set()
     for folder in saved:
         asked = [under(folder.spec(), condition) for condition in conditions]
         files = asked[0].plugins
-        plugins = folder.plugins(files)
+        plugins = folder.plugins(files, given)
         specs.append((folder, [replace(spec, plugins=plugins) for spec in asked]))
         if "plugins" not in folder.provenance():
-            notes |= {f"{file}: used as it is now, since runs of an older bnlab keep no copy" for file in files}
-        edited = [file for file, used in zip(files, plugins, strict=True) if file != used and Path(file).is_file()]
+            notes |= {f"{file}: used as it is now, since runs of an older bnlab keep no copy" for file in plugins}
+        pairs = zip(files, plugins, strict=True)
+        edited = [file for file, used in pairs if used not in (file, *given) and Path(file).is_file()]
         notes |= {f"{file}: edited since it was trained with; the copy that the run keeps is used" for file in edited}
+    if others := {*given} - {file for _, of_run in specs for file in of_run[0].plugins}:
+        raise UsageError("--plugin", "no run here has a plugin of this name", min(others))
     answers: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
@@ -220,7 +231,8 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
     from bnlab.report.build import build
 
     start = time.perf_counter()
-    built = build(runs)
+    with writing(runs, "RUNS"):
+        built = build(runs)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(
@@ -229,6 +241,7 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
                 "claims": [tree(verdict) for verdict in built.verdicts],
                 "figures": list(built.figures),
                 "failed": list(built.failed),
+                "notes": list(built.notes),
                 "runs": built.runs,
                 "unfinished": [str(run.path) for run in built.unfinished],
             }
@@ -241,7 +254,7 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
             say(line)
         say(f"report     {built.path}")
         say(f"made of    {count(built.runs, 'run')}, {count(len(built.figures), 'figure')}, in {seconds:.1f} s")
-    for line in built.failed:
+    for line in (*built.notes, *built.failed):
         complain(line)
     if built.failed:
         raise typer.Exit(FAILED)

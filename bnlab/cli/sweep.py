@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
-    from bnlab.analysis.claims import Verdict
     from bnlab.core.study import Cell, Study
+    from bnlab.report.views import Built
     from bnlab.sweep.executors import Executor
     from bnlab.sweep.run import Standing, Sweep
     from bnlab.terminal.progress import Tally
@@ -56,6 +55,7 @@ def sweep(
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
+    from bnlab.analysis.load import STUDY_FILE
     from bnlab.record.runs import other_than
     from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, digests, write_study
@@ -78,11 +78,12 @@ def sweep(
         config, given, places, fail_fast=fail_fast, json=as_json, plain=plain, expect_verdicts=expect_verdicts
     )
     _say_seeds(study, cells, out)
+    if grid.left or not (root / STUDY_FILE).is_file():
+        write_study(root, study, again)
     lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)
     if grid.left:
-        for line in itertools.islice(filter(None, lines), 1):  # one is as good as all
+        if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
-        write_study(root, study, again)
         if _has_data(grid, plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.
             live = not plain and not as_json and is_screen(out) and workers.isolated
@@ -93,23 +94,24 @@ def sweep(
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
     say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
-    report, verdicts, broken = (None, [], ()) if interrupted else _reported(root)
+    built = None if interrupted else _reported(root)
+    verdicts, broken = (built.verdicts, built.failed) if built else ((), ())
     if not as_json:
         from bnlab.terminal.tables import show_verdicts
 
         show_verdicts(verdicts, out)
-        if report is not None:
-            say(f"report  {report}", out)
+        if built:
+            say(f"report  {built.path}", out)
     _say_failures(grid.failures, again, places, out)
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
-    for line in (*broken, *changed):
+    for line in (*(built.notes if built else ()), *broken, *changed):
         complain(line)
     if as_json:
         from bnlab.cli.runs import tree
 
         claims = [tree(verdict) for verdict in verdicts]
         rows = [_row(standing, places) for standing in grid.standings.values()]
-        print_json({"study": study.name, "runs": rows, "claims": claims, "report": report and str(report)})
+        print_json({"study": study.name, "runs": rows, "claims": claims, "report": str(built.path) if built else None})
     if interrupted:
         say(f"resume  {again}", out)
         raise typer.Exit(cli.INTERRUPTED)
@@ -165,15 +167,20 @@ def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.
         display.close()
 
 
-def _reported(root: Path) -> tuple[Path | None, list[Verdict], tuple[str, ...]]:
-    """The report over the study's runs, its verdicts, and a line for each figure that raised an error."""
+def _reported(root: Path) -> Built | None:
+    """The report over the study's runs; None where no run has ended: the failures are listed anyway.
+
+    Raises:
+        UsageError: it cannot be made, or written.
+    """
+    from bnlab.record.folder import NoRunsError
     from bnlab.report.build import build
 
     try:
-        built = build(root)
-    except UsageError:  # no run has ended: nothing to report, and the failures are listed anyway
-        return None, [], ()
-    return built.path, list(built.verdicts), built.failed
+        with cli.writing(root):
+            return build(root)
+    except NoRunsError:
+        return None
 
 
 def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:

@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ class BrokenError(UsageError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(str(path), problem, remedy="Train the run again with --fresh.")
+
+
+class NoRunsError(UsageError):
+    """There are no runs, or none that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +119,24 @@ class RunFolder:
         """Where the copy of a plugin is."""
         return self.path / "plugins" / str(index) / Path(file).name
 
-    def plugins(self, files: Sequence[str]) -> tuple[str, ...]:
-        """Plugins with the content that the run was made with: the files themselves, or where one is gone or was edited
-        its copy here. For a run of an earlier version, which kept no copies, the files as they are now.
+    def plugins(self, files: Sequence[str], given: Sequence[str] = ()) -> tuple[str, ...]:
+        """Plugins with the content that the run was made with: those `given` of their names, else the files themselves,
+        or where one is gone or was edited its copy here. A run of an earlier version kept no copies: of its plugins,
+        any content will do.
 
         Raises:
-            UsageError: neither has that content.
+            UsageError: none has that content.
         """
-        found = list(files)
-        for index, (file, made_with) in enumerate(zip(files, self.provenance().get("plugins") or (), strict=False)):
-            copy = str(self.copy(index, file))
-            found[index] = next((one for one in (file, copy) if digest(one) == made_with), "")
-            if not found[index]:
-                problem = f"neither this file nor {copy} is what the run was made with"
-                raise UsageError("plugins", problem, file, "Put back one of them, or train the run again.")
+        found = []
+        for index, (file, made_with) in enumerate(zip_longest(files, self.provenance().get("plugins") or ())):
+            places = [one for one in given if Path(one).name == Path(file).name]
+            places = places or [file, str(self.copy(index, file))]
+            contents = {one: digest(one) for one in places}
+            found += [one for one, content in contents.items() if made_with in (None, content)][:1]
+            if len(found) == index:
+                has = ", ".join(f"{one} " + (f"has {of[:8]}" if of else "is not there") for one, of in contents.items())
+                problem = f"the run was made with content {made_with[:8]}, but {has}"
+                raise UsageError("plugins", problem, str(self.path), "Give --plugin FILE, or train the run again.")
         return tuple(found)
 
     def log(self, line: str) -> None:
@@ -228,12 +237,12 @@ def runs_below(root: Path) -> list[RunFolder]:
     """The runs at or below `root`, at least one.
 
     Raises:
-        UsageError: there are none, or the directory does not exist.
+        NoRunsError: there are none, or the directory does not exist.
     """
     if not root.is_dir():
-        raise UsageError("RUNS", "no such directory", str(root), TRAIN_FIRST)
+        raise NoRunsError("RUNS", "no such directory", str(root), TRAIN_FIRST)
     if not (found := find_runs(root)):
-        raise UsageError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
+        raise NoRunsError("RUNS", "no runs in this directory", str(root), TRAIN_FIRST)
     return found
 
 

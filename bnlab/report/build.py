@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
 from bnlab.analysis.verdicts import judge
-from bnlab.core.errors import UsageError, cause
-from bnlab.record.folder import RunFolder, find_runs, runs_below, write_atomically
+from bnlab.core.errors import cause
+from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import in_order
 from bnlab.report.views import Built, Missing, Prepared, View, prepare
@@ -20,7 +20,8 @@ def build(root: Path) -> Built:
     `root` is; of a folder of several studies, one report in each and a page that leads to them.
 
     Raises:
-        UsageError: no such directory, no runs in it, or none that has ended.
+        NoRunsError: no such directory, no runs in it, or none that has ended.
+        UsageError: a study.yaml that is not a study.
     """
     runs_below(root)
     folders = studies_in(root)
@@ -37,6 +38,7 @@ def build(root: Path) -> Built:
         unfinished=tuple(run for part in parts for run in part.unfinished),
         runs=sum(part.runs for part in parts),
         failed=tuple(line for part in parts for line in part.failed),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         parts=parts,
     )
 
@@ -79,6 +81,7 @@ def _one(root: Path) -> Built:
         unfinished=collection.unfinished,
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
+        notes=collection.edited,
     )
 
 
@@ -113,8 +116,8 @@ def _name(name: str, view: View, number: int) -> str:
     return f"{name}-{words or number}"
 
 
-def _nothing(root: Path) -> UsageError:
-    return UsageError("RUNS", "no run has ended yet", str(root), "Wait, or see: bnlab runs " + str(root))
+def _nothing(root: Path) -> NoRunsError:
+    return NoRunsError("RUNS", "no run has ended yet", str(root), "Wait, or see: bnlab runs " + str(root))
 
 
 def _has_ended(folder: Path) -> bool:

@@ -58,7 +58,7 @@ def render(
         left_out=prepared.left_out,
         unfinished=[_unfinished(run, collection.root) for run in collection.unfinished],
         copies=len(collection.copies),
-        cautions=_cautions(runs),
+        cautions=[*collection.edited, *_cautions(runs)],
         rows=[_row(run, prepared, lines[run.id]) for run in runs],
         facts=_facts(runs),
         fewest=FEWEST_SEEDS,

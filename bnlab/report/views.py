@@ -154,8 +154,7 @@ class Missing(Exception):  # noqa: N818  (an answer, not an error)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A report that was written. Of a folder of several studies, `parts` are their reports, and `path` leads to
-    them."""
+    """A report that was written; of a folder of several studies `path` leads to their reports, the `parts`."""
 
     path: Path
     verdicts: tuple[Verdict, ...]
@@ -163,6 +162,7 @@ class Built:
     unfinished: tuple[Run, ...]
     runs: int
     failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
+    notes: tuple[str, ...] = ()  # a line for each plugin of metrics or figures that was edited since
     parts: tuple[Built, ...] = ()
 
 

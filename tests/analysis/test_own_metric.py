@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ from bnlab.analysis.metrics import METRICS, table
 from bnlab.analysis.verdicts import judge
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import READ
+from bnlab.core.registry import NORMS, READ
 
 METRIC = '''
 from bnlab import METRICS
@@ -68,6 +69,10 @@ def said(*words: str) -> tuple[int, str, str]:
         except SystemExit as ended:
             code = ended.code
     return code or 0, out.getvalue(), err.getvalue()
+
+
+ENDED = "with 2 seeds a claim gets a direction only; 6 or more seeds decide\n"
+ENDED += "4 runs, all ended, nothing to do (--fresh runs them again)\n4 runs: 4 finished\n"
 
 
 @pytest.fixture
@@ -118,6 +123,68 @@ def test_a_claim_of_it_is_judged_and_without_its_file_is_not_tested(here: Path) 
         "no metric steps_per_loss: plugins: no such file, got 'my_metric.py'. Give a path to a Python file."
     )
     assert still == known
+
+
+def test_a_report_says_that_it_was_edited_since_the_runs(here: Path) -> None:
+    assert sweep()[0] == 0
+    forget()
+    file = here / "my_metric.py"
+    file.write_text(file.read_text() + "# edited\n")
+    edited = "my_metric.py: 4 of 4 runs began with another content of it; the report uses my_metric.py as it is now"
+    code, out, err = said("report", "runs/mine", "--json")
+    assert (code, err, json.loads(out)["notes"]) == (0, f"{edited}\n", [edited])
+    assert f"<li>{edited}</li>" in (here / "runs" / "mine" / "report.html").read_text()
+
+    forget()
+    code, out, err = sweep()
+    now_eight = edited.replace("4 of 4", "4 of 8")
+    assert (code, err.splitlines()[-1]) == (0, now_eight)  # with it as it is now, they are other runs
+    forget()
+    file.unlink()
+    _, out, err = said("report", "runs/mine", "--json")
+    (note,) = json.loads(out)["notes"]
+    assert err == f"{note}\n"
+    assert re.match(
+        r"my_metric\.py: 4 of 8 runs .*; the report uses runs/.*/plugins/0/my_metric\.py as it is now$", note
+    )
+
+    forget()
+    file.write_text("from bnlab import NORMS\n@NORMS.register('unused')\ndef unused(channels, dims): ...\n")
+    assert read_runs(Path("runs/mine")).edited == ()  # it brings nothing that a report uses
+    NORMS.forget("unused")
+
+
+def test_a_report_that_cannot_be_made_ends_a_sweep_in_one_line(here: Path) -> None:
+    assert sweep()[0] == 0
+    file = here / "runs" / "mine" / "study.yaml"
+    before = file.read_text()
+    for text, problem in (
+        ("a: [", "runs/mine/study.yaml: not YAML."),
+        ("[]", "runs/mine/study.yaml: not a study, got []."),
+    ):
+        file.write_text(text)
+        assert sweep() == (2, "", ENDED + f"{problem} Remove it, and sweep the study again.\n")
+    file.unlink()
+    assert sweep()[0] == 0
+    assert file.read_text() == before
+
+    page = here / "runs" / "mine" / "report.html"
+    page.unlink()
+    page.mkdir()
+    code, out, err = sweep()
+    assert (code, out) == (2, "")
+    assert re.fullmatch(re.escape(ENDED) + r"--runs: is a directory, got 'runs/mine/\S+'\.\n", err)
+    code, out, err = said("report", "runs/mine")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"RUNS: is a directory, got 'runs/mine/\S+'\.\n", err)
+
+
+def test_where_no_run_has_ended_the_failures_are_told_and_no_report(here: Path) -> None:
+    code, out, err = sweep("norm=instance", "norm.layers=[0]")
+    assert code == 3
+    assert json.loads(out)["report"] is None
+    assert [row["state"] for row in json.loads(out)["runs"]] == ["not started"] * 2
+    assert "RUNS" not in err
 
 
 def test_a_claim_of_it_is_checked_before_anything_runs(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -101,10 +102,52 @@ def test_an_evaluation_uses_the_plugin_that_the_run_was_trained_with(bnlab: Call
 
     plugin(tmp_path, -3.0)
     done = bnlab(*ask, code=2)
-    copy = Path(run["run"]) / "plugins" / "0" / "mine.py"
-    problem = f"neither this file nor {copy} is what the run was made with, got 'mine.py'"
-    assert done.stderr == f"plugins: {problem}. Put back one of them, or train the run again.\n"
-    assert done.stdout == ""
+    copy, right, wrong = (
+        Path(run["run"]) / "plugins" / "0" / "mine.py",
+        hashlib.sha256(content).hexdigest()[:8],
+        hashlib.sha256(file.read_bytes()).hexdigest()[:8],
+    )
+    problem = f"plugins: the run was made with content {right}, but mine.py has {wrong}, {copy} is not there"
+    remedy = f"got '{run['run']}'. Give --plugin FILE, or train the run again.\n"
+    assert (done.stdout, done.stderr) == ("", f"{problem}, {remedy}")
+
+    done = bnlab(*ask, "--plugin", "elsewhere/mine.py")
+    assert (answer(done), done.stderr) == (first, "")
+
+    plugin(tmp_path / "elsewhere", -3.0)
+    done = bnlab(*ask, "--plugin", "elsewhere/mine.py", code=2)
+    problem = f"plugins: the run was made with content {right}, but elsewhere/mine.py has {wrong}"
+    assert (done.stdout, done.stderr) == ("", f"{problem}, {remedy}")
+
+
+def test_a_plugin_given_to_evaluate_goes_before_the_file_and_the_copy_of_the_run(
+    bnlab: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin(tmp_path, 1.0)
+    run = json.loads(bnlab("train", *SHORT, "plugins=[mine.py]", "norm=scaled", "--json").stdout)
+    ask = ("evaluate", "runs", "eval_bn=running", "--json")
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    for name, content, line in (
+        ("mine.py", text + "raise ValueError\n", "plugins: the run was made with content "),  # though the copy is there
+        ("other.py", text, "--plugin: no run here has a plugin of this name, got 'elsewhere/other.py'.\n"),
+        ("none.py", None, "plugins: no such file, got 'elsewhere/none.py'. Give a path to a Python file.\n"),
+    ):
+        if content:
+            (tmp_path / "elsewhere" / name).write_text(content)
+        done = bnlab(*ask, "--plugin", f"elsewhere/{name}", code=2)
+        assert done.stderr.startswith(line)
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+    # Of an older run any content will do: there is nothing to compare with.
+    spec = tmp_path / run["run"] / "spec.yaml"
+    tree = yaml.safe_load(spec.read_text())
+    del tree["provenance"]["plugins"]
+    spec.write_text(yaml.safe_dump(tree))
+    plugin(tmp_path / "elsewhere", -3.0)
+    done = bnlab(*ask, "--plugin", "elsewhere/mine.py")
+    assert answer(done) != run["metrics"]["test_loss"]
+    assert done.stderr == "elsewhere/mine.py: used as it is now, since runs of an older bnlab keep no copy\n"
 
 
 def test_a_run_of_an_older_bnlab_is_evaluated_with_the_file_as_it_is_and_that_is_said(

@@ -22,6 +22,7 @@ from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import current_state
+from bnlab.report.views import Built
 from bnlab.sweep.executors import Inline
 from bnlab.sweep.run import Sweep as Sweeping
 
@@ -351,9 +352,9 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
     )  # fmt: skip
     reported: list[Path] = []
 
-    def report(root: Path) -> tuple[Path, list[Verdict], tuple[str, ...]]:
+    def report(root: Path) -> Built:
         reported.append(root)
-        return root / "report.html", [verdict], ()
+        return Built(path=root / "report.html", verdicts=(verdict,), figures=(), unfinished=(), runs=1)
 
     monkeypatch.setattr(sweeping, "_reported", report)
     (tmp_path / "right.yaml").write_text("lower_loss: refuted")
