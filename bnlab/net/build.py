@@ -53,12 +53,15 @@ class Site:
 @dataclass(frozen=True, kw_only=True)
 class Net:
     """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation. `adopted`: the module is
-    the user's own; `notes`: what was changed in it, in words."""
+    the user's own; `notes`: what was changed in it, in words; `unsited`: its norms that belong to no site; `copies`: it
+    changes in place what parts give, and a tap hands it copies."""
 
     module: nn.Module
     sites: tuple[Site, ...]
     adopted: bool = False
     notes: tuple[str, ...] = ()
+    unsited: tuple[nn.Module, ...] = ()
+    copies: bool = False
 
     @cached_property
     def params(self) -> dict[str, nn.Parameter]:
@@ -70,6 +73,11 @@ class Net:
     def norms(self) -> dict[int, nn.Module]:
         """The norm of every site that has one, by the site's index."""
         return {index: site.norm for index, site in enumerate(self.sites) if site.norm is not None}
+
+    @cached_property
+    def every_norm(self) -> dict[int, nn.Module]:
+        """`norms`, and those of no site, counted from L."""
+        return self.norms | dict(enumerate(self.unsited, len(self.sites)))
 
 
 class Residual(nn.Module):

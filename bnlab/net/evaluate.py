@@ -55,7 +55,9 @@ class Inference:
         self.net, self.bn, self.batch_size = net, bn, batch_size
         self.training, self.training_size, self.seed = training, training_size, seed
         self._parts = list(net.module.modules())
-        self._norms = [part for norm in net.norms.values() for part in norm.modules() if not isinstance(part, Noise)]
+        self._norms = [
+            part for norm in net.every_norm.values() for part in norm.modules() if not isinstance(part, Noise)
+        ]
         self._whole, self._forward = PreservedBuffers(net.module), PreservedBuffers(net.module)
 
     def size(self, count: int) -> int:
@@ -99,13 +101,13 @@ class Inference:
 
     def _refit(self, batches: Iterator[Split]) -> None:
         """Give every norm that keeps running statistics those of these batches."""
-        found = {index: population_of(norm) for index, norm in self.net.norms.items()}
+        found = {index: population_of(norm) for index, norm in self.net.every_norm.items()}
         populations = {index: population for index, population in found.items() if population is not None}
         if not populations:
             return
         with in_mode(self._norms, "batch"):
             for batch in batches:
-                with NormTap(self.net) as tap, self._forward:
+                with NormTap(self.net, every=True) as tap, self._forward:
                     self.net.module(batch.x)
                 for index, population in populations.items():
                     population.add(tap.seen[index])

@@ -29,6 +29,7 @@ Passed = tuple[Tensor, Tensor]
 """The input and the output of a module."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+HALF = (torch.bfloat16, torch.float16)
 LARGEST_SAVED_EPS = 1e-3
 """Up to this eps a variance is read off the 1 / sqrt(variance + eps) that a batch norm saves. In float32 its error is
 then 3e-7 (variance + eps) by rounding: 3e-10 at most where eps is all. With a larger one it is computed from pre."""
@@ -90,20 +91,23 @@ class TrainingSites:
 class _Tap(Wrapped):
     """Notes the inputs and the outputs of some modules during one forward pass."""
 
-    def __init__(self, calls: Iterable[tuple[nn.Module, int]]) -> None:
-        """`calls`: modules, and which call of each is wanted, counted from 0."""
-        self._calls = list(calls)
+    def __init__(self, calls: Iterable[tuple[nn.Module, int]], *, copies: bool = False) -> None:
+        """`calls`: modules, and which call of each is wanted, counted from 0. `copies`: the forward gets copies of what
+        they give, since it changes these in place."""
+        self._calls, self._copies = list(calls), copies
         self._passed: dict[nn.Module, list[Passed]] = {}
         super().__init__(dict.fromkeys(module for module, _ in self._calls), self._noting)
 
     def _noting(self, place: int, forward: Forward) -> Forward:
         passed: list[Passed] = []
         self._passed[self._modules[place]] = passed
-        return partial(_noted, forward, passed)
+        return partial(_noted, forward, passed, self._copies)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         super().__exit__(kind, error, trace)
         if kind is None:
+            if any(call >= len(self._passed[module]) for module, call in self._calls):
+                raise UsageError("model", "a forward left out a part that is measured, as no earlier one did")
             self._see([self._passed[module][call] for module, call in self._calls])
         self._passed.clear()
 
@@ -112,10 +116,10 @@ class _Tap(Wrapped):
         """Take the input and the output of every call."""
 
 
-def _noted(forward: Forward, passed: list[Passed], *args: Tensor, **kwargs: Tensor) -> Tensor:
+def _noted(forward: Forward, passed: list[Passed], copies: bool, *args: Tensor, **kwargs: Tensor) -> Tensor:
     out = forward(*args, **kwargs)
     passed.append((args[0] if args else next(iter(kwargs.values())), out))
-    return out
+    return out.clone() if copies else out
 
 
 class _PreTap(_Tap):
@@ -124,7 +128,7 @@ class _PreTap(_Tap):
     def __init__(self, net: Net, more: Iterable[tuple[nn.Module, int]] = ()) -> None:
         self._norms = [site.norm if site.norm_first else None for site in net.sites]
         seen = [(norm or site.affine, 0) for norm, site in zip(self._norms, net.sites, strict=True)]
-        super().__init__([*seen, *more])
+        super().__init__([*seen, *more], copies=net.copies)
 
     def _pre(self, index: int, passed: Sequence[Passed]) -> Tensor:
         given, out = passed[index]
@@ -142,12 +146,12 @@ class Tap(_PreTap):
 
     def _see(self, passed: Sequence[Passed]) -> None:
         for index, norm in enumerate(self._norms):
-            pre = self._pre(index, passed)
+            pre = _wide(self._pre(index, passed))
             self.sites.pre.append(pre)
             if (at := self._sums.get(index)) is not None:
-                self.sites.act_in.append(passed[at][0])
+                self.sites.act_in.append(_wide(passed[at][0]))
             else:
-                self.sites.act_in.append(pre if norm is None else passed[index][1])
+                self.sites.act_in.append(pre if norm is None else _wide(passed[index][1]))
 
 
 class AffineTap(_Tap):
@@ -155,7 +159,7 @@ class AffineTap(_Tap):
     pass."""
 
     def __init__(self, net: Net) -> None:
-        super().__init__((site.affine, 0) for site in net.sites)
+        super().__init__(((site.affine, 0) for site in net.sites), copies=net.copies)
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
@@ -166,11 +170,13 @@ class AffineTap(_Tap):
 
 
 class NormTap(_Tap):
-    """Records `seen`, by site what its norm sees during one forward pass."""
+    """Records `seen`, by site what its norm sees during one forward pass; with `every`, also what those of no site see,
+    counted from L."""
 
-    def __init__(self, net: Net) -> None:
-        super().__init__((norm, 0) for norm in net.norms.values())
-        self._indices = list(net.norms)
+    def __init__(self, net: Net, *, every: bool = False) -> None:
+        norms = net.every_norm if every else net.norms
+        super().__init__((norm, 0) for norm in norms.values())
+        self._indices = list(norms)
         self.seen: dict[int, Tensor] = {}
 
     def _see(self, passed: Sequence[Passed]) -> None:
@@ -190,13 +196,19 @@ class TrainingTap(_PreTap):
         for index, norm in enumerate(self._norms):
             pre = self._pre(index, passed)
             saved = None if norm is None else saved_moments(norm, passed[index][1])
-            self.training.pre.append(pre.detach() if saved is None else saved)
+            self.training.pre.append(_wide(pre.detach()) if saved is None else saved)
             if self._deltas:
                 pre.register_hook(partial(_note_norm, self.training.delta_norms, index))  # type: ignore[no-untyped-call]
 
 
 def _note_norm(norms: dict[int, Tensor], index: int, gradient: Tensor) -> None:
-    norms[index] = torch.linalg.vector_norm(gradient)
+    norms[index] = torch.linalg.vector_norm(_wide(gradient))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """What a forward computes in 16 bits, as under autocast, in float32: moments of it would be rounded too. What a
+    gradient is still to be taken of stays what it is."""
+    return x.float() if x.dtype in HALF and not x.requires_grad else x
 
 
 def one_example(net: Net, input_shape: tuple[int, ...]) -> Sites:
@@ -233,6 +245,13 @@ def saved_moments(norm: nn.Module, out: Tensor) -> SavedMoments | None:
     if mean is None or inverse_sd is None or not mean.shape == inverse_sd.shape == out.shape[1:2]:
         return None
     return SavedMoments(mean, inverse_sd)
+
+
+class Copied(nn.Identity):
+    """In place of a norm in a net that changes tensors in place: what it is given stays as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
 
 
 def version_of(x: Tensor) -> int:

@@ -156,7 +156,8 @@ def by_site(values: HostArray, channels: Sequence[int]) -> list[HostArray]:
 def to_host(tensors: Mapping[Key, Tensor]) -> dict[Key, HostArray]:
     """All of them as numpy arrays of their shapes; from a device in one transfer."""
     if all(x.device.type == "cpu" for x in tensors.values()):
-        return {name: x.detach().numpy() for name, x in tensors.items()}
+        narrow = torch.bfloat16  # of a forward under autocast; numpy has no such type
+        return {name: (x.float() if x.dtype == narrow else x).detach().numpy() for name, x in tensors.items()}
     flat = torch.cat([x.detach().reshape(-1) for x in tensors.values()]).cpu().numpy()
     ends = np.cumsum([x.numel() for x in tensors.values()])
     parts = zip(tensors.items(), np.split(flat, ends[:-1]), strict=True)

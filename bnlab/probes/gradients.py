@@ -144,8 +144,9 @@ class Gradients:
             for site, x, delta, grad in zip(net.sites, tap.inputs, deltas, grads, strict=True):
                 # |delta x| = |delta| |x|, so the sum of all |terms| is the weight's gradient for these two. It does
                 # not depend on the weight, which is the updated one here.
-                out = site.affine(x.detach().abs())
-                (absolute,) = torch.autograd.grad(out, net.params[site.params[0]], delta.abs())
+                weight = net.params[site.params[0]]
+                out = site.affine(x.detach().abs().to(weight.dtype))  # under autocast it came in 16 bits
+                (absolute,) = torch.autograd.grad(out, weight, delta.abs().to(out.dtype))
                 rows.append(torch.stack([median_ratio(absolute, grad.abs()), excess_kurtosis(grad)]))
         return torch.stack(rows, dim=1)
 

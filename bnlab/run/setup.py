@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
+from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
+from bnlab.core.seeds import stream
 from bnlab.core.spec import NormSpec, RunSpec
 from bnlab.core.state import Objective, PreservedBuffers, State, gradient_at, objective, untouched_random_state
 from bnlab.core.typed import check_options
@@ -70,6 +74,7 @@ def assemble(spec: RunSpec) -> Setup:
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
     net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
+    _refuse_other_dtypes(net, dtype, f"model={spec.model.name}")
     net.module.to(device, dtype)
     # Saves a tenth to a third of a convolutional net's step (docs/lab.md); a user's forward may need the usual order.
     if device.type == "cpu" and not net.adopted:
@@ -129,16 +134,63 @@ def _optimizer(spec: RunSpec, net: Net) -> torch.optim.Optimizer:
     """The optimizer of the parameters that are trained.
 
     Raises:
-        UsageError: one that is no optimizer of torch's kind, or whose step needs a closure.
+        UsageError: one that is no optimizer of torch's kind, whose step needs a closure, or that could not be resumed.
     """
-    key = f"optim={spec.optim.name}"
-    built = OPTIMIZERS.build(spec.optim.name, spec.optim.options, list(net.params.values()), spec.optim.lr)
+    key, optim = f"optim={spec.optim.name}", spec.optim
+    built = OPTIMIZERS.build(optim.name, optim.options, list(net.params.values()), optim.lr)
     if not isinstance(built, torch.optim.Optimizer):
         raise UsageError(key, "is not a torch.optim.Optimizer", type(built).__name__)
     closure = inspect.signature(built.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(key, "its step needs a closure, and a run has one forward a step", type(built).__name__)
+    if not OPTIMIZERS.entry(optim.name).constructor.__module__.startswith("bnlab.optim."):
+        _refuse_other_steps(spec, [param.detach() for param in net.params.values()])
     return built
+
+
+def _refuse_other_steps(spec: RunSpec, params: Sequence[Tensor]) -> None:
+    """Try a user's optimizer on copies of the parameters, and another one that goes on from its `state_dict`.
+
+    Raises:
+        UsageError: a step fails, or the two differ.
+    """
+    key, optim, trials = f"optim={spec.optim.name}", spec.optim, []
+    generator = stream(spec.seed, "probe", "optimizer")
+    gradients = [[torch.randn(x.shape, generator=generator).to(x) / 100 for x in params] for _ in range(8)]
+    try:
+        with untouched_random_state(params[0].device):
+            for halves in ((gradients,), (gradients[:2], gradients[2:])):
+                torch.manual_seed(0)
+                copies = [nn.Parameter(x.clone()) for x in params]
+                state: dict[str, Any] | None = None
+                for half in halves:
+                    tried = OPTIMIZERS.build(optim.name, optim.options, copies, optim.lr)
+                    if state is not None:
+                        tried.load_state_dict(state)
+                    for of_step in half:
+                        for param, gradient in zip(copies, of_step, strict=True):
+                            param.grad = gradient.clone()
+                        tried.step()
+                    state = copy.deepcopy(tried.state_dict())
+                trials.append(copies)
+    except Exception as error:
+        raise UsageError(key, f"a step without a closure fails: {cause(error)}") from error
+    if not all(torch.equal(one, other) for one, other in zip(*trials, strict=True)):
+        problem = "its state_dict leaves out what its steps depend on, and a resumed run would differ"
+        raise UsageError(key, problem, remedy="Keep it in its state, or in param_groups.")
+
+
+def _refuse_other_dtypes(net: Net, dtype: torch.dtype, key: str) -> None:
+    """Refuse weights that would be rounded, or no longer fit what a user's forward does with them.
+
+    Raises:
+        UsageError: names one.
+    """
+    for name, param in net.module.named_parameters():
+        if net.adopted and param.dtype not in (torch.float32, dtype):
+            found, wanted = (str(one).removeprefix("torch.") for one in (param.dtype, dtype))
+            remedy = "Use dtype=float64." if found == "float64" else "Keep weights in float32."
+            raise UsageError("dtype", f"{key} has {name} in {found}", wanted, remedy)
 
 
 def refuse_other_passes(net: Net, objective: Objective, batch: Split, key: str) -> None:

@@ -82,7 +82,7 @@ class Named(Residual):
     }
 
 
-class InPlace(Residual):
+class InPlace(Named):
     def join(self, branch: Tensor, x: Tensor) -> Tensor:
         branch += x
         return branch
@@ -149,8 +149,9 @@ def test_a_tap_sees_what_the_module_computes() -> None:
 
 
 @pytest.mark.parametrize("norm", [BATCH, NONE])
-def test_a_named_block_shows_the_sum_that_its_nonlinearity_sees(norm: NormSpec) -> None:
-    net = _net(Named, norm)
+@pytest.mark.parametrize("kind", [Named, InPlace])
+def test_a_named_block_shows_the_sum_that_its_nonlinearity_sees(kind: type[nn.Module], norm: NormSpec) -> None:
+    net = _net(kind, norm)
     assert [(site.name, site.residual_sum) for site in net.sites] == [
         ("L00_stem", False),
         ("L01_block", True),
@@ -161,6 +162,16 @@ def test_a_named_block_shows_the_sum_that_its_nonlinearity_sees(norm: NormSpec) 
     pre, act_in = tap.sites.pre[1], tap.sites.act_in[1]
     normed = F.batch_norm(pre, None, None, training=True) if norm is BATCH else pre
     torch.testing.assert_close(act_in, normed + tap.sites.act_in[0].relu())
+
+
+def test_a_norm_of_no_site_is_a_place_too() -> None:
+    for norm, kinds in ((BATCH, [nn.BatchNorm2d]), (GROUP, [nn.GroupNorm]), (NONE, [])):
+        net = _net(NormFirst, norm)
+        assert [site.norm for site in net.sites] == [None] * 2
+        assert [type(part) for part in net.unsited] == kinds
+    assert _net(NormFirst, replace(BATCH, layers=(0,))).unsited
+    with pytest.raises(ValueError, match=r"^norm\.layers: layer 1 does not exist"):
+        _net(NormFirst, replace(BATCH, layers=(1,)))
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_the_norm_or_earlier_draws() -> None:
@@ -175,9 +186,6 @@ def test_initial_weights_depend_on_the_seed_and_not_on_the_norm_or_earlier_draws
 @pytest.mark.parametrize(
     ("kind", "norm", "message"),
     [
-        (Residual, BATCH, r"model=mine: no nonlinearity is seen after bn2: .* as a sum, .* sites = \{\"stem\": \("),
-        (InPlace, BATCH, r"model=mine: what bn2 gives is changed in place, .* Write x = x \+ y for x \+= y"),
-        (NormFirst, BATCH, r"model=mine: bn2 follows no affine map\. Name the blocks"),
         (Bare, BATCH, r"norm: model=mine has no norm that could be exchanged, got 'batch'\. Put nn\.BatchNorm2d"),
         (Plain, replace(BATCH, position="after"), r"norm\.position: model=mine says itself where its norms stand"),
         (Plain, replace(BATCH, layers=(3,)), r"norm\.layers: layer 3 does not exist, .* This net has: 0 to 2\."),

@@ -129,6 +129,41 @@ class Closed(torch.optim.LBFGS):
     """Its step needs a closure."""
 
 
+class Sharp(torch.optim.SGD):
+    """Two gradients a step: its closure has a default, and is needed."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is not None, "a closure is required"
+
+
+class Lookahead(torch.optim.SGD):
+    """Zhang et al. 2019: every third step goes half the way from the last such step. In `state`, or else only in
+    attributes, are the slow weights and the count."""
+
+    in_state = True
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(params, lr=lr, momentum=0.9)
+        self.slow: dict[torch.nn.Parameter, Any] = {}
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            weights = [weight for group in self.param_groups for weight in group["params"]]
+            for weight in weights:
+                kept = self.state[weight] if self.in_state else self.slow.setdefault(weight, {})
+                kept.setdefault("slow", weight.clone())
+                kept["count"] = kept.get("count", 0) + 1
+            super().step()
+            for weight in weights:
+                kept = self.state[weight] if self.in_state else self.slow[weight]
+                if kept["count"] % 3 == 0:
+                    weight.copy_(kept["slow"].lerp_(weight, 0.5))
+
+
+class Forgetful(Lookahead):
+    in_state = False
+
+
 @pytest.fixture
 def mine() -> Iterator[Callable[[Callable[..., Any]], None]]:
     """Registers a function as `optim=mine`."""
@@ -166,6 +201,14 @@ def test_each_group_of_parameters_keeps_its_share_of_the_rate(
     [
         (lambda params, lr: Closed(params, lr=lr), r"optim=mine: its step needs a closure, .*, got 'Closed'\."),
         (lambda params, lr: list(params), r"optim=mine: is not a torch\.optim\.Optimizer, got 'list'\."),
+        (
+            lambda params, lr: Sharp(params, lr=lr),
+            r"optim=mine: a step without a closure fails: AssertionError in test_optim\.py, line \d+: a clos",
+        ),
+        (
+            Forgetful,
+            r"optim=mine: its state_dict leaves out what its steps depend on, and a resumed run would differ\.",
+        ),
     ],
 )
 def test_what_a_run_cannot_step_with_is_refused(
@@ -174,6 +217,24 @@ def test_what_a_run_cannot_step_with_is_refused(
     mine(make)
     with pytest.raises(ValueError, match=f"^{message}"):
         assemble(_with(spec_of(), "mine"))
+
+
+def test_an_optimizer_of_ones_own_steps_as_in_a_loop_of_plain_torch(
+    mine: Any, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
+) -> None:
+    mine(Lookahead)
+    spec = _with(spec_of("dtype=float64", "steps=7", "probes=none", "norm=none"), "mine")
+    fresh = assemble(spec)
+    module = fresh.net.module
+    optimizer = Lookahead(module.parameters(), spec.optim.lr)
+    for step in range(7):
+        batch = fresh.batches.at(step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    trained = dict(run(spec).setup.net.module.named_parameters())
+    for name, param in module.named_parameters():
+        torch.testing.assert_close(param, trained[name], rtol=1e-12, atol=1e-14)
 
 
 def test_weight_decay_of_sgd_in_a_run_is_a_pull_towards_zero(
