@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -74,9 +74,9 @@ def sweep(
     if dry_run:
         _show_cells(study, grid, places, as_json)
         return
-    again = again_line(
-        config, given, places, fail_fast=fail_fast, json=as_json, plain=plain, expect_verdicts=expect_verdicts
-    )
+    # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
+    flags = {"fail_fast": fail_fast, "json": as_json, "plain": plain, "expect_verdicts": expect_verdicts}
+    again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
     if grid.left or not (root / STUDY_FILE).is_file():
         write_study(root, study, again)
@@ -118,11 +118,6 @@ def sweep(
     if grid.failures or grid.left or broken:
         raise typer.Exit(cli.FAILED)
     raise typer.Exit(cli.CHANGED if changed else cli.OK)
-
-
-def again_line(config: str, given: Iterable[str], places: Mapping[str, Any], **flags: Any) -> str:
-    """The line that resumes a sweep: as it was typed, without --fresh and --retry-failed."""
-    return command("bnlab", "sweep", "--config", config, *given, **places, **flags)
 
 
 def _has_data(grid: Sweep, plain: bool, stop: cli.Stop, out: TextIO) -> bool:

@@ -62,7 +62,7 @@ class Progress:
         self.title, self.steps, self.begun, self.out = title, steps, begun, out
         self.step = -1  # steps done; below 0 before the first tick
         self.latest: dict[str, Any] = {}
-        self._first, self._start = 0, time.monotonic()
+        self._first, self._start, self._stopped = 0, time.monotonic(), False
 
     def tick(self) -> None:
         """A step is about to begin."""
@@ -79,6 +79,7 @@ class Progress:
     def finish(self, status: Mapping[str, Any]) -> None:
         """The run has ended with this status."""
         self.step = int(status.get("step", self.step))
+        self._stopped = status.get("status") != "finished"
 
     def advanced(self) -> None:
         """`step` is up to date."""
@@ -92,10 +93,10 @@ class Progress:
         return (self.step - self._first) / elapsed if self.step > self._first and elapsed > 0 else None
 
     def pace(self) -> str:
-        """Steps per second, and how long the rest takes."""
+        """Steps per second, and how long the rest takes; nothing of a rest that will not come."""
         rate = self.rate()
         left = None if rate is None else (self.steps - self.step) / rate
-        return f"{number(rate)}/s  eta {duration(left)}"
+        return f"{number(rate)}/s" + ("" if self._stopped else f"  eta {duration(left)}")
 
     def _begin(self) -> None:
         self.step = self._first = self.begun()

@@ -20,6 +20,7 @@ from bnlab import __version__, config
 from bnlab.analysis.claims import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
+from bnlab.core.text import command
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import current_state
 from bnlab.report.views import Built
@@ -267,7 +268,7 @@ def test_a_cell_that_cannot_be_set_up_is_reported_and_leaves_nothing(sweep: Swee
 def test_the_line_that_resumes_a_sweep_is_quoted_for_the_shell() -> None:
     places = {"runs": Path("my runs"), "config_dir": None}
     flags = {"fail_fast": True, "json": False, "plain": True, "expect_verdicts": Path("e.yaml")}
-    line = sweeping.again_line("a", ["seed=range(0, 6)"], places, **flags)
+    line = command("bnlab", "sweep", "--config", "a", "seed=range(0, 6)", **places, **flags)
     assert line == (
         "bnlab sweep --config a 'seed=range(0, 6)' --runs 'my runs' --fail-fast --plain --expect-verdicts e.yaml"
     )

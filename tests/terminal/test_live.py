@@ -252,6 +252,15 @@ def test_the_layer_that_diverged_first_is_bold_red_in_the_last_frame(shown: Show
     assert out.style(6 + 3) == {("red", True)}
 
 
+@pytest.mark.parametrize(("status", "end"), [("diverged", ""), ("interrupted", ""), ("finished", "  eta 0:00")])
+def test_a_run_that_was_stopped_has_no_rest_to_wait_for(status: str, end: str, shown: Shown, clock: Clock) -> None:
+    display, out = shown(80, 40)
+    halfway(display, clock)
+    display.finish({"status": status, "step": 500 if not end else 1000})
+    display.close()
+    assert re.search(rf"─*  (500|1000)/1000  \d+/s{end}$", out.lines[1])
+
+
 def test_the_last_frame_leaves_room_for_the_summary(shown: Shown, clock: Clock) -> None:
     display, out = shown(60, 16)
     halfway(display, clock)
