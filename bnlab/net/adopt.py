@@ -23,7 +23,7 @@ from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
 from bnlab.core.state import Mode, as_in, outputs_now
 from bnlab.core.text import listed
-from bnlab.net.build import Net, Site, finished, normed_layers
+from bnlab.net.build import Net, Site, change_of, finished, normed_layers
 from bnlab.net.trace import (
     AFFINE,
     NORM,
@@ -42,6 +42,8 @@ from bnlab.norms.base import DrawsNumbers
 
 EXAMPLE = 'sites = {"stem": ("conv1", "bn1", "relu1"), ...}, with "" where there is no norm or no nonlinearity'
 NAME_THEM = f"Name the blocks in the class: {EXAMPLE}."
+UNSET = "draws from Python's or NumPy's generator, which no measurement sets back"
+UNKEPT = "neither a checkpoint nor a measurement restores"
 BATCH = 4
 """Examples in a pass that only shows how the parts are connected."""
 
@@ -187,14 +189,20 @@ def _watched(module: nn.Module, x: Tensor, outputs: int, key: str) -> Trace:
             raise UsageError(
                 key, "its forward returns 16 bits, of which no loss is exact", given, "Return out.float()."
             )
-    if training.changes_input or evaluated.changes_input:
-        raise UsageError(key, "its forward changes its input in place", remedy="Write x = x - m for x -= m.")
+    for refused, problem, remedy in (
+        (
+            training.changes_input or evaluated.changes_input,
+            "changes its input in place",
+            "Write x = x - m for x -= m.",
+        ),
+        (training.draws_elsewhere or evaluated.draws_elsewhere, UNSET, "Draw from torch's global generator."),
+        (counted, f"changes its attribute {' '.join(counted[:1])}, which {UNKEPT}", "Keep it in a buffer."),
+    ):
+        if refused:
+            raise UsageError(key, f"its forward {problem}", remedy=remedy)
     if training.recomputed is not None:
         problem = f"{training.recomputed} is computed again in the backward pass, as by torch.utils.checkpoint"
         raise UsageError(key, f"{problem}, and could not be measured", remedy="Call it without checkpoint.")
-    if counted:
-        problem = f"a forward changes its attribute {counted[0]}, which neither a checkpoint nor a measurement restores"
-        raise UsageError(key, problem, remedy="Keep it in a buffer.")
     for mode, a, b in zip(get_args(Mode), written, (training, evaluated), strict=True):
         differing = first_difference(a, b) if in_place else None
         if differing is not None and first_difference(b, trace(module, x, mode)) is None:
@@ -206,7 +214,7 @@ def _watched(module: nn.Module, x: Tensor, outputs: int, key: str) -> Trace:
         call.path for call in training.calls if isinstance(call.part, NORM) and not evaluated.of(call.path)
     ]
     evaluated.changes = any(version_of(call.out.x) != call.out.version for call in (*training.calls, *evaluated.calls))
-    left_out = left_out_at_random(module, x.detach(), evaluated) if training.draws else set()
+    left_out = left_out_at_random(module, x.detach(), evaluated) if training.draws and training.decides else set()
     evaluated.faults = dict(faults(evaluated, training, left_out))
     return evaluated
 
@@ -339,7 +347,7 @@ def _exchanged(module: nn.Module, places: Sequence[Call], norm: NormSpec, seen: 
     for index, place in enumerate(places):
         C, dims = place.given.shape[1], len(place.given.shape) - 2
         layer = NORMS.build(norm.name, norm.options, C, dims).to(dtype) if index in normed else None
-        if change := _change(place.part, layer):
+        if change := change_of(place.part, layer):
             changes.setdefault(change, []).append(place.path)
         for path, part in list(module.named_modules(remove_duplicate=False)):  # a part may have several paths
             if part is place.part:
@@ -349,22 +357,6 @@ def _exchanged(module: nn.Module, places: Sequence[Call], norm: NormSpec, seen: 
         f"norm={norm.name} replaces {listed(paths)} ({change}); norm=own keeps the module's"
         for change, paths in changes.items()
     ]
-
-
-def _change(own: nn.Module, layer: nn.Module | None) -> str:
-    """What an exchange changes, in words; empty where the two are alike, or where the run has no norm."""
-    if layer is None or type(own) is not type(layer):
-        return "" if layer is None else type(own).__name__
-    words = {"eps": "eps", "momentum": "momentum", "weight": "gamma", "bias": "beta"}
-    values = {word: [_value(getattr(norm, name, None)) for norm in (own, layer)] for name, word in words.items()}
-    return ", ".join(f"{word} {old} becomes {new}" for word, (old, new) in values.items() if old != new)
-
-
-def _value(given: Tensor | float | None) -> str:
-    if not isinstance(given, Tensor):
-        return "none" if given is None else f"{given:g}"
-    low, high = given.min().item(), given.max().item()
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _refuse_leftovers(module: nn.Module, places: Sequence[Call], x: Tensor, key: str) -> None:

@@ -281,6 +281,22 @@ def normed_layers(norm: NormSpec, normalizable: int) -> frozenset[int]:
     return frozenset(range(norm.every - 1, normalizable, norm.every))
 
 
+def change_of(own: nn.Module, layer: nn.Module | None) -> str:
+    """What an exchange changes, in words; empty where the two are alike, or where the run has no norm."""
+    if layer is None or type(own) is not type(layer):
+        return "" if layer is None else type(own).__name__
+    words = {"eps": "eps", "momentum": "momentum", "weight": "gamma", "bias": "beta"}
+    values = {word: [_value(getattr(norm, name, None)) for norm in (own, layer)] for name, word in words.items()}
+    return ", ".join(f"{word} {old} becomes {new}" for word, (old, new) in values.items() if old != new)
+
+
+def _value(given: Tensor | float | None) -> str:
+    if not isinstance(given, Tensor):
+        return "none" if given is None else f"{given:g}"
+    low, high = given.min().item(), given.max().item()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
 @torch.no_grad()
 def initialize(affine: Mapping[str, nn.Module], model: ModelSpec, seed: int) -> None:
     """Draw the weight of every named affine module from the `init` stream at its name; biases are 0.

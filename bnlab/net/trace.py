@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,6 +57,8 @@ NONLINEARITIES |= {
     for home in (torch, F, Tensor)
     if hasattr(home, f"{function.__name__}_")
 }  # relu_, ...
+DECIDING = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
+"""Functions that make Python numbers of tensors."""
 DRAWS = 32
 """Passes in training that show which parts a forward leaves out at random."""
 
@@ -131,6 +136,10 @@ class Trace:
     """Parts whose output the gradient does not reach."""
     draws: bool = False
     """Whether it draws from torch's global generator."""
+    draws_elsewhere: bool = False
+    """Whether it draws from Python's or NumPy's global generator."""
+    decides: bool = False
+    """Whether it makes a Python number of a tensor, as to leave out a part."""
     faults: dict[str, str] = field(default_factory=dict)
     """Why an affine map can be no site, by its path."""
     in_training: list[str] = field(default_factory=list)
@@ -248,6 +257,7 @@ def trace(module: nn.Module, x: Tensor, mode: Mode) -> Trace:
             given = _first_tensor(args, kwargs or {}) if function in NONLINEARITIES and not inside else None
             before = None if given is None else At.now(given)
             out = function(*args, **(kwargs or {}))
+            seen.decides |= getattr(function, "__name__", "") in DECIDING
             if before is not None:
                 part, name = NONLINEARITIES[function](), function.__name__
                 seen.calls.append(Call(name, part, 0, before, At.now(out), out.detach().clone(), True, True))
@@ -260,12 +270,13 @@ def trace(module: nn.Module, x: Tensor, mode: Mode) -> Trace:
     try:
         with as_in(module, mode), PreservedBuffers(module), untouched_random_state(x.device), torch.enable_grad():
             torch.manual_seed(0)
-            before = torch.get_rng_state()
+            before, elsewhere = torch.get_rng_state(), _other_random_states()
             fed = x * 1  # no leaf, so that a forward may change it
             with Functions():
                 seen.output = module(fed)
             seen.changes_input = version_of(fed) > 0
             seen.draws = not torch.equal(before, torch.get_rng_state())
+            seen.draws_elsewhere = _other_random_states() != elsewhere
             if mode == "batch" and isinstance(seen.output, Tensor):
                 _backward(seen)
     finally:
@@ -291,6 +302,10 @@ def _backward(seen: Trace) -> None:
         seen.recomputed = seen.calls[len(calls)].path
     reached = {call.path for call, gradient in zip(ends, found, strict=True) if gradient is not None}
     seen.unreached = {call.path for call in calls} - reached
+
+
+def _other_random_states() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

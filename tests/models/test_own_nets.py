@@ -469,17 +469,17 @@ def _refusals() -> list[tuple[type[nn.Module], NormSpec, str]]:
         (
             changed("Stateful", forward=stateful),
             BATCH,
-            r"model=mine: a forward changes its attribute count, which neither a checkpoint nor a measurement restores",
+            r"model=mine: its forward changes its attribute count, which neither a checkpoint nor a measurement res",
         ),
         (
             changed("Numpy", forward=lambda self, x: self.fc(self.features(x).mean((2, 3)) * (1 + np.random.rand()))),
             BATCH,
-            r"model=mine: .* Draw from torch's global generator, and keep in buffers what a forward changes\.",
+            r"model=mine: its forward draws from Python's or NumPy's generator, .*\. Draw from torch's global",
         ),
         (
             changed("Python", forward=lambda self, x: self.fc(self.features(x).mean((2, 3)) * (1 + random.random()))),
             BATCH,
-            r"model=mine: ",
+            r"model=mine: its forward draws from Python's or NumPy's generator",
         ),
     ]
 
