@@ -114,6 +114,8 @@ class LaunchSpec:
     workers: Literal["auto"] | AtLeastOne
     per_device: AtLeastOne
     checkpoint_s: NotNegative
+    lockstep: Literal["auto", "off"] | AtLeastOne = "auto"
+    """How many small nets of one kind a worker trains at once, with the bits that each has alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

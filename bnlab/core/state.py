@@ -174,8 +174,13 @@ def outputs_at(module: nn.Module, state: State, x: Tensor, mode: Mode) -> Tensor
     if state.random is not None:
         set_random_state(state.random, x.device)
     with as_in(module, mode):
-        # Without tie_weights: it would leave a part that has two paths with the state's tensors (torch 2.13).
-        out = functional_call(module, everything, (x,), tie_weights=False)
+        return called_with(module, everything, x)
+
+
+def called_with(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The module's outputs with these parameters and buffers in place of its own."""
+    # Without tie_weights: it would leave a part that has two paths with the state's tensors (torch 2.13).
+    out = functional_call(module, tensors, (x,), tie_weights=False)
     assert isinstance(out, Tensor)
     return out
 

@@ -13,6 +13,8 @@ class AffineOnly(ChannelNorm):
     """y = gamma * x + beta per channel, from gamma = 1 and beta = 0: the control for what the parameters of batch norm
     do without its statistics."""
 
+    stacks = True
+
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__(channels, dims, gamma=True, beta=True)
 

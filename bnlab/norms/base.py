@@ -6,10 +6,11 @@ parameters is in buffers: a checkpoint keeps it, and a forward made for measurin
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from bnlab.core.seeds import stream
 from bnlab.core.state import Moments
+from bnlab.norms import _beside
 
 Eps = Annotated[float, Gt(0), Lt(math.inf)]
 Momentum = Annotated[float, Ge(0), Le(1)] | None
@@ -26,10 +28,19 @@ Width = Annotated[float, Ge(0), Lt(math.inf)]
 Factor = Annotated[float, Ge(1), Lt(math.inf)]
 
 
+AChannelNorm = TypeVar("AChannelNorm", bound="ChannelNorm")
+
+
 class ChannelNorm(nn.Module):
     """gamma and beta per channel, where wanted, and running averages per channel, `running_<name>`."""
 
     num_batches_tracked: Tensor
+    stacks: ClassVar[bool] = False
+    """Whether the norms of K nets can be computed as one (`side_by_side`). It says so if its forward takes statistics
+    over `over`, brings them into shape by `wide`, is elementwise otherwise, and draws no numbers."""
+    in_turn: ClassVar[bool] = False
+    """Whether K nets that have it can be trained at once with this norm computed for one after the other. It says so
+    if its forward depends on nothing but x, its parameters and its buffers, and on what `bind` gave it."""
 
     def __init__(
         self,
@@ -43,8 +54,8 @@ class ChannelNorm(nn.Module):
     ) -> None:
         """`running`: the names of the running averages and what each is before the first batch."""
         super().__init__()
-        self.over = (0, 2, 3) if dims else (0,)
-        self.shape = (1, channels, 1, 1) if dims else (1, channels)
+        self.over: tuple[int, ...] = (0, 2, 3) if dims else (0,)
+        self.shape: tuple[int, ...] = (1, channels, 1, 1) if dims else (1, channels)
         self.weight = nn.Parameter(torch.ones(channels)) if gamma else None
         self.bias = nn.Parameter(torch.zeros(channels)) if beta else None
         self.momentum = momentum
@@ -56,6 +67,12 @@ class ChannelNorm(nn.Module):
     def wide(self, per_channel: Tensor) -> Tensor:  # [C] -> [1, C] or [1, C, 1, 1]
         """Values per channel in a shape that goes with x."""
         return per_channel.view(self.shape)
+
+    def side_by_side(self: AChannelNorm) -> AChannelNorm:
+        """A copy for K dense nets at once: x [K, B, C], what is per channel [K, C], a buffer of one number [K, 1]."""
+        made = copy.deepcopy(self)
+        made.over, made.shape = (1,), (-1, 1, self.shape[1])
+        return made
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the batch per channel, each [C]."""
@@ -95,6 +112,10 @@ class BatchMomentsNorm(ChannelNorm):
         momentum = 0.0
         if self.training:
             self.num_batches_tracked += 1
+            if self.over == (1,):
+                assert self.momentum is not None
+                running = (self.running_mean, self.running_var)
+                return _beside.batch_norm(x, *running, self.weight, self.bias, self.momentum, self.eps)
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
@@ -102,7 +123,7 @@ class BatchMomentsNorm(ChannelNorm):
 
     def track_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
         """Track the mean of x and its unbiased variance; `var` is the biased one."""
-        values = x.numel() // x.shape[1]
+        values = x.numel() // mean.numel()
         self.track(mean=mean, var=var * values / (values - 1))
 
 
@@ -116,6 +137,7 @@ class LpNorm(ChannelNorm, ABC):
     replace both. A constant added to x changes the norm, so a bias before it has an effect.
     """
 
+    stacks = True
     running_mean: Tensor
     running_norm: Tensor
 
@@ -277,6 +299,7 @@ class Noise(nn.Module):
     """
 
     steps: Tensor
+    in_turn: ClassVar[bool] = True
 
     def __init__(self, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> None:
         super().__init__()

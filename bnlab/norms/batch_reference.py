@@ -23,6 +23,8 @@ from bnlab.norms.base import BatchMomentsNorm
 class BatchReference(BatchMomentsNorm):
     """The formula, with the helpers of `ChannelNorm`; gradients by autograd through it."""
 
+    stacks = True
+
     def forward(self, x: Tensor) -> Tensor:  # [B, C] or [B, C, H, W]
         mean, var = self.running_mean, self.running_var
         if self.training:

@@ -25,6 +25,8 @@ class BatchRenorm(ChannelNorm):
     the first n steps, from r_max = 1 and d_max = 0, which is batch norm, to the given ones; 0: they hold from the
     first step. A bias before it has an effect, through d."""
 
+    stacks = True
+
     running_mean: Tensor
     running_sd: Tensor
 

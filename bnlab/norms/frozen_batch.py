@@ -19,6 +19,8 @@ class FrozenBatch(ChannelNorm):
     own batch's *after* they were used, so that all steps but the first are normalized by constants. Evaluation does
     the same; mean 0 and var 1 before any batch was seen. A later change of a bias before it has its effect."""
 
+    stacks = True
+
     frozen_mean: Tensor
     frozen_var: Tensor
     steps: Tensor

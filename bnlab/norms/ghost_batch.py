@@ -19,6 +19,8 @@ class GhostBatch(BatchMomentsNorm):
     divides B, never smaller where B is not. The running statistics move once per ghost, one after the other, so
     `num_batches_tracked` counts ghosts. In evaluation it is batch norm."""
 
+    stacks = True
+
     def __init__(
         self, channels: int, dims: int, *, ghost_size: Annotated[int, Ge(2)], eps: Eps, momentum: Momentum, affine: bool
     ) -> None:
@@ -28,5 +30,6 @@ class GhostBatch(BatchMomentsNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.batch_norm(x)
-        ghosts = x.tensor_split(max(1, len(x) // self.ghost_size))
-        return torch.cat([self.batch_norm(ghost) for ghost in ghosts])
+        axis = self.over[0]
+        ghosts = x.tensor_split(max(1, x.shape[axis] // self.ghost_size), dim=axis)
+        return torch.cat([self.batch_norm(ghost) for ghost in ghosts], dim=axis)

@@ -13,6 +13,8 @@ class MeanOnlyBatch(ChannelNorm):
     """y = x - mean(x) + beta per channel, gradient through the mean, and no division. In evaluation, the running
     mean replaces the batch's."""
 
+    stacks = True
+
     running_mean: Tensor
 
     def __init__(self, channels: int, dims: int, *, momentum: Momentum, affine: bool) -> None:

@@ -20,6 +20,8 @@ class StopgradBatch(BatchMomentsNorm):
     bound while the loss stays constant. (Its values do not depend on that bias; `model.bias: auto` therefore leaves it
     out, and `true` shows the effect.)"""
 
+    stacks = True
+
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training:

@@ -25,6 +25,9 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import PROBES
 from bnlab.core.seeds import stream
 from bnlab.core.state import gradient_at, line, norm_each, subtract_each
+from bnlab.net._stacked_norms import Tensors
+from bnlab.net.build import Net
+from bnlab.net.stack import Stack, apart, stack_of
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, not_infinite
 
 ALONG_GRADIENT = {
@@ -63,7 +66,11 @@ class Landscape:
         self.factors = [low * (high / low) ** (k / (points - 1)) for k in range(points)]
         self.random = random
 
-    def measure(self, snapshot: Snapshot) -> Raw:
+    def layout(self, net: Net, input_shape: tuple[int, ...]) -> Stack | None:
+        """What computes the points at once, if the net can be in a stack."""
+        return stack_of(net)
+
+    def measure(self, snapshot: Snapshot, stack: Stack | None) -> Raw:
         batch, module, before = snapshot.batch, snapshot.net.module, snapshot.before
         loss, grads = gradient_at(module, before, batch.x, batch.y, snapshot.objective)
         norm = norm_of(list(grads.values()))
@@ -72,17 +79,38 @@ class Landscape:
             directions["random_"] = random_direction(grads, norm, snapshot.seed, snapshot.step)
         raw = {"loss": loss, "norm": norm}
         for prefix, direction in directions.items():
-            losses, changes = [], []
-            for factor in self.factors:
-                there = line(before, direction, -factor * snapshot.lr)
-                loss_there, grads_there = gradient_at(module, there, batch.x, batch.y, snapshot.objective)
-                losses.append(loss_there)
-                difference = subtract_each(list(grads.values()), list(grads_there.values()))
-                changes.append(norm_of(list(difference)))
-            raw |= {f"{prefix}losses": torch.stack(losses), f"{prefix}changes": torch.stack(changes)}
+            if stack is not None and batch.x.device.type == "cpu":
+                losses, changes = self._at_once(snapshot, stack, direction, grads)
+            else:
+                losses, changes = self._one_by_one(snapshot, direction, grads)
+            raw |= {f"{prefix}losses": losses, f"{prefix}changes": changes}
         return raw
 
-    def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
+    def _one_by_one(self, snapshot: Snapshot, direction: Tensors, grads: Tensors) -> tuple[Tensor, Tensor]:
+        """The losses, and the distances of the gradients from `grads`, at the K points, each [K]."""
+        batch, losses, changes = snapshot.batch, [], []
+        for factor in self.factors:
+            there = line(snapshot.before, direction, -factor * snapshot.lr)
+            loss, found = gradient_at(snapshot.net.module, there, batch.x, batch.y, snapshot.objective)
+            losses.append(loss)
+            changes.append(norm_of(list(subtract_each(list(grads.values()), list(found.values())))))
+        return torch.stack(losses), torch.stack(changes)
+
+    def _at_once(self, snapshot: Snapshot, stack: Stack, direction: Tensors, grads: Tensors) -> tuple[Tensor, Tensor]:
+        """The same, of a stack of the K points."""
+        batch, count, params = snapshot.batch, len(self.factors), {}
+        for name, value in snapshot.before.params.items():
+            a = torch.tensor([-factor * snapshot.lr for factor in self.factors], dtype=value.dtype)
+            away = direction[name] * a.view(-1, *(1 for _ in value.shape))
+            params[name] = torch.add(value, away, out=apart(count, value.shape, value.dtype))
+        now = snapshot.before.buffers or dict(snapshot.net.module.named_buffers())
+        buffers = {name: x.expand(count, *x.shape).contiguous() for name, x in now.items()}
+        x = batch.x.expand(count, *batch.x.shape)
+        losses, found = stack.gradients(params, buffers, x, [batch.y] * count, snapshot.objective)
+        apart_by = [torch.linalg.vector_norm((grad - found[name]).flatten(1), dim=1) for name, grad in grads.items()]
+        return losses, torch.linalg.vector_norm(torch.stack(apart_by, dim=1), dim=1)
+
+    def summarize(self, raw: Mapping[str, HostArray], carry: Carry, stack: Stack | None) -> tuple[Metrics, Carry]:
         metrics: Metrics = {}
         loss, norm = not_infinite(raw["loss"]), not_infinite(raw["norm"])
         for prefix in ("", "random_") if self.random else ("",):

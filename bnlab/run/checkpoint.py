@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.record.folder import BrokenError, write_atomically
 from bnlab.run.observe import Observer
@@ -33,21 +33,36 @@ class Progress:
 
 
 def save(
-    path: Path, progress: Progress, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer
+    path: Path,
+    progress: Progress,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    observer: Observer,
+    random: Tensor | None = None,
 ) -> None:
-    """Write the checkpoint; the previous one stays until this one is complete."""
+    """Write the checkpoint; the previous one stays until this one is complete. `random`: the state of torch's global
+    generator, if it is not the present one."""
     buffer = io.BytesIO()
     content: dict[str, Any] = {
         "progress": asdict(progress),
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
+        "module": _whole(module.state_dict()),
+        "optimizer": _whole(optimizer.state_dict()),
+        "random": torch.get_rng_state() if random is None else random,
         "carries": {
             probe: {name: torch.from_numpy(x) for name, x in carry.items()} for probe, carry in observer.carries.items()
         },
     }
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def _whole(value: Any) -> Any:
+    """The same with copies of tensors that are parts of larger ones, which would be saved with them."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, Mapping):
+        return type(value)((key, _whole(item)) for key, item in value.items())  # type: ignore[call-arg]
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, observer: Observer) -> Progress:

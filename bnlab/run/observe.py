@@ -175,10 +175,21 @@ class Watch(AbstractContextManager["Watch"]):
         deltas = "delta_norms" in self._needs
         tapped = deltas or "training_sites" in self._needs
         self._tap = TrainingTap(observer.net, deltas=deltas) if tapped else None
-        self._probe_sites = Sites()
+        self.training = TrainingSites()
+        self.probe_sites = Sites()
+
+    def needs(self, need: Need) -> bool:
+        """Whether a due probe needs it."""
+        return need in self._needs
+
+    def before_forward(self) -> None:
+        """Copy what the forward pass may change. To be called where it is not inside the `with`: then `training` is to
+        be set after the backward pass, `probe_sites` may be, and the net draws no numbers."""
+        self._buffers = self.observer.buffers(self._needs)
+        self._random: RandomState | None = None
 
     def __enter__(self) -> Watch:
-        self._buffers = self.observer.buffers(self._needs)
+        self.before_forward()
         self._random = random_state(self.batch.x.device) if "before" in self._needs else None
         if self._tap is not None:
             self._tap.__enter__()
@@ -187,6 +198,7 @@ class Watch(AbstractContextManager["Watch"]):
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._tap is not None:
             self._tap.__exit__(kind, error, trace)
+            self.training = self._tap.training
         now = random_state(self.batch.x.device) if self._random is not None else ()
         if all(torch.equal(one, other) for one, other in zip(self._random or (), now, strict=True)):
             self._random = None  # the forward drew nothing
@@ -199,9 +211,9 @@ class Watch(AbstractContextManager["Watch"]):
             observer.keep(list(observer.net.params))
         elif "weights_before" in self._needs:
             observer.keep([site.params[0] for site in observer.net.sites])
-        if "probe_sites" in self._needs:
+        if "probe_sites" in self._needs and not self.probe_sites.pre:
             with untouched_random_state(self.batch.x.device):
-                self._probe_sites = observer.on_probe_batch(self._buffers)
+                self.probe_sites = observer.on_probe_batch(self._buffers)
         self.seconds += time.perf_counter() - start
 
     def raw(self) -> dict[str, Raw]:
@@ -216,15 +228,19 @@ class Watch(AbstractContextManager["Watch"]):
             net=observer.net,
             objective=observer.objective,
             batch=self.batch,
-            training=self._tap.training if self._tap is not None else TrainingSites(),
+            training=self.training,
             before=observer.before(self._buffers, self._random),
-            probe=self._probe_sites,
+            probe=self.probe_sites,
             data=observer.data if "training_data" in self._needs else NO_DATA,
             test=observer.test if "test_data" in self._needs else NO_DATA,
         )
         with untouched_random_state(self.batch.x.device):
             raw = {name: probe.measure(snapshot, *observer.layouts[name]) for name, probe in self.probes.items()}
-        self._tap, self._probe_sites = None, Sites()  # frees the memory before the next forward
+        self._tap, self.training, self.probe_sites = (
+            None,
+            TrainingSites(),
+            Sites(),
+        )  # frees the memory before the next forward
         self.seconds += time.perf_counter() - start
         return raw
 
@@ -255,6 +271,7 @@ class Recorder:
         """Keep the first `keep_bytes` bytes of the journal, and rebuild the event file from them. The folder must have
         a spec."""
         self.folder, self.observer, self.listen = folder, observer, listen
+        self.write_after_s = WRITE_AFTER_S
         self.seconds = 0.0
         """Spent on measuring, summarizing and writing."""
         self._journal = Journal(folder.journal_file, keep_bytes=keep_bytes)
@@ -287,7 +304,7 @@ class Recorder:
         which took `seconds`."""
         self._pending.append((known | {"wall_s": time.time()}, metrics, raw or {}))
         self.seconds += seconds
-        if len(self._pending) >= WRITE_AFTER or time.monotonic() - self._written >= WRITE_AFTER_S:
+        if len(self._pending) >= WRITE_AFTER or time.monotonic() - self._written >= self.write_after_s:
             self.write()
 
     def write(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.seeds import stream
-from bnlab.core.spec import NormSpec, RunSpec
+from bnlab.core.spec import NormSpec, RunSpec, canonical
 from bnlab.core.state import Objective, PreservedBuffers, State, gradient_at, objective, untouched_random_state
 from bnlab.core.typed import check_options
 from bnlab.data._accepted import accepted
@@ -26,6 +26,7 @@ from bnlab.net.adopt import build_net
 from bnlab.net.build import Net
 from bnlab.net.evaluate import Inference
 from bnlab.net.wrap import of_training, site_shapes
+from bnlab.optim.base import learning_rate
 from bnlab.probes.base import HasBatch, HasSplits, Probe
 from bnlab.run import host
 from bnlab.run.observe import Observer, Schedule
@@ -50,6 +51,13 @@ class Setup:
     observer: Observer
     schedule: Schedule
 
+    def set_rates(self, step: int) -> float:
+        """Give the optimizer the learning rates of a step; returns that of `optim.lr`."""
+        optim = self.spec.optim
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = learning_rate(optim, step, self.steps, rate)
+        return learning_rate(optim, step, self.steps)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the user's own parts was changed, in words."""
@@ -67,9 +75,7 @@ def assemble(spec: RunSpec) -> Setup:
     if spec.device == "auto":
         spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
-    dataset = prepared(accepted(DATA.build(spec.data.name, spec.data.options), spec.data.name), spec.data).to(
-        device, dtype
-    )
+    dataset = _dataset(spec, device, dtype)
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
@@ -128,6 +134,20 @@ def assemble(spec: RunSpec) -> Setup:
         ),
         schedule=schedule,
     )
+
+
+_LAST: dict[object, Dataset] = {}
+"""The data set that was built last, so that the runs of one process share it."""
+
+
+def _dataset(spec: RunSpec, device: torch.device, dtype: torch.dtype) -> Dataset:
+    """The data set on its device."""
+    key = None if spec.plugins else (canonical(spec.tree()["data"]), device, dtype)
+    if key is None or key not in _LAST:
+        built = accepted(DATA.build(spec.data.name, spec.data.options), spec.data.name)
+        _LAST.clear()
+        _LAST[key] = prepared(built, spec.data).to(device, dtype)
+    return _LAST[key]
 
 
 def _optimizer(spec: RunSpec, net: Net) -> torch.optim.Optimizer:

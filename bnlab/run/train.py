@@ -10,8 +10,9 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,14 +22,14 @@ from bnlab.board.events import Profile
 from bnlab.core.registry import NORMS, OPTIMIZERS, read_plugin
 from bnlab.core.seeds import stream
 from bnlab.core.state import correct, untouched_random_state
+from bnlab.data.base import Split
 from bnlab.net.evaluate import at_chance, evaluate
-from bnlab.optim.base import learning_rate
 from bnlab.probes.base import to_host
 from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, RunFolder
 from bnlab.record.journal import Record
 from bnlab.record.runs import is_divergence
 from bnlab.run import checkpoint, host
-from bnlab.run.observe import Recorder, Watch, first_non_finite_site
+from bnlab.run.observe import Recorder, Unwatched, Watch, first_non_finite_site
 from bnlab.run.setup import Setup
 
 MEASUREMENTS = {
@@ -67,12 +68,29 @@ def train(
         UsageError: another process is training this run, it was begun with other plugins, or it cannot be resumed.
         RunFailedError: an error inside the run.
     """
+    with opened(setup, folder, fresh=fresh, provenance=provenance, listen=listen, profile=profile) as run:
+        return run.train(stopped) if isinstance(run, Run) else run
+
+
+@contextmanager
+def opened(
+    setup: Setup,
+    folder: RunFolder,
+    *,
+    fresh: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    listen: Callable[[Record], None] = lambda record: None,
+    profile: Profile = "full",
+) -> Iterator[Run | Status]:
+    """Inside the `with`, the run is this process's; the status of one that has ended. An error there ends the run as
+    failed. See `train`."""
     with folder.owned():
         if fresh:
             _clear(folder)
         status = folder.status()
         if status.get("status") in ENDED:
-            return status
+            yield status
+            return
         spec = setup.spec
         kept = folder.provenance().get("plugins")
         plugins = [read_plugin(file) for file in spec.plugins]
@@ -83,7 +101,7 @@ def train(
         folder.write_spec(spec.tree(), _provenance(folder, setup, {**(provenance or {}), **facts}))
         try:
             with Run(setup, folder, listen, profile) as run:
-                return run.train(stopped)
+                yield run
         except BrokenError:
             raise
         except Exception as error:
@@ -92,6 +110,19 @@ def train(
             raise RunFailedError(
                 f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}."
             ) from error
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """One step of a run, before its forward pass."""
+
+    step: int
+    lr: float
+    batch: Split
+    due: bool
+    """Whether the step is measured."""
+    evaluation: dict[str, Tensor]
+    watch: Watch | Unwatched
 
 
 class Run:
@@ -108,8 +139,14 @@ class Run:
         if folder.journal_bytes < kept:
             raise BrokenError(folder.journal_file, f"cut off before the {kept:,} bytes that its checkpoint counts")
         self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
-        self._started = self._saved = self._beat = time.monotonic()
+        self.step = self.progress.step
+        """The next one."""
+        self._saved = self._beat = started = time.monotonic()
         self._before = replace(self.progress)  # the times of earlier parts of this run
+        self.seconds: Callable[[], float] = lambda: time.monotonic() - started
+        """How much time this process has spent on the run."""
+        self.random: Tensor | None = None
+        """The state of torch's global generator, where it is not that of the process."""
 
     def __enter__(self) -> Run:
         return self
@@ -119,48 +156,68 @@ class Run:
 
     def train(self, stopped: Callable[[], str | None]) -> Status:
         """Train until the last step, a divergence, or a reason to stop; returns the final status."""
-        setup, module, optimizer, schedule = self.setup, self.module, self.setup.optimizer, self.setup.schedule
-        first = self.progress.step
-        self.folder.log(f"from step {first} of {setup.steps}")
-        for note in setup.notes:
-            self.folder.log(note)
-        self.folder.write_status({"status": "running", "step": first, "steps": setup.steps})
-        module.train()
-        for step in range(first, setup.steps):
-            if reason := stopped():
-                return self._interrupted(step, reason)
-            if self._checkpoint_is_due(step):
-                if self.guard.settle():
-                    break
-                self._save(step)
-            lr = learning_rate(setup.spec.optim, step, setup.steps)
-            for group, rate in zip(optimizer.param_groups, setup.rates, strict=True):
-                group["lr"] = learning_rate(setup.spec.optim, step, setup.steps, rate)
-            batch = setup.batches.at(step)
-            due = schedule.due(step)
-            evaluation = self._evaluated(step) if due else {}
-            watch = setup.observer.watch(step, lr, batch)
+        self.begin()
+        return self.go_on(stopped)
 
+    def go_on(self, stopped: Callable[[], str | None]) -> Status:
+        """Train a run that has begun."""
+        setup, module, optimizer = self.setup, self.module, self.setup.optimizer
+        while isinstance(turn := self.turn(stopped), Turn):
             with setup.precision:
-                with watch:
-                    outputs = module(batch.x)  # [B, K]
-                loss = setup.objective(outputs, batch.y)
-                if self.guard.diverged(step, loss, settle=due):
-                    break
+                with turn.watch:
+                    outputs = module(turn.batch.x)  # [B, K]
+                loss = setup.objective(outputs, turn.batch.y)
+                if diverged := self.diverged(turn, loss):
+                    return diverged
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-            watch.before_update()
+            turn.watch.before_update()
             optimizer.step()
+            self.record(turn, outputs, loss)
+        return turn
 
-            if isinstance(watch, Watch):
-                metrics = {"train_loss": loss.detach()}
-                if setup.dataset.classes is not None:
-                    metrics["train_accuracy"] = correct(outputs, batch.y) / len(batch)
-                raw = watch.raw()
-                self.recorder.add({"step": step, "lr": lr}, metrics | evaluation, raw, seconds=watch.seconds)
-        else:
+    def begin(self) -> None:
+        """Say that the run is running."""
+        first = self.progress.step
+        self.folder.log(f"from step {first} of {self.setup.steps}")
+        for note in self.setup.notes:
+            self.folder.log(note)
+        self.folder.write_status({"status": "running", "step": first, "steps": self.setup.steps})
+        self.module.train()
+        self.step = first
+
+    def turn(self, stopped: Callable[[], str | None]) -> Turn | Status:
+        """What the next step needs, its learning rates set; or the final status, if there is none."""
+        setup, step = self.setup, self.step
+        if step == setup.steps:
             return self._finished()
-        return self._diverged()
+        if reason := stopped():
+            return self._interrupted(step, reason)
+        if self._checkpoint_is_due(step):
+            if self.guard.settle():
+                return self._diverged()
+            self._save(step)
+        lr = setup.set_rates(step)
+        batch, due = setup.batches.at(step), setup.schedule.due(step)
+        evaluation = self._evaluated(step) if due else {}
+        watch = setup.observer.watch(step, lr, batch)
+        return Turn(step=step, lr=lr, batch=batch, due=due, evaluation=evaluation, watch=watch)
+
+    def diverged(self, turn: Turn, loss: Tensor) -> Status | None:
+        """The final status, if the run has diverged at this loss."""
+        return self._diverged() if self.guard.diverged(turn.step, loss, settle=turn.due) else None
+
+    def record(self, turn: Turn, outputs: Tensor, loss: Tensor) -> None:
+        """Note a step after its update."""
+        self.step = turn.step + 1
+        if not isinstance(turn.watch, Watch):
+            return
+        metrics = {"train_loss": loss.detach()}
+        if self.setup.dataset.classes is not None:
+            metrics["train_accuracy"] = correct(outputs, turn.batch.y) / len(turn.batch)
+        raw = turn.watch.raw()
+        known = {"step": turn.step, "lr": turn.lr}
+        self.recorder.add(known, metrics | turn.evaluation, raw, seconds=turn.watch.seconds)
 
     def _evaluated(self, step: int) -> dict[str, Tensor]:
         """Test loss and accuracy at the weights before this step, if they are due."""
@@ -186,12 +243,13 @@ class Run:
         progress.step, progress.initial_loss = step, self.guard.initial_loss
         progress.journal_bytes = self.recorder.sync()
         progress.run_s, progress.measure_s = self._seconds()
-        checkpoint.save(self.folder.checkpoint_file, progress, self.module, self.setup.optimizer, self.setup.observer)
+        setup, file = self.setup, self.folder.checkpoint_file
+        checkpoint.save(file, progress, self.module, setup.optimizer, setup.observer, self.random)
         self._saved = time.monotonic()
 
     def _seconds(self) -> tuple[float, float]:
         """The seconds spent on this run so far, in all and on measuring, with its earlier parts."""
-        in_all = self._before.run_s + time.monotonic() - self._started
+        in_all = self._before.run_s + self.seconds()
         return in_all, self._before.measure_s + self.recorder.seconds
 
     def _interrupted(self, step: int, reason: str) -> Status:

@@ -6,11 +6,8 @@ use its result when it has ended, or take it over when its process has died. Onl
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import functools
-import os
-import sys
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,22 +19,31 @@ import yaml
 import bnlab
 from bnlab.board.tags import FULL_RUNS
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import READ, Plugin
-from bnlab.core.spec import RunSpec
+from bnlab.core.registry import READ
+from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import Cell, Study, varying
-from bnlab.record.folder import ENDED, BusyError, RunFolder, write_atomically
+from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, current_state
-from bnlab.sweep.executors import Executor, Outcome, stop_reason
+from bnlab.sweep.executors import Executor, Outcome
+from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 
 if TYPE_CHECKING:
-    from bnlab.board.events import Profile
+    pass
 
 POLL_S = 0.25
 """Seconds between two looks at runs of other processes, once no other cells are left."""
 
-BUSY, REFUSED = "busy", "refused"
-"""Further results of a task, beside the status of a run: another process trains the run; its spec cannot be set up, and
-nothing was written."""
+LOOK_S = 0.5
+"""Seconds between two looks at runs that train at once in a process."""
+
+DATA_TO_A_STEP = (
+    *("name", "seed", "steps", "epochs", "eval_bn", "eval_batch_size", "probes", "launch"),
+    *("model.init", "model.init_scale", "model.init_std"),
+    *("data.label_noise", "data.normalize", "data.binarize", "data.shift", "data.shift_strength"),
+    *("optim.lr", "optim.schedule", "optim.warmup_steps", "optim.drop_at", "optim.drop_factor"),
+    *("optim.momentum", "optim.weight_decay"),
+)
+"""Settings in which runs that train at once may differ. That they suit each other is seen when they are set up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,9 @@ class Sweep:
         self._has_failed, self._start_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
         """Cells that are run although they have ended, unless another sweep has run them since this one started."""
+        self._training: dict[int, list[str]] = {}  # the cells of groups that are at work
+        self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
+        self._looked = 0.0
         for cell in cells:
             folder = RunFolder(root / cell.spec.folder)
             state, status = self._now(cell.spec.id, folder)
@@ -123,11 +132,13 @@ class Sweep:
 
         def stop() -> bool:
             tick()
+            self._look()
             return stopped() is not None or (fail_fast and self._has_failed)
 
-        function = train_isolated if executor.isolated else functools.partial(train_task, stopped=stopped)
+        function = train_isolated if executor.isolated else functools.partial(train_group, stopped=stopped)
         while self._left:
-            for outcome in executor.run(function, self._tasks(), on_start=self._started, stopped=stop):
+            groups = self._groups(executor.workers)
+            for outcome in executor.run(function, groups, on_start=self._started, stopped=stop):
                 self._take(outcome)
             if self._left and not stop():
                 on_wait(len(self._left))
@@ -137,10 +148,34 @@ class Sweep:
             if stop():
                 return
 
-    def _tasks(self) -> Iterator[Task]:
+    def _groups(self, workers: int) -> Iterator[Group]:
+        """The cells that are left, for `workers` processes: those that may train at once in equal shares, else one by
+        one. A share takes every n-th cell, so that all have as many of every kind."""
+        kinds: dict[str, list[str]] = {}
+        for key in self._left:
+            kinds.setdefault(self._kind(self.standings[key].cell.spec), []).append(key)
+        for kind, keys in kinds.items():
+            shares = len(keys) if kind in self._alone else min(workers, len(keys))
+            for start in range(shares):
+                tasks = tuple(self._tasks(keys[start::shares]))
+                if tasks:
+                    yield Group(tasks)
+
+    def _kind(self, spec: RunSpec) -> str:
+        """What the specs of a group have in common."""
+        tree = spec.tree()
+        for path in DATA_TO_A_STEP:
+            *groups, name = path.split(".")
+            inner = functools.reduce(lambda part, group: part[group], groups, tree)
+            inner.pop(name, None)
+        return canonical(tree)
+
+    def _tasks(self, keys: Sequence[str]) -> Iterator[Task]:
         """Cells that are left and that no other process trains. Each state is read again right before its task."""
-        for key in list(self._left):
+        for key in keys:
             standing = self.standings[key]
+            if key not in self._left:
+                continue
             state, status = self._now(key, standing.folder)
             if state in (*ENDED, "failed"):
                 self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
@@ -167,25 +202,56 @@ class Sweep:
                 return ("running" if folder.alive() else "not started"), {}
         return current_state(folder)
 
-    def _started(self, task: Task) -> None:
-        self._set(task.spec.id, "running", {})
+    def _started(self, group: Group) -> None:
+        self._training[id(group)] = [task.spec.id for task in group.tasks]
+        self._set(group.tasks[0].spec.id, "running", {})
 
-    def _take(self, outcome: Outcome[Task]) -> None:
-        key, folder = outcome.item.spec.id, outcome.item.folder
-        if outcome.error is not None:
-            state, status = current_state(folder)
-            self._settle(key, state, status, outcome.error)
+    def _look(self) -> None:
+        """Note what has become of the runs of groups that are still at work."""
+        if time.monotonic() - self._looked < LOOK_S:
             return
-        ended = outcome.value["status"]
+        self._looked = time.monotonic()
+        for key in itertools.chain.from_iterable(keys for keys in self._training.values() if len(keys) > 1):
+            standing = self.standings[key]
+            if key not in self._left or key in self._again:
+                continue
+            state, status = current_state(standing.folder)
+            if state in ENDED:
+                self._settle(key, state, status, None)
+            elif state != standing.state:
+                self._set(key, state, status)
+
+    def _take(self, outcome: Outcome[Group]) -> None:
+        tasks = outcome.item.tasks
+        del self._training[id(outcome.item)]
+        found: dict[str, Status] = outcome.value or {}
+        if outcome.error is None and len(found) < len(tasks):
+            self._alone.add(self._kind(tasks[0].spec))
+        for task in tasks:
+            key = task.spec.id
+            if key not in self._left:
+                continue
+            state, status = current_state(task.folder)
+            if key in found:
+                self._take_one(key, found[key])
+            elif state in ENDED:
+                self._settle(key, state, status, None)
+            elif outcome.error is not None and (state != "not started" or task is tasks[0]):
+                self._settle(key, state, status, outcome.error)
+            else:
+                self._set(key, state, status)
+
+    def _take_one(self, key: str, found: Status) -> None:
+        ended = found["status"]
         if ended == BUSY:
             self._set(key, "running", {})
         elif ended == REFUSED:
-            self._settle(key, "not started", {}, outcome.value["error"])
+            self._settle(key, "not started", {}, found["error"])
         elif ended == "interrupted":
             self._again.discard(key)
-            self._set(key, "interrupted", outcome.value)
+            self._set(key, "interrupted", found)
         else:
-            self._settle(key, ended, outcome.value, outcome.value.get("error"))
+            self._settle(key, ended, found, found.get("error"))
 
     def _settle(self, key: str, state: State, status: Status, error: str | None) -> None:
         """Remove the cell from those that are left."""
@@ -198,69 +264,6 @@ class Sweep:
         before = self.standings[key]
         self.standings[key] = Standing(cell=before.cell, folder=before.folder, state=state, status=status, error=error)
         self._on_change(self.standings[key])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A run to train or to resume: what an executor receives. `plugins` are as the sweep has read them, so that all its
-    runs are made with one content whenever they start; `provenance` goes into its spec.yaml; `profile` is that
-    of its event file (board/run.py)."""
-
-    spec: RunSpec
-    folder: RunFolder
-    fresh: bool
-    plugins: Mapping[Path, Plugin]
-    provenance: Mapping[str, Any]
-    profile: Profile
-
-
-def train_task(task: Task, stopped: Callable[[], str | None]) -> dict[str, Any]:
-    """Train the run in this process; returns the final status. An error in the run gives the status `failed`, with its
-    `error`."""
-    from bnlab.run import host
-    from bnlab.run.setup import assemble
-    from bnlab.run.train import RunFailedError, train
-
-    host.prepare(task.spec.threads)
-    READ.update(task.plugins)
-    try:
-        setup = assemble(task.spec)
-        return train(
-            setup,
-            task.folder,
-            fresh=task.fresh,
-            provenance=task.provenance,
-            stopped=stopped,
-            profile=task.profile,
-        )
-    except BusyError as error:
-        return {"status": BUSY, "error": str(error)}
-    except UsageError as error:
-        return {"status": REFUSED, "error": str(error)}
-    except RunFailedError as error:
-        cause = error.__cause__ or error
-        return {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
-
-
-def train_isolated(task: Task) -> dict[str, Any]:
-    """The same in a process of its own: its output goes to the run's log, and it stops at the sweep's signal or when
-    the sweep has ended."""
-    log = task.folder.path / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for output in (sys.stdout, sys.stderr):
-        output.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    faulthandler.enable()
-    status = train_task(task, stop_reason)
-    if status["status"] == REFUSED:
-        with contextlib.suppress(OSError):
-            if log.stat().st_size == 0:
-                log.unlink()
-            os.removedirs(log.parent)  # as far up as they are empty
-    return status
 
 
 def seconds(status: Status) -> float | None:

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bnlab.cli import main
 from bnlab.cli import sweep as sweeping
-from bnlab.record.journal import read, without_clock
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS))
@@ -86,36 +84,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in processes:
         with process, contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def traces_of() -> Callable[[Path], dict[str, Any]]:
-    """See `traces`."""
-    return traces
-
-
-def traces(root: Path) -> dict[str, Any]:
-    """Every run below `root` by its folder: status, journal and checkpoint, without readings of the clock."""
-    found: dict[str, Any] = {}
-    for file in sorted(root.rglob("status.json")):
-        status = json.loads(file.read_text())
-        status.pop("timing", None)
-        journal = [without_clock(record) for record in read(file.with_name("journal.jsonl"))]
-        checkpoint = file.with_name("checkpoint.pt")
-        content = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
-        progress = content.pop("progress", {})
-        kept = {key: value for key, value in progress.items() if not key.endswith(("_s", "_bytes"))}
-        found[str(file.parent.relative_to(root))] = (status, journal, kept, _bits(content))
-    return found
-
-
-def _bits(value: Any) -> Any:
-    """Tensors as their bytes: NaN is NaN, -0.0 is not 0.0."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: _bits(item) for key, item in value.items()}
-    return [_bits(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.fixture

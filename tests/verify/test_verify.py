@@ -15,7 +15,7 @@ from torch import Tensor
 from bnlab import verify
 from bnlab.core.state import State
 from bnlab.norms.batch_reference import BatchReference
-from bnlab.verify import Identity, equations
+from bnlab.verify import Identity, equations, laws
 
 Patch = pytest.MonkeyPatch
 
@@ -72,7 +72,8 @@ def _norm_is_always(patch: Patch, norm: str) -> None:
     def other(model: str, activation: str, _: str, *more: Any, **options: Any) -> Any:
         return net(model, activation, norm, *more, **options)
 
-    patch.setattr(equations, "random_net", other)
+    for module in (equations, laws):
+        patch.setattr(module, "random_net", other)
 
 
 def _without_norm(patch: Patch) -> None:
@@ -132,19 +133,19 @@ def _staircase_moves_nothing(patch: Patch) -> None:
 
 
 def _other_theory(patch: Patch) -> None:
-    growth = equations.gradient_growth
-    patch.setattr(equations, "gradient_growth", lambda *words: 1.05 * growth(*words))
+    growth = laws.gradient_growth
+    patch.setattr(laws, "gradient_growth", lambda *words: 1.05 * growth(*words))
 
 
 def _values_that_hang_together(patch: Patch) -> None:
-    batches = equations.draw_batches
+    batches = laws.draw_batches
 
     def doubled(values: int) -> Any:
         x, sigma, rho = batches(values)
         half = x[:, : values // 2]
         return torch.cat([half, half], dim=1), sigma, rho
 
-    patch.setattr(equations, "draw_batches", doubled)
+    patch.setattr(laws, "draw_batches", doubled)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +192,11 @@ def test_a_check_sees_a_norm_that_gives_nan(check: Callable[[], Identity], monke
         (equations.a_line_begins_at_the_loss, _line_begins_beside),
         (equations.nothing_precedes_the_first_site, _staircase_moves_the_site_itself),
         (equations.nothing_precedes_the_first_site, _staircase_moves_nothing),
-        (lambda: equations.gradients_grow("relu", 64), _without_norm),
-        (lambda: equations.gradients_grow("linear", 32), _other_theory),
-        (equations.gradients_do_not_grow_without_norm, _always_norm),
-        (lambda: equations.means_scatter(32), _values_that_hang_together),
-        (lambda: equations.deviations_scatter(32), _values_that_hang_together),
+        (lambda: laws.gradients_grow("relu", 64), _without_norm),
+        (lambda: laws.gradients_grow("linear", 32), _other_theory),
+        (laws.gradients_do_not_grow_without_norm, _always_norm),
+        (lambda: laws.means_scatter(32), _values_that_hang_together),
+        (lambda: laws.deviations_scatter(32), _values_that_hang_together),
     ],
 )
 def test_a_check_sees_its_formula_broken(

@@ -1,0 +1,130 @@
+"""What a worker of a sweep does: it trains a group of runs, several at once where they can be in one stack."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.core.errors import UsageError
+from bnlab.core.registry import READ, Plugin
+from bnlab.core.spec import RunSpec
+from bnlab.record.folder import BusyError, RunFolder
+from bnlab.sweep.executors import stop_reason
+
+if TYPE_CHECKING:
+    from bnlab.board.events import Profile
+
+BUSY, REFUSED = "busy", "refused"
+"""Further results of a run, beside the status of a run: another process trains the run; its spec cannot be set up, and
+nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A run to train or to resume: what an executor receives. `plugins` are as the sweep has read them, so that all its
+    runs are made with one content whenever they start; `provenance` goes into its spec.yaml; `profile` is that
+    of its event file (board/run.py)."""
+
+    spec: RunSpec
+    folder: RunFolder
+    fresh: bool
+    plugins: Mapping[Path, Plugin]
+    provenance: Mapping[str, Any]
+    profile: Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs for one process, which may train several at once (run/lockstep.py)."""
+
+    tasks: tuple[Task, ...]
+
+
+def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, dict[str, Any]]:
+    """Train the runs in this process; returns the final status of each by its id. An error in a run gives the status
+    `failed`, with its `error`. Runs that cannot be trained at once are left, but for the first."""
+    from bnlab.run import host, lockstep
+    from bnlab.run.setup import assemble
+    from bnlab.run.train import Run, opened
+
+    found: dict[str, dict[str, Any]] = {}
+    waiting = deque(group.tasks)
+
+    def following() -> lockstep.Member[str] | None:
+        while waiting and stopped() is None:
+            task = waiting.popleft()
+            closing = contextlib.ExitStack()
+            READ.update(task.plugins)
+            try:
+                entered = opened(
+                    assemble(task.spec),
+                    task.folder,
+                    fresh=task.fresh,
+                    provenance=task.provenance,
+                    profile=task.profile,
+                )
+                run = closing.enter_context(entered)
+            except Exception as error:
+                found[task.spec.id] = _failure(error)
+                continue
+            if isinstance(run, Run):
+                return lockstep.Member(key=task.spec.id, run=run, closing=closing)
+            closing.close()
+            found[task.spec.id] = run
+        return None
+
+    spec = group.tasks[0].spec
+    host.prepare(spec.threads)
+    first = following()
+    if first is None:
+        return found
+    setup = first.run.setup
+    size = 1 if spec.launch.lockstep == "off" or lockstep.alone_because(setup) else None
+    size = size or min(len(group.tasks), lockstep.places(setup, spec.launch.lockstep))
+    if size == 1:
+        first.run.begin()
+        done = iter([lockstep.closed(lockstep.go_on_alone(first, stopped))])
+    else:
+        done = lockstep.train_together(first, size, following, stopped)
+    for member in done:
+        result = member.result
+        found[member.key] = _failure(result) if isinstance(result, Exception) else result or {}
+    return found
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """What an error makes of a run."""
+    from bnlab.run.train import RunFailedError
+
+    if isinstance(error, UsageError):
+        return {"status": BUSY if isinstance(error, BusyError) else REFUSED, "error": str(error)}
+    cause = (error.__cause__ or error) if isinstance(error, RunFailedError) else error
+    return {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
+
+
+def train_isolated(group: Group) -> dict[str, dict[str, Any]]:
+    """The same in a process of its own: its output goes to the first run's log, and it stops at the sweep's signal or
+    when the sweep has ended."""
+    log = group.tasks[0].folder.path / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    faulthandler.enable()
+    found = train_group(group, stop_reason)
+    if found.get(group.tasks[0].spec.id, {}).get("status") == REFUSED:
+        with contextlib.suppress(OSError):
+            if log.stat().st_size == 0:
+                log.unlink()
+            os.removedirs(log.parent)  # as far up as they are empty
+    return found
