@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 """Seconds between two looks at runs of other processes, once no other cells are left."""
+
+SHARE = 32
+"""At most so many cells are a worker's share."""
 
 LOOK_S = 0.5
 """Seconds between two looks at runs that train at once in a process."""
@@ -150,16 +154,20 @@ class Sweep:
 
     def _groups(self, workers: int) -> Iterator[Group]:
         """The cells that are left, for `workers` processes: those that may train at once in equal shares, else one by
-        one. A share takes every n-th cell, so that all have as many of every kind."""
-        kinds: dict[str, list[str]] = {}
+        one. A share takes every n-th cell, so that workers have as many of every learning rate; and no kind is far
+        ahead of another, so that a sweep that is stopped has the first seeds of all."""
+        kinds: dict[str, deque[str]] = {}
         for key in self._left:
-            kinds.setdefault(self._kind(self.standings[key].cell.spec), []).append(key)
-        for kind, keys in kinds.items():
-            shares = len(keys) if kind in self._alone else min(workers, len(keys))
-            for start in range(shares):
-                tasks = tuple(self._tasks(keys[start::shares]))
-                if tasks:
-                    yield Group(tasks)
+            kinds.setdefault(self._kind(self.standings[key].cell.spec), deque()).append(key)
+        while kinds:
+            for kind, keys in list(kinds.items()):
+                part = [keys.popleft() for _ in range(min(len(keys), workers * SHARE))]
+                shares = len(part) if kind in self._alone else min(workers, len(part))
+                for start in range(shares):
+                    if tasks := tuple(self._tasks(part[start::shares])):
+                        yield Group(tasks)
+                if not keys:
+                    del kinds[kind]
 
     def _kind(self, spec: RunSpec) -> str:
         """What the specs of a group have in common."""
