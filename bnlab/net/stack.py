@@ -68,15 +68,19 @@ class Stack:
                 norm.norms = [own for net in nets if (own := net.sites[index].norm) is not None]
 
     @torch.no_grad()
-    def forward(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Forward:
-        """Outputs for x [K, B, ...] in batch mode, without a graph; `buffers` move as in training."""
+    def forward(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, *, backward: bool = True
+    ) -> Forward:
+        """Outputs for x [K, B, ...] in batch mode, without a graph; `buffers` move as in training. Without `backward`,
+        what only a backward pass needs is not kept."""
         done, h = Forward(), x.flatten(2)
         for affine, norm, activation, norm_first in self._layers:
             pre = _affine(h, params[f"{affine}weight"], params.get(f"{affine}bias"))
-            done.given.append(h)
             done.pre.append(pre)
             back: list[Step] = []
-            done.steps.append(back)
+            if backward:
+                done.given.append(h)
+                done.steps.append(back)
             h, saved = pre, None
             if norm is not None and norm_first:
                 h, saved = norm.forward(params, buffers, h, done, back)

@@ -27,13 +27,16 @@ from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import Sites, TrainingSites
 
-Need = Literal["training_sites", "delta_norms", "weights_before", "before", "probe_sites", "training_data", "test_data"]
+Need = Literal[
+    "training_sites", "delta_norms", "weights_before", "before", "halves", "probe_sites", "training_data", "test_data"
+]
 """What a probe can need:
 
 - `training_sites`: `Snapshot.training`, pre of the training forward itself
 - `delta_norms`: the same, with the norm of the loss's gradient at pre
 - `weights_before`: `Snapshot.before`, of which only the affine weights are valid
 - `before`: `Snapshot.before`, the whole state before the update
+- `halves`: `Snapshot.halves`, where it costs less than that the probe computes it
 - `probe_sites`: `Snapshot.probe`, pre and act_in on the fixed probe batch, before the update
 - `training_data`: `Snapshot.data`, the whole training split
 - `test_data`: `Snapshot.test`, the whole test split, shifted as `data.shift` says
@@ -59,7 +62,7 @@ NO_DATA = Split(torch.empty(0), torch.empty(0))
 class Snapshot:
     """Both ends of one optimizer step: the net holds the weights after it, its `.grad`s the gradient of it.
 
-    `training`, `before`, `probe`, `data`, `test` are there if a probe needs them, and until the next measurement only.
+    `training` to `test` are there if a probe needs them, and until the next measurement only.
     """
 
     step: int
@@ -72,6 +75,8 @@ class Snapshot:
     objective: Objective
     batch: Split
     training: TrainingSites = field(default_factory=TrainingSites)
+    halves: tuple[Tensor, Tensor] | None = None
+    """The gradients of the two halves of the batch at `before`, each [P], where several nets were computed at once."""
     before: State = field(default_factory=lambda: State({}, {}))
     probe: Sites = field(default_factory=Sites)
     data: Split = NO_DATA

@@ -68,6 +68,7 @@ class Gradients:
             "delta_norms": deltas,
             "weights_before": updates,
             "before": noise or cancellation,
+            "halves": noise,
         }
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
@@ -118,13 +119,16 @@ class Gradients:
         return metrics, carry
 
     def _noise(self, snapshot: Snapshot) -> Tensor:
+        a, b = snapshot.halves or self._halves(snapshot)
+        ratio: Tensor = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a + b)
+        return ratio
+
+    def _halves(self, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
         half = len(snapshot.batch) // 2
         x, y, before = snapshot.batch.x, snapshot.batch.y, snapshot.before
         a = self._flat_gradient(snapshot, Split(x[:half], y[:half]), before)
         # The other half draws its own numbers, as in the batch: with equal masks the halves would be too alike.
-        b = self._flat_gradient(snapshot, Split(x[half:], y[half:]), replace(before, random=None))
-        ratio: Tensor = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a + b)
-        return ratio
+        return a, self._flat_gradient(snapshot, Split(x[half:], y[half:]), replace(before, random=None))
 
     def _flat_gradient(self, snapshot: Snapshot, part: Split, at: State) -> Tensor:
         _, grads = gradient_at(snapshot.net.module, at, part.x, part.y, snapshot.objective)

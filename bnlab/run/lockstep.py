@@ -167,6 +167,7 @@ class Lockstep(Generic[Key]):
         deltas = any(watch.needs("delta_norms") for watch in watched.values())
         grads = self.stack.backward(self._active(self.params), done, gradient, keep=deltas)
         norms = [vector_norm(delta.contiguous(), dim=(1, 2)) for delta in done.deltas] if watched else []
+        self._see_halves(watched, turns, buffers)
         self._see_probe_batches(watched, buffers)
         for place, watch in watched.items():
             if members[place].result is None:
@@ -181,6 +182,20 @@ class Lockstep(Generic[Key]):
                 out = (turn, done.outputs[place], losses[place])
                 self._own(member, lambda run, out=out: run.record(*out))  # type: ignore[misc]
 
+    def _see_halves(self, watched: Mapping[int, Watch], turns: Sequence[Turn], buffers: Tensors) -> None:
+        """The gradients of the two halves of every net's batch, if all nets need them. Else each computes its own."""
+        needing = [watch for watch in watched.values() if watch.needs("halves")]
+        if len(needing) < len(self.members):
+            return
+        params, x, half = self._active(self.params), self._x[: len(turns)], len(turns[0].batch) // 2
+        found = []
+        for part in (slice(0, half), slice(half, None)):
+            targets = [turn.batch.y[part] for turn in turns]
+            _, grads = self.stack.gradients(params, buffers, x[:, part], targets, self.objective)
+            found.append(torch.cat([grads[name].flatten(1) for name in params], dim=1))
+        for place, watch in enumerate(needing):
+            watch.halves = (found[0][place], found[1][place])
+
     def _see_probe_batches(self, watched: Mapping[int, Watch], buffers: Tensors) -> None:
         """What the sites see of every net's probe batch, from the buffers before the training forward; if all nets
         need it. Else each computes its own."""
@@ -188,7 +203,7 @@ class Lockstep(Generic[Key]):
         batches = [watch.observer.probe_batch.x for watch in needing]
         if len(needing) < len(self.members) or len({x.shape for x in batches}) > 1:
             return
-        done = self.stack.forward(self._active(self.params), buffers, torch.stack(batches))
+        done = self.stack.forward(self._active(self.params), buffers, torch.stack(batches), backward=False)
         for place, watch in enumerate(needing):
             watch.probe_sites = Sites(pre=[x[place] for x in done.pre], act_in=[x[place] for x in done.act_in])
 

@@ -176,6 +176,7 @@ class Watch(AbstractContextManager["Watch"]):
         tapped = deltas or "training_sites" in self._needs
         self._tap = TrainingTap(observer.net, deltas=deltas) if tapped else None
         self.training = TrainingSites()
+        self.halves: tuple[Tensor, Tensor] | None = None
         self.probe_sites = Sites()
 
     def needs(self, need: Need) -> bool:
@@ -184,7 +185,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def before_forward(self) -> None:
         """Copy what the forward pass may change. To be called where it is not inside the `with`: then `training` is to
-        be set after the backward pass, `probe_sites` may be, and the net draws no numbers."""
+        be set after the backward pass, `halves` and `probe_sites` may be, and the net draws no numbers."""
         self._buffers = self.observer.buffers(self._needs)
         self._random: RandomState | None = None
 
@@ -229,6 +230,7 @@ class Watch(AbstractContextManager["Watch"]):
             objective=observer.objective,
             batch=self.batch,
             training=self.training,
+            halves=self.halves,
             before=observer.before(self._buffers, self._random),
             probe=self.probe_sites,
             data=observer.data if "training_data" in self._needs else NO_DATA,

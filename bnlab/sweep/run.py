@@ -162,7 +162,9 @@ class Sweep:
         while kinds:
             for kind, keys in list(kinds.items()):
                 part = [keys.popleft() for _ in range(min(len(keys), workers * SHARE))]
-                shares = len(part) if kind in self._alone else min(workers, len(part))
+                spec = self.standings[part[0]].cell.spec
+                alone = kind in self._alone or spec.launch.lockstep == "off" or spec.device != "cpu"
+                shares = len(part) if alone else min(workers, len(part))
                 for start in range(shares):
                     if tasks := tuple(self._tasks(part[start::shares])):
                         yield Group(tasks)

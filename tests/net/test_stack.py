@@ -24,7 +24,6 @@ STACKED = (
     *("mean_only_batch", "l1", "l2", "linf", "affine_only", "layer", "rms", "group", "noisy_batch", "noisy_none"),
 )
 CHANGES: tuple[tuple[str, ...], ...] = (
-    (),
     ("model.activation=sigmoid",),
     ("model.activation=tanh",),
     ("norm.position=after",),
@@ -36,6 +35,7 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.width=100",),
     ("model.width=31", "model.activation=sigmoid"),
 )
+SOME = ("none", "batch", "ghost_batch", "frozen_batch", "layer", "noisy_batch")
 GROUPS = {"20": 4, "100": 10, "31": 1}
 
 
@@ -82,8 +82,11 @@ def passes(setups: list[Setup], steps: int = 3) -> Iterator[tuple[Forward, list[
         yield done, losses, buffers, wrong
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids="-".join)
-@pytest.mark.parametrize("norm", STACKED)
+@pytest.mark.parametrize(
+    ("norm", "changes"),
+    [*((norm, ()) for norm in STACKED), *((norm, changes) for norm in SOME for changes in CHANGES)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 def test_losses_gradients_and_buffers_have_the_bits_of_each_net_alone(
     spec_of: SpecOf, norm: str, changes: tuple[str, ...]
 ) -> None:
