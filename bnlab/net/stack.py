@@ -107,6 +107,9 @@ class Stack:
                 done.grads[f"{affine}bias"] = rows(g).sum(dim=1)
             if index:
                 g = _product(g, params[f"{affine}weight"])
+        # The steps refer to `done`: a cycle, which would keep its tensors until they are looked for.
+        done.steps.clear()
+        done.given.clear()
         return done.grads
 
     def gradients(
