@@ -152,6 +152,8 @@ def unstackable(net: Net) -> str | None:
             return f"the activation {type(site.activation).__name__}"
         if site.norm is not None and normalizer(site.norm, "") is None:
             return f"the norm {type(site.norm).__name__}"
+        if site.norm is not None and site.affine.out_features == 1:  # torch computes one channel by another kernel
+            return "a norm of one channel"
     return None
 
 

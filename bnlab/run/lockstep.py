@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
+from bnlab.core.registry import OPTIMIZERS
 from bnlab.net._stacked_norms import Forward, Tensors
 from bnlab.net.stack import Stack, apart, losses_of, unstackable
 from bnlab.net.wrap import SavedMoments, Sites, TrainingSites
@@ -52,7 +53,8 @@ def alone_because(setup: Setup) -> str | None:
         return f"device={setup.spec.device}"
     if setup.spec.precision != "float32":
         return f"precision={setup.spec.precision}"
-    if together(setup.optimizer) is None:
+    own = OPTIMIZERS.entry(setup.spec.optim.name).constructor.__module__.startswith("bnlab.optim.")
+    if not own or together(setup.optimizer) is None:
         return f"optim={setup.spec.optim.name}"
     return unstackable(setup.net)
 

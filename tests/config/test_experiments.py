@@ -150,6 +150,7 @@ def test_a_key_may_be_set_before_its_group_is_chosen() -> None:
         (["norm.eps=0.00001"], ["norm.eps=1e-5"]),
         (["model.width=100", "model.depth=3"], ["model.depth=3", "model.width=100"]),
         (["launch.checkpoint_s=1"], ["launch.checkpoint_s=2"]),
+        (["launch.lockstep=off"], ["launch.lockstep=8"]),
         (["name=mine"], ["name=yours"]),
     ],
 )

@@ -108,7 +108,7 @@ def test_without_the_last_channels_once_more_the_bits_are_lost(
 
 
 @pytest.mark.parametrize("nets", [1, 2, 5, 16])
-@pytest.mark.parametrize("channels", [1, 7, 10, 57, 100])
+@pytest.mark.parametrize("channels", [2, 3, 7, 10, 57, 100])
 def test_batch_norm_of_many_nets_is_each_one_s(channels: int, nets: int) -> None:
     generator = torch.Generator().manual_seed(channels * 100 + nets)
     x, g = (torch.randn(nets, 64, channels, generator=generator) for _ in range(2))
@@ -147,15 +147,16 @@ def test_a_stack_also_has_what_the_sites_see(spec_of: SpecOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "reason"),
+    ("model", "overrides", "reason"),
     [
-        (("model=cnn",), "a Conv2d"),
-        (("model=resnet",), "a Residual"),
-        (("norm=batch", "norm.momentum=null"), "the norm BatchNorm1d"),
+        ("cnn", (), "a Conv2d"),
+        ("resnet", (), "a Residual"),
+        ("mlp", ("norm.momentum=null",), "the norm BatchNorm1d"),
+        ("mlp", ("model.width=1",), "a norm of one channel"),
     ],
 )
-def test_other_nets_are_not_stacked(spec_of: SpecOf, overrides: tuple[str, ...], reason: str) -> None:
-    net = assemble(spec_of(*overrides)).net
+def test_other_nets_are_not_stacked(spec_of: SpecOf, model: str, overrides: tuple[str, ...], reason: str) -> None:
+    net = assemble(spec_of("norm=batch", *overrides, model=model)).net
     found = unstackable(net)
     assert found is not None
     assert reason in found

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from bnlab.core.spec import LaunchSpec, RunSpec
+from bnlab.core.study import Cell
 from bnlab.net import stack
 from bnlab.norms._beside import FlatBatchNorm, lanes
 from bnlab.probes.landscape import Landscape
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
 from bnlab.run import lockstep
+from bnlab.sweep import run as sweeping
+from bnlab.sweep.run import Sweep
 from bnlab.sweep.task import Group, Task, train_group
 
 SpecOf = Callable[..., RunSpec]
@@ -133,7 +136,7 @@ def test_runs_of_another_kind_train_too(spec_of: SpecOf, traces_of: Traces, tmp_
 
 
 def test_of_runs_that_cannot_be_in_a_stack_the_first_is_trained(spec_of: SpecOf, tmp_path: Path) -> None:
-    specs = [spec_of("model=cnn", f"seed={seed}") for seed in range(2)]
+    specs = [spec_of(f"seed={seed}", model="cnn") for seed in range(2)]
     assert list(train(specs, tmp_path, 4)) == [specs[0].id]
 
 
@@ -183,7 +186,7 @@ def test_a_run_s_fault_is_its_own(
         return measure(self, snapshot, *layout)
 
     def filled(self: Journal, record: Any) -> None:
-        if f"lr={full.optim.lr:g}/seed={full.seed}-" in str(self.path) and record["step"] > 3:
+        if f"lr={full.optim.lr:g}/seed={full.seed}-" in self._file.name and record["step"] > 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, record)
 
@@ -209,6 +212,69 @@ def test_the_seconds_of_a_run_are_its_share(spec_of: SpecOf, tmp_path: Path) -> 
     each = [json.loads(file.read_text())["timing"]["run_s"] for file in tmp_path.rglob("status.json")]
     assert len(each) == len(specs)
     assert 0 < sum(each) <= whole
+
+
+def grid(spec_of: SpecOf, root: Path, *overrides: str) -> Sweep:
+    """Two norms, three rates, 14 seeds."""
+    specs = []
+    for norm in ("none", "batch"):
+        spec = spec_of("model=mlp", f"norm={norm}", *overrides)
+        specs += [
+            replace(spec, seed=seed, optim=replace(spec.optim, lr=rate))
+            for seed in range(14)
+            for rate in (0.1, 0.2, 0.3)
+        ]
+    specs.sort(key=lambda spec: spec.seed)
+    return Sweep([planned(spec) for spec in specs], root)
+
+
+def planned(spec: RunSpec) -> Cell:
+    return Cell(spec=spec, config="quickstart", overrides=(), values={})
+
+
+def names(groups: Sequence[Group]) -> list[tuple[str, int, set[int], set[float]]]:
+    """Of each group: norm, how many, seeds, rates."""
+    specs = [[task.spec for task in group.tasks] for group in groups]
+    return [
+        (each[0].norm.name, len(each), {spec.seed for spec in each}, {spec.optim.lr for spec in each}) for each in specs
+    ]
+
+
+def test_groups_are_equal_shares_of_one_kind_and_kinds_take_turns(
+    spec_of: SpecOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "SHARE", 12)
+    found = names(list(grid(spec_of, tmp_path)._groups(2)))
+    first, rest = set(range(8)), set(range(8, 14))
+    assert [(norm, count) for norm, count, _, _ in found] == [
+        *(("none", 12), ("none", 12), ("batch", 12), ("batch", 12)),
+        *(("none", 9), ("none", 9), ("batch", 9), ("batch", 9)),
+    ]
+    assert all(seeds <= first and rates == {0.1, 0.2, 0.3} for _, _, seeds, rates in found[:4])
+    assert all(seeds <= rest for _, _, seeds, _ in found[4:])
+
+
+@pytest.mark.parametrize("off", [("launch.lockstep=off",), ("device=cuda",)], ids=" ".join)
+def test_off_and_on_a_gpu_each_run_is_a_group(spec_of: SpecOf, tmp_path: Path, off: tuple[str, ...]) -> None:
+    sweep = grid(spec_of, tmp_path, *off)
+    assert {len(group.tasks) for group in sweep._groups(2)} == {1}
+    assert len(list(sweep._groups(2))) == 84
+
+
+def test_what_is_no_data_to_a_step_is_not_in_one_group(spec_of: SpecOf, tmp_path: Path) -> None:
+    """Seed, rate, schedule, momentum and the like are; another width, batch size or nonlinearity is not."""
+    together = (
+        "seed=1",
+        "optim.lr=0.2",
+        "optim.schedule=cosine",
+        "model.init_scale=2",
+        "steps=5",
+        "optim.momentum=0.9",
+    )
+    apart = ("model.width=9", "data.batch_size=8", "model.activation=tanh", "norm=none", "dtype=float64", "loss=mse")
+    cells = [planned(spec_of("model=mlp", change)) for change in (*together, *apart)]
+    groups = names(list(Sweep(cells, tmp_path)._groups(1)))
+    assert sorted(count for _, count, _, _ in groups) == [1] * len(apart) + [len(together)]
 
 
 def test_products_that_would_lose_bits_are_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
