@@ -56,6 +56,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
 
     found: dict[str, dict[str, Any]] = {}
     waiting = deque(group.tasks)
+    begun: list[contextlib.ExitStack] = []
 
     def following() -> lockstep.Member[str] | None:
         while waiting and stopped() is None:
@@ -74,6 +75,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
             except Exception as error:
                 found[task.spec.id] = _failure(error)
                 continue
+            begun.append(closing)
             if isinstance(run, Run):
                 return lockstep.Member(key=task.spec.id, run=run, closing=closing)
             closing.close()
@@ -93,9 +95,13 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
         done = iter([lockstep.closed(lockstep.go_on_alone(first, stopped))])
     else:
         done = lockstep.train_together(first, size, following, stopped)
-    for member in done:
-        result = member.result
-        found[member.key] = _failure(result) if isinstance(result, Exception) else result or {}
+    try:
+        for member in done:
+            result = member.result
+            found[member.key] = _failure(result) if isinstance(result, Exception) else result or {}
+    finally:
+        for closing in begun:  # of runs that something stopped which is no error of theirs, such as Ctrl-C
+            closing.close()
     return found
 
 

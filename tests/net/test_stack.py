@@ -149,7 +149,7 @@ def test_a_stack_also_has_what_the_sites_see(spec_of: SpecOf) -> None:
 @pytest.mark.parametrize(
     ("model", "overrides", "reason"),
     [
-        ("cnn", (), "a Conv2d"),
+        ("cnn", (), "AvgPool2d"),
         ("resnet", (), "a Residual"),
         ("mlp", ("norm.momentum=null",), "the norm BatchNorm1d"),
         ("mlp", ("model.width=1",), "a norm of one channel"),
