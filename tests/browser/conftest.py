@@ -16,7 +16,7 @@ WAIT_S = 120
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `quickstart` study as it is shipped, 60 runs and their report: swept once, whichever process of the tests
+    """The `quickstart` study as it is shipped, 120 runs and their report: swept once, whichever process of the tests
     comes first."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -81,9 +81,9 @@ def test_a_sweep_killed_again_and_again_equals_an_undisturbed_one(
 
 def test_the_runs_of_a_sweep_that_is_gone_stop_by_themselves(start: Start, wait_for: WaitFor, tmp_path: Path) -> None:
     process = start("steps=200000", "--runs", str(tmp_path))
-    wait_for(lambda: len(list(tmp_path.rglob("journal.jsonl"))) == 2, "runs")
+    wait_for(lambda: len(list(tmp_path.rglob("journal.jsonl"))) == 4, "runs")  # two workers, two runs in each
     process.kill()
-    wait_for(lambda: statuses(tmp_path) == ["interrupted"] * 2, "end of the runs")
+    wait_for(lambda: statuses(tmp_path) == ["interrupted"] * 4, "end of the runs")
     logs = [file.read_text() for file in tmp_path.rglob("log.txt")]
     assert all("interrupted by the end of the sweep" in log for log in logs)
 
