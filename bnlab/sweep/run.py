@@ -153,23 +153,22 @@ class Sweep:
                 return
 
     def _groups(self, workers: int) -> Iterator[Group]:
-        """The cells that are left, for `workers` processes: those that may train at once in equal shares, else one by
-        one. A share takes every n-th cell, so that workers have as many of every learning rate; and no kind is far
-        ahead of another, so that a sweep that is stopped has the first seeds of all."""
+        """The cells that are left, for `workers` processes, in their order: one by one, or those that may train at once
+        in equal shares. A share takes every n-th cell, so that workers have as many of every learning rate; and no
+        kind is far ahead of another, so that a sweep that is stopped has the first seeds of all."""
         kinds: dict[str, deque[str]] = {}
-        for key in self._left:
-            kinds.setdefault(self._kind(self.standings[key].cell.spec), deque()).append(key)
-        while kinds:
-            for kind, keys in list(kinds.items()):
-                part = [keys.popleft() for _ in range(min(len(keys), workers * SHARE))]
-                spec = self.standings[part[0]].cell.spec
-                alone = kind in self._alone or spec.launch.lockstep == "off" or spec.device != "cpu"
-                shares = len(part) if alone else min(workers, len(part))
-                for start in range(shares):
-                    if tasks := tuple(self._tasks(part[start::shares])):
-                        yield Group(tasks)
-                if not keys:
-                    del kinds[kind]
+        order = [(key, self._kind(self.standings[key].cell.spec)) for key in self._left]
+        for key, kind in order:
+            kinds.setdefault(kind, deque()).append(key)
+        for key, kind in order:
+            keys, spec = kinds[kind], self.standings[key].cell.spec
+            if not keys or keys[0] != key:  # taken already
+                continue
+            alone = kind in self._alone or spec.launch.lockstep == "off" or spec.device != "cpu"
+            part = [keys.popleft() for _ in range(1 if alone else min(len(keys), workers * SHARE))]
+            for start in range(min(workers, len(part))):
+                if tasks := tuple(self._tasks(part[start::workers])):
+                    yield Group(tasks)
 
     def _kind(self, spec: RunSpec) -> str:
         """What the specs of a group have in common."""
