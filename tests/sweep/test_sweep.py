@@ -381,7 +381,7 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
 def test_more_than_fifty_runs_are_written_with_the_light_profile(seeds: int, profile: str, tmp_path: Path) -> None:
     """The profile is not part of a run's identity: the id is the same in both."""
     _, cells = config.load_study("quickstart", (f"seed=range(0,{seeds})", "optim.lr=0.1"))
-    tasks = list(Sweeping(cells, tmp_path)._tasks())
+    tasks = [task for group in Sweeping(cells, tmp_path)._groups(1) for task in group.tasks]
     assert len(tasks) == 2 * seeds
     assert {task.profile for task in tasks} == {profile}
     assert [task.provenance["axes"] for task in tasks] == [["norm", "seed"]] * len(tasks)
