@@ -196,11 +196,8 @@ def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> list[Tensor]:
 
 def _alone(x: Tensor) -> Tensor:
     turned = x.stride(1) != 1
-    return (
-        x.t().clone(memory_format=torch.contiguous_format).t()
-        if turned
-        else x.clone(memory_format=torch.contiguous_format)
-    )
+    own = (x.t() if turned else x).clone(memory_format=torch.contiguous_format)
+    return own.t() if turned else own
 
 
 @cache

@@ -126,17 +126,17 @@ class Lockstep(Generic[Key]):
 
     def step(self, stopped: Stopped) -> list[Member[Key]]:
         """One step of every run. Returns the runs that have ended, out of the stack, with their results."""
-        started = time.perf_counter()
-        for member in self.members:
+        started, members = time.perf_counter(), list(self.members)
+        before = sum(member.seconds for member in members)
+        for member in members:
             self._own(member, lambda run, member=member: self._turn(member, stopped))  # type: ignore[misc]
         ended = self._without_ended()
         if self.members:
-            own = sum(member.seconds for member in self.members)
             self._train()
             ended += self._without_ended()
-            rest = time.perf_counter() - started - (sum(member.seconds for member in self.members) - own)
-            for member in self.members:
-                member.seconds += max(0.0, rest) / len(self.members)
+        own = sum(member.seconds for member in members) - before
+        for member in self.members:
+            member.seconds += (time.perf_counter() - started - own) / len(self.members)
         return ended
 
     def _own(self, member: Member[Key], work: Callable[[Run], object]) -> None:

@@ -35,7 +35,7 @@ POLL_S = 0.25
 """Seconds between two looks at runs of other processes, once no other cells are left."""
 
 SHARE = 32
-"""At most so many cells are a worker's share."""
+"""At most so many cells are a worker's share, unless `launch.lockstep` is a number."""
 
 LOOK_S = 0.5
 """Seconds between two looks at runs that train at once in a process."""
@@ -165,7 +165,8 @@ class Sweep:
             if not keys or keys[0] != key:  # taken already
                 continue
             alone = kind in self._alone or spec.launch.lockstep == "off" or spec.device != "cpu"
-            part = [keys.popleft() for _ in range(1 if alone else min(len(keys), workers * SHARE))]
+            share = spec.launch.lockstep if isinstance(spec.launch.lockstep, int) else SHARE
+            part = [keys.popleft() for _ in range(1 if alone else min(len(keys), workers * share))]
             for start in range(min(workers, len(part))):
                 if tasks := tuple(self._tasks(part[start::workers])):
                     yield Group(tasks)
