@@ -1,8 +1,8 @@
 """Several runs in one process, one step of each at a time: their nets and optimizers are computed as one stack.
 
 Every run has the bits, the files and the measurements that it has alone. While it is in the stack, its parameters,
-buffers and optimizer state are parts of the stack's tensors, so that probes, evaluations and checkpoints see them as
-ever. A run that ends leaves its place, and the next one takes it, at whatever step that is.
+buffers and optimizer state are parts of the stack's tensors, where probes, evaluations and checkpoints find them. A run
+that ends leaves its place, and the next one takes it, at whatever step that is.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def _replace(module: nn.Module, by: Callable[[str, Tensor], Tensor]) -> None:
         for name, param in part.named_parameters(recurse=False):
             param.data = by(start + name, param.data)
         for name, buffer in part.named_buffers(recurse=False):
-            part._buffers[name] = by(start + name, buffer)
+            setattr(part, name, by(start + name, buffer))
 
 
 def _training(done: Forward, norms: Sequence[Tensor], place: int) -> TrainingSites:

@@ -94,7 +94,7 @@ class Sweep:
         self._has_failed, self._start_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
         """Cells that are run although they have ended, unless another sweep has run them since this one started."""
-        self._training: dict[int, list[str]] = {}  # the cells of groups that are at work
+        self._training: dict[int, list[str]] = {}  # the cells of groups that are running
         self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
         self._looked = 0.0
         for cell in cells:
@@ -217,7 +217,7 @@ class Sweep:
         self._set(group.tasks[0].spec.id, "running", {})
 
     def _look(self) -> None:
-        """Note what has become of the runs of groups that are still at work."""
+        """Note what has become of the runs of groups that are still running."""
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
