@@ -66,17 +66,27 @@ class Normalizer:
         raise NotImplementedError
 
 
+def _says(norm: nn.Module, name: str) -> bool:
+    """Whether a norm says it of the forward that it has: a subclass with another one has to say it again."""
+    for kind in type(norm).__mro__:
+        if name in vars(kind):
+            return bool(vars(kind)[name])
+        if "forward" in vars(kind):
+            return False
+    return False
+
+
 def normalizer(norm: nn.Module, prefix: str) -> Normalizer | None:
     counted = getattr(norm, "num_batches_tracked", None) is not None
     if counted and getattr(norm, "momentum", None) is None:  # the plain average, by a number that is each net's own
         return None
     if type(norm) is nn.BatchNorm1d:
         return _TorchBatch(norm, prefix)
-    if isinstance(norm, ChannelNorm) and norm.stacks:
+    if isinstance(norm, ChannelNorm) and _says(norm, "stacks"):
         return _Channels(norm, prefix)
     if type(norm) is nn.LayerNorm:
         return _TorchLayer(norm, prefix)
-    in_turn = isinstance(norm, ChannelNorm | Noise) and norm.in_turn
+    in_turn = isinstance(norm, ChannelNorm | Noise) and _says(norm, "in_turn")
     return InTurn(norm, prefix) if in_turn or type(norm) in (nn.GroupNorm, nn.RMSNorm) else None
 
 

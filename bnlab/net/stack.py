@@ -139,7 +139,7 @@ def losses_of(outputs: Tensor, targets: Sequence[Tensor], objective: Objective) 
 
 def unstackable(net: Net) -> str | None:
     """Why a net cannot be in a stack; None if it can."""
-    if net.adopted:
+    if net.adopted or not net.sites:
         return "a user's own module"
     known = {part for site in net.sites for part in (site.affine, site.norm, site.activation)}
     for part in net.module.children():

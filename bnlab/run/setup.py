@@ -64,8 +64,8 @@ class Setup:
         return (*self.dataset.notes, *self.net.notes)
 
 
-def assemble(spec: RunSpec) -> Setup:
-    """Build everything.
+def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
+    """Build everything. Runs of one process with the same `shared` have one data set, if theirs are the same.
 
     Raises:
         UsageError: a fault that the spec alone does not show: an option of the wrong type for its constructor, a batch
@@ -75,7 +75,7 @@ def assemble(spec: RunSpec) -> Setup:
     if spec.device == "auto":
         spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)
-    dataset = _dataset(spec, device, dtype)
+    dataset = _dataset(spec, device, dtype, {} if shared is None else shared)
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
     batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
@@ -136,18 +136,14 @@ def assemble(spec: RunSpec) -> Setup:
     )
 
 
-_LAST: dict[object, Dataset] = {}
-"""The data set that was built last, so that the runs of one process share it."""
-
-
-def _dataset(spec: RunSpec, device: torch.device, dtype: torch.dtype) -> Dataset:
-    """The data set on its device."""
-    key = None if spec.plugins else (canonical(spec.tree()["data"]), device, dtype)
-    if key is None or key not in _LAST:
+def _dataset(spec: RunSpec, device: torch.device, dtype: torch.dtype, shared: dict[str, Dataset]) -> Dataset:
+    """The data set on its device; that in `shared`, if it is the same."""
+    key = canonical([spec.tree()["data"], list(spec.plugins), str(device), str(dtype)])
+    if key not in shared:
         built = accepted(DATA.build(spec.data.name, spec.data.options), spec.data.name)
-        _LAST.clear()
-        _LAST[key] = prepared(built, spec.data).to(device, dtype)
-    return _LAST[key]
+        shared.clear()
+        shared[key] = prepared(built, spec.data).to(device, dtype)
+    return shared[key]
 
 
 def _optimizer(spec: RunSpec, net: Net) -> torch.optim.Optimizer:

@@ -57,6 +57,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     waiting = deque(group.tasks)
     begun: list[contextlib.ExitStack] = []
+    shared: dict[str, Any] = {}
 
     def following() -> lockstep.Member[str] | None:
         while waiting and stopped() is None:
@@ -65,7 +66,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
             READ.update(task.plugins)
             try:
                 entered = opened(
-                    assemble(task.spec),
+                    assemble(task.spec, shared),
                     task.folder,
                     fresh=task.fresh,
                     provenance=task.provenance,

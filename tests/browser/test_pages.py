@@ -66,7 +66,7 @@ def test_the_table_has_a_row_a_run_with_its_columns(link: str, asked: Asked, ope
     runs = asked(link).poll("data/runs", lambda found: len(found) == RUNS)
     seen = opened(on("hparams", link), height=2600)
     cells = seen.page.locator("tf-hparams-table-view vaadin-grid-cell-content")
-    expect(cells.filter(has_text=re.compile(r"^\s*[0-9a-f]{10}\s*$"))).to_have_count(RUNS, **SOON)
+    expect(cells.filter(has_text=re.compile(r"^\s*[0-9a-f]{10}\s*$"))).to_have_count(100, **SOON)  # of a page
     ids = [text.strip() for text in cells.all_text_contents() if re.fullmatch(r"\s*[0-9a-f]{10}\s*", text)]
     assert sorted(ids) == sorted(run.rpartition("-")[2] for run in runs)
     for column in ("Trial ID", "norm", "log10_lr", "seed", "diverged", "train_loss", "test_accuracy"):
