@@ -26,10 +26,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from step import BATCH, LR, bare_loop
 from torch import nn
 from turns import Apart, race, ratio
 
@@ -42,7 +41,7 @@ from bnlab.run.setup import assemble
 from bnlab.run.train import Run, opened
 
 Tick = Callable[[], None]
-BATCH, DEPTH, LR, TURN = 64, 10, 0.05, 64
+DEPTH, TURN = 10, 64
 STACKS = (4, 16, 64)
 BUDGETS = {(32, "none"): 0.20, (32, "batch"): 0.20, (100, "none"): 0.60, (100, "batch"): 0.45}
 """Of a stack of 16."""
@@ -60,29 +59,6 @@ def bare_net(width: int, norm: str) -> nn.Module:
             layers.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers, nn.Linear(width, 10))
-
-
-def bare_loop(width: int, norm: str) -> Callable[[Tick], None]:
-    """The loop as one would write it by hand."""
-
-    def body(tick: Tick) -> None:
-        torch.manual_seed(0)
-        net, data = bare_net(width, norm), DATA.build("digits", {})
-        x, y = data.train.x, data.train.y
-        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-        for step in range(10**9):
-            tick()
-            position = step % (len(x) // BATCH)
-            if position == 0:
-                order = torch.randperm(len(x))
-            chosen = order[position * BATCH : (position + 1) * BATCH]
-            loss = F.cross_entropy(net(x[chosen]), y[chosen])
-            loss.item()  # bnlab looks for divergence at every step too
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return body
 
 
 def stack_loop(width: int, norm: str, nets: int, folder: Path) -> Callable[[Tick], None]:
@@ -151,7 +127,7 @@ def jax_ratio(width: int, norm: str, nets: int = 16) -> float:
 
 
 def contest(width: int, norm: str, turns: int, folder: Path) -> list[dict[str, Any]]:
-    bare = Apart("bare loop", bare_loop(width, norm))
+    bare = Apart("bare loop", bare_loop(lambda: bare_net(width, norm), make_data=lambda: DATA.build("digits", {})))
     stacks = [Apart(f"stack of {nets}", stack_loop(width, norm, nets, folder)) for nets in STACKS]
     race([bare, *stacks], turns=turns, steps=TURN)
     rows = []

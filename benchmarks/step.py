@@ -71,12 +71,16 @@ def bare_cnn(memory_format: torch.memory_format = torch.channels_last) -> nn.Mod
     return net.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
 
 
-def bare_loop(make: Callable[[], nn.Module], each_step: Callable[[int, nn.Module], None] | None = None) -> Any:
+def bare_loop(
+    make: Callable[[], nn.Module],
+    each_step: Callable[[int, nn.Module], None] | None = None,
+    make_data: Callable[[], Dataset] = noise_images,
+) -> Any:
     """The loop as one would write it by hand; `each_step` is called after every backward pass."""
 
     def body(tick: Tick) -> None:
         torch.manual_seed(0)
-        net, data = make(), noise_images()
+        net, data = make(), make_data()
         x, y = data.train.x, data.train.y
         optimizer = torch.optim.SGD(net.parameters(), lr=LR)
         for step in range(10**9):

@@ -6,6 +6,7 @@ forward on stacked tensors, torch's layer norm and what is `in_turn` to one net 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.core.state import called_with
-from bnlab.net.wrap import SavedMoments
+from bnlab.net.wrap import SavedMoments, saved_eps
 from bnlab.norms._beside import FlatBatchNorm
 from bnlab.norms.base import ChannelNorm, Noise
 
@@ -52,18 +53,18 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
-class Normalizer:
+class Normalizer(ABC):
     """A norm of every net of the stack: its tensors have the names that start with `prefix`."""
 
     def __init__(self, norm: nn.Module, prefix: str) -> None:
         self.norm, self.prefix = norm, prefix
 
+    @abstractmethod
     def forward(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, done: Forward, back: list[Step]
     ) -> tuple[Tensor, SavedMoments | None]:
         """The output for x [K, B, C], and what it saved of x; adds its backward step, which puts the gradients of its
         parameters into `done.grads`."""
-        raise NotImplementedError
 
 
 def _says(norm: nn.Module, name: str) -> bool:
@@ -140,7 +141,8 @@ class _TorchBatch(Normalizer):
             return gradient
 
         back.append(step)
-        return flat.out, SavedMoments(flat.mean.view_as(mean), flat.inverse_sd.view_as(mean))
+        exact = saved_eps(self.norm) is not None
+        return flat.out, SavedMoments(flat.mean.view_as(mean), flat.inverse_sd.view_as(mean)) if exact else None
 
 
 class InTurn(Normalizer):

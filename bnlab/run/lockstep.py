@@ -107,6 +107,7 @@ class Lockstep(Generic[Key]):
             self._stacked(name)[place].copy_(x.detach())
         self.optimizers.enter(run.setup.optimizer)
         self._show(place)
+        self.stack.of([member.run.setup.net for member in self.members])
         run.seconds = lambda: member.seconds
         run.random = torch.get_rng_state()
         run.recorder.write_after_s = WRITE_AFTER_S * self.size
@@ -259,7 +260,6 @@ class Lockstep(Generic[Key]):
     def _show(self, place: int) -> None:
         """Let the net in a place have the stack's tensors as its own."""
         _replace(self.members[place].run.module, lambda name, x: self._stacked(name)[place])
-        self.stack.of([member.run.setup.net for member in self.members])
 
     def _without_ended(self) -> list[Member[Key]]:
         ended = [member for member in self.members if member.result is not None]
@@ -331,8 +331,14 @@ def train_together(
         if not _PROVED.get(stack.kind, True):
             member.run.folder.log("trained alone: on this machine a stack of such nets has other bits")
         others.append(member)
-    for member in others:
-        yield closed(go_on_alone(member, stopped))
+
+    def stopped_while_others_wait() -> str | None:
+        for waiting in others:
+            waiting.run.beat()  # they have an owner
+        return stopped()
+
+    while others:
+        yield closed(go_on_alone(others.pop(0), stopped_while_others_wait))
     while (left := more()) is not None:
         left.run.begin()
         yield closed(go_on_alone(left, stopped))

@@ -230,13 +230,17 @@ class Run:
             found = evaluate(self.setup.inference, split, spec.loss, spec.reduction)
         return {f"{name}_{metric}": value for metric, value in found.items()}
 
-    def _checkpoint_is_due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint. Also writes the heartbeat when it is due."""
+    def beat(self) -> None:
+        """Write the heartbeat, if it is due."""
         now = time.monotonic()
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now
             self.folder.heartbeat()
-        return step > 0 and now - self._saved >= self.setup.spec.launch.checkpoint_s
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint. Also writes the heartbeat when it is due."""
+        self.beat()
+        return step > 0 and time.monotonic() - self._saved >= self.setup.spec.launch.checkpoint_s
 
     def _save(self, step: int) -> None:
         progress = self.progress

@@ -45,7 +45,6 @@ DATA_TO_A_STEP = (
     *("model.init", "model.init_scale", "model.init_std"),
     *("data.label_noise", "data.normalize", "data.binarize", "data.shift", "data.shift_strength"),
     *("optim.lr", "optim.schedule", "optim.warmup_steps", "optim.drop_at", "optim.drop_factor"),
-    *("optim.momentum", "optim.weight_decay"),
 )
 """Settings in which runs that train at once may differ. That they suit each other is seen when they are set up."""
 
@@ -178,6 +177,9 @@ class Sweep:
             *groups, name = path.split(".")
             inner = functools.reduce(lambda part, group: part[group], groups, tree)
             inner.pop(name, None)
+        for name in ("momentum", "weight_decay"):  # an update has the term or not
+            if name in tree["optim"]:
+                tree["optim"][name] = bool(tree["optim"][name])
         return canonical(tree)
 
     def _tasks(self, keys: Sequence[str]) -> Iterator[Task]:
@@ -223,11 +225,11 @@ class Sweep:
         self._looked = time.monotonic()
         for key in itertools.chain.from_iterable(keys for keys in self._training.values() if len(keys) > 1):
             standing = self.standings[key]
-            if key not in self._left or key in self._again:
+            if key not in self._left:
                 continue
-            state, status = current_state(standing.folder)
-            if state in ENDED:
-                self._settle(key, state, status, None)
+            state, status = self._now(key, standing.folder)
+            if state in (*ENDED, "failed"):
+                self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
             elif state != standing.state:
                 self._set(key, state, status)
 
@@ -241,7 +243,7 @@ class Sweep:
             key = task.spec.id
             if key not in self._left:
                 continue
-            state, status = current_state(task.folder)
+            state, status = self._now(key, task.folder)
             if key in found:
                 self._take_one(key, found[key])
             elif state in ENDED:

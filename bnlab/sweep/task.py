@@ -89,8 +89,8 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
     if first is None:
         return found
     setup = first.run.setup
-    size = 1 if spec.launch.lockstep == "off" or lockstep.alone_because(setup) else None
-    size = size or min(len(group.tasks), lockstep.places(setup, spec.launch.lockstep))
+    alone = spec.launch.lockstep == "off" or lockstep.alone_because(setup)
+    size = 1 if alone else min(len(group.tasks), lockstep.places(setup, spec.launch.lockstep))
     if size == 1:
         first.run.begin()
         done = iter([lockstep.closed(lockstep.go_on_alone(first, stopped))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bnlab.core.spec import RunSpec
-from bnlab.net._stacked_norms import Forward
+from bnlab.net._stacked_norms import Forward, normalizer
 from bnlab.net.stack import Stack, apart, losses_of, stacked, unstackable
 from bnlab.norms import _beside
 from bnlab.norms._beside import FlatBatchNorm, lanes
+from bnlab.norms.base import BatchMomentsNorm
+from bnlab.norms.batch_reference import BatchReference
 from bnlab.run.setup import Setup, assemble
 
 SpecOf = Callable[..., RunSpec]
@@ -164,17 +165,24 @@ def test_other_nets_are_not_stacked(spec_of: SpecOf, model: str, overrides: tupl
         Stack(net)
 
 
-def test_a_norm_that_says_nothing_is_not_stacked(spec_of: SpecOf) -> None:
-    from bnlab.norms.base import BatchMomentsNorm
-
+def test_a_norm_says_that_it_stacks_and_a_subclass_with_another_forward_has_to_say_it_again() -> None:
     class Silent(BatchMomentsNorm):
         def forward(self, x: Tensor) -> Tensor:
             return self.batch_norm(x)
 
-    net = assemble(spec_of("norm=batch", "model=mlp")).net
-    silent = Silent(10, 0, eps=1e-5, momentum=0.1, affine=True)
-    sites = (dataclasses.replace(net.sites[0], norm=silent), *net.sites[1:])
-    assert unstackable(dataclasses.replace(net, sites=sites)) is not None
+    class Other(BatchReference):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Said(Other):
+        stacks = True
+
+    class Kept(BatchReference):
+        pass
+
+    for kind, stacks in ((Silent, False), (Other, False), (Said, True), (Kept, True)):
+        norm = kind(10, 0, eps=1e-5, momentum=0.1, affine=True)
+        assert (normalizer(norm, "") is not None) == stacks, kind
 
 
 def test_matrices_of_two_nets_are_never_adjacent() -> None:

@@ -21,6 +21,7 @@ from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
 from bnlab.run import lockstep
 from bnlab.sweep import run as sweeping
+from bnlab.sweep.executors import Outcome
 from bnlab.sweep.run import Sweep
 from bnlab.sweep.task import Group, Task, train_group
 
@@ -90,6 +91,15 @@ def test_a_run_in_a_stack_is_the_run_alone(spec_of: SpecOf, traces_of: Traces, t
     assert len(train(specs, tmp_path / "alone", "off")) == len(specs)
     found = train(specs, tmp_path / "stack", len(specs))
     assert {status["status"] for status in found.values()} <= {"finished", "diverged"}
+    assert list(lockstep._PROVED.values()) == [True]
+    assert traces_of(tmp_path / "stack") == traces_of(tmp_path / "alone")
+
+
+def test_a_large_eps_is_measured_as_alone(spec_of: SpecOf, traces_of: Traces, tmp_path: Path) -> None:
+    """Above LARGEST_SAVED_EPS the moments are those of pre, not what batch norm saves."""
+    specs = cells(spec_of, "norm=batch", "norm.eps=0.1", "probes=economy", "probes.activations.batch=24")
+    train(specs, tmp_path / "alone", "off")
+    train(specs, tmp_path / "stack", len(specs))
     assert list(lockstep._PROVED.values()) == [True]
     assert traces_of(tmp_path / "stack") == traces_of(tmp_path / "alone")
 
@@ -271,10 +281,51 @@ def test_what_is_no_data_to_a_step_is_not_in_one_group(spec_of: SpecOf, tmp_path
         "steps=5",
         "optim.momentum=0.9",
     )
-    apart = ("model.width=9", "data.batch_size=8", "model.activation=tanh", "norm=none", "dtype=float64", "loss=mse")
+    apart = (
+        "model.width=9",
+        "data.batch_size=8",
+        "model.activation=tanh",
+        "norm=none",
+        "dtype=float64",
+        "optim.momentum=0.9",
+    )
     cells = [planned(spec_of("model=mlp", change)) for change in (*together, *apart)]
     groups = names(list(Sweep(cells, tmp_path)._groups(1)))
     assert sorted(count for _, count, _, _ in groups) == [1] * len(apart) + [len(together)]
+
+
+def ended(spec: RunSpec, root: Path, status: dict[str, Any]) -> None:
+    folder = RunFolder(root / spec.folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_status(status)
+
+
+def test_with_fresh_what_a_dead_worker_did_not_begin_is_still_left(spec_of: SpecOf, tmp_path: Path) -> None:
+    """Its folder has the status of an earlier run, which does not count."""
+    specs = cells(spec_of, "norm=none")
+    for spec in specs:
+        ended(spec, tmp_path, {"status": "finished", "step": 9, "steps": 9, "metrics": {}})
+    sweep = Sweep([planned(spec) for spec in specs], tmp_path, fresh=True)
+    sweep._on_change = lambda standing: None
+    sweep._start_s += 60
+    [group] = sweep._groups(1)
+    sweep._started(group)
+    sweep._take(Outcome(item=group, error="its process was killed by SIGKILL"))
+    assert [standing.cell.spec for standing in sweep.left] == specs[1:]
+    assert [standing.error for standing in sweep.failures] == ["its process was killed by SIGKILL"]
+
+
+def test_a_run_that_fails_in_a_group_is_seen_before_the_group_ends(spec_of: SpecOf, tmp_path: Path) -> None:
+    """So that --fail-fast stops the sweep then."""
+    specs = cells(spec_of, "norm=none")
+    sweep = Sweep([planned(spec) for spec in specs], tmp_path)
+    sweep._on_change = lambda standing: None
+    [group] = sweep._groups(1)
+    sweep._started(group)
+    ended(specs[2], tmp_path, {"status": "failed", "error": "RuntimeError: a broken probe"})
+    sweep._look()
+    assert sweep._has_failed
+    assert [(one.cell.spec, one.error) for one in sweep.failures] == [(specs[2], "RuntimeError: a broken probe")]
 
 
 def test_products_that_would_lose_bits_are_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
