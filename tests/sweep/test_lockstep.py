@@ -279,7 +279,7 @@ def test_what_is_no_data_to_a_step_is_not_in_one_group(spec_of: SpecOf, tmp_path
         "optim.schedule=cosine",
         "model.init_scale=2",
         "steps=5",
-        "optim.momentum=0.9",
+        "data.label_noise=0.1",
     )
     apart = (
         "model.width=9",
