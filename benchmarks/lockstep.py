@@ -34,6 +34,7 @@ from turns import Apart, race, ratio
 
 from bnlab import config
 from bnlab.core.registry import DATA
+from bnlab.data.base import Dataset
 from bnlab.record.folder import RunFolder
 from bnlab.run import host
 from bnlab.run.lockstep import Lockstep, Member
@@ -43,6 +44,8 @@ from bnlab.run.train import Run, opened
 Tick = Callable[[], None]
 DEPTH, TURN = 10, 64
 STACKS = (4, 16, 64)
+WARM_UP = 130
+"""Steps that are not timed: the first ones of a run are recorded densely."""
 BUDGETS = {(32, "none"): 0.20, (32, "batch"): 0.20, (100, "none"): 0.60, (100, "batch"): 0.45}
 """Of a stack of 16."""
 SWEEPS = {
@@ -61,6 +64,11 @@ def bare_net(width: int, norm: str) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
+def digits() -> Dataset:
+    data: Dataset = DATA.build("digits", config.load("quickstart", []).data.options)
+    return data
+
+
 def stack_loop(width: int, norm: str, nets: int, folder: Path) -> Callable[[Tick], None]:
     """`nets` runs as a sweep's worker trains them, without probes."""
 
@@ -75,7 +83,10 @@ def stack_loop(width: int, norm: str, nets: int, folder: Path) -> Callable[[Tick
                 stack = stack or Lockstep(run.setup, nets)
                 run.begin()
                 stack.join(Member(key=seed, run=run, closing=ExitStack()))
-            while stack is not None:
+            assert stack is not None
+            for _ in range(WARM_UP):
+                stack.step(lambda: None)
+            while True:
                 for _ in range(nets):
                     tick()
                 stack.step(lambda: None)
@@ -127,7 +138,7 @@ def jax_ratio(width: int, norm: str, nets: int = 16) -> float:
 
 
 def contest(width: int, norm: str, turns: int, folder: Path) -> list[dict[str, Any]]:
-    bare = Apart("bare loop", bare_loop(lambda: bare_net(width, norm), make_data=lambda: DATA.build("digits", {})))
+    bare = Apart("bare loop", bare_loop(lambda: bare_net(width, norm), make_data=digits))
     stacks = [Apart(f"stack of {nets}", stack_loop(width, norm, nets, folder)) for nets in STACKS]
     race([bare, *stacks], turns=turns, steps=TURN)
     rows = []
