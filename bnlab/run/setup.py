@@ -83,7 +83,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
     _refuse_other_dtypes(net, dtype, f"model={spec.model.name}")
     net.module.to(device, dtype)
     # Saves a tenth to a third of a convolutional net's step (docs/lab.md); a user's forward may need the usual order.
-    if device.type == "cpu" and not net.adopted:
+    if device.type == "cpu" and not net.adopted and not any(map(_overruns, net.module.modules())):
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
@@ -133,6 +133,17 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
             seed=spec.seed,
         ),
         schedule=schedule,
+    )
+
+
+def _overruns(part: nn.Module) -> bool:
+    """Whether oneDNN without AVX-512, channels last, writes past its workspace in the gradient of this convolution's
+    weight: the gradient is wrong, or the process ends (oneDNN issue 6035, open in 3.14)."""
+    return (
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and max(part.stride) > 1
+        and part.in_channels // part.groups < 8
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -156,3 +159,27 @@ def test_a_batch_too_small_to_be_halved_is_refused_where_its_halves_are_measured
     noises = [record["grad_noise"] for record in ended.records if "grad_noise" in record]
     assert None not in noises
     assert size > 1 or noises == []
+
+
+WORST_GRADIENT = """
+import copy, torch
+from bnlab import config
+from bnlab.run.setup import assemble
+spec = config.load("cnn_digits", ["model=resnet", "model.depth=8", "model.width=0.25", "model.shortcut=B"])
+setup = assemble(spec)
+batch = setup.batches.at(0)
+alone = copy.deepcopy(setup.net.module).double()
+loss = torch.nn.functional.cross_entropy
+for net, x in ((setup.net.module, batch.x), (alone, batch.x.double())):
+    loss(net(x), batch.y).backward()
+pairs = zip(setup.net.module.parameters(), alone.parameters(), strict=True)
+print(max(float((a.grad - b.grad).abs().max() / (b.grad.abs().max() + 1e-3)) for a, b in pairs))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_narrow_residual_net_has_its_gradients_without_avx512(threads: str) -> None:
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    child = subprocess.run([sys.executable, "-c", WORST_GRADIENT], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert float(child.stdout) < 1e-4
