@@ -12,6 +12,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
+from bnlab.core.study import ARM
 from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 
@@ -72,7 +73,11 @@ class Arms:
 
 def arms_of(collection: Collection) -> Arms:
     """The arms of a collection's runs."""
-    runs, axes = collection.runs, axes_of(collection.runs)
+    runs, axes, study = collection.runs, axes_of(collection.runs), collection.study
+    if study and study.arms:  # what they bundle is no axis
+        bundled = study.settings_of_arms()
+        inside = tuple(f"{key}." for key in bundled if key in GROUPS)
+        axes = [ARM, *(key for key in axes if key not in (ARM, *bundled) and not key.startswith(inside))]
     # Where runs disagree, those that have titles in their provenance come last, and win.
     by_age = sorted(runs, key=lambda run: "titles" in run.provenance)
     titles = {
@@ -81,7 +86,8 @@ def arms_of(collection: Collection) -> Arms:
     axis = _arm_axis(collection, axes)
     own = [axis, *(key for key in axes if key.startswith(f"{axis}."))]
     rest = [key for key in axes if key not in own]
-    arms = sorted({_key(run, own) for run in runs}, key=lambda arm: _rank(axis, arm))
+    named = list(study.arms) if study else []
+    arms = sorted({_key(run, own) for run in runs}, key=lambda arm: _rank(axis, arm, named))
     settings = sorted({_key(run, rest) for run in runs}, key=_sortable)
     return Arms(
         axis=axis,
@@ -126,7 +132,10 @@ def frozen(value: Any) -> Any:
 
 
 def _arm_axis(collection: Collection, axes: Sequence[str]) -> str:
-    """What the arms differ in: what the study's claims contrast, the norm if any does, else what varies."""
+    """What the arms differ in: the study's named arms, what its claims contrast, the norm if any does, else what
+    varies."""
+    if ARM in axes:
+        return ARM
     claims = collection.study.claims if collection.study else ()
     contrasted = [axis for claim in claims for axis in claim.contrast if axis in axes]
     candidates = contrasted or axes
@@ -141,6 +150,8 @@ def _name(arm: Key, arms: Sequence[Key], titles: Mapping[tuple[str, str], str]) 
 
 
 def _word(name: str, value: Any, titles: Mapping[tuple[str, str], str]) -> str:
+    if name == ARM:
+        return str(value).replace("_", " ")
     if name in GROUPS:
         return titles.get((name, str(value)), str(value))
     if isinstance(value, tuple):
@@ -148,9 +159,12 @@ def _word(name: str, value: Any, titles: Mapping[tuple[str, str], str]) -> str:
     return f"{short_key(name)} {f'{value:.12g}' if isinstance(value, float) else value}"
 
 
-def _rank(axis: str, arm: Key) -> tuple[Any, ...]:
-    """Controls before what is tried: no norm, then batch norm, then the others; numbers by size."""
+def _rank(axis: str, arm: Key, named: Sequence[str]) -> tuple[Any, ...]:
+    """Controls before what is tried: no norm, then batch norm, then the others; numbers by size; named arms as the
+    study has them."""
     value = dict(arm).get(axis)
+    if axis == ARM:
+        return (named.index(value) if value in named else len(named), "")
     control = axis == "norm" and value in CONTROLS
     return (CONTROLS.index(value) if control else len(CONTROLS), _sortable(arm))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 import yaml
 
 from bnlab.analysis.metrics import METRICS
+from bnlab.core import theory
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import Cell, Claim, Study
+from bnlab.core.study import ARM, METRIC, Cell, Claim, Study
 from bnlab.record.runs import flat
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
@@ -80,10 +81,10 @@ def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> 
     Raises:
         UsageError: no cell has the key, or that value of it.
     """
-    specs = [flat(cell.spec.tree()) for cell in cells]
+    specs = [{**flat(cell.spec.tree()), ARM: cell.values.get(ARM)} for cell in cells]
     for claim in study.claims:
         wanted = [("where", key, [value]) for key, value in claim.where.items()]
-        wanted += [("contrast", key, _each(key, pair)) for key, pair in claim.contrast.items()]
+        wanted += [("contrast", key, _each(key, pair)) for key, pair in claim.contrast.items() if key != METRIC]
         for part, key, values in wanted:
             place, having = f"claims.{claim.name}.{part}", {canonical(spec[key]) for spec in specs if key in spec}
             if not having:
@@ -109,6 +110,7 @@ def check_claim(claim: Claim) -> None:
     """
     key, metric = f"claims.{claim.name}", METRICS[claim.metric]
     options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
+    _check_form(claim, key)
     if (metric.of == "curve") != (claim.at == "curve"):
         fit = "at: curve" if metric.of == "curve" else "at: matched_lr or best_lr"
         raise UsageError(f"{key}.at", f"{claim.metric} is a metric of a {metric.of}", claim.at, f"Write {fit}.")
@@ -124,14 +126,52 @@ def check_claim(claim: Claim) -> None:
         lengths = {len(seeds) if isinstance(seeds, list | tuple) else None for seeds in pair}
         if axis == "seed" and len(lengths) == 2:
             raise UsageError(f"{key}.contrast.seed", "two lists of unequal length", list(pair))
+    if claim.at == "matched_loss" and (claim.against is not None or METRIC in claim.contrast):
+        raise UsageError(f"{key}.at", "needs two arms", claim.at, "Write at: matched_lr, best_lr or every_run.")
+    if metric.of != "run" and METRIC in claim.contrast:
+        raise UsageError(f"{key}.contrast", f"{claim.metric} is no metric of a run", dict(claim.contrast))
     if metric.of == "arm":
         spread = METRICS[options["of"]]
         if spread.of != "run" or spread.shown_with is None:
             raise UsageError(f"{key}.options.of", "must be a metric of a run without options", options["of"])
         if claim.compare == "ratio":
             raise UsageError(f"{key}.compare", f"{claim.metric} may be 0", "ratio", "Write compare: difference.")
-    if claim.compare == "ratio" and (least := claim.smallest_effect) < 1:
-        raise UsageError(f"{key}.smallest_effect", "a ratio must be at least 1", least, "2 means twice as much.")
+
+
+def _check_form(claim: Claim, key: str) -> None:
+    """Refuse a claim without one thing to compare with, or without one bound of its effect."""
+    if bool(claim.contrast) == (claim.against is not None):
+        got = {"contrast": dict(claim.contrast), "against": claim.against}
+        raise UsageError(key, "must have either contrast or against", got, "Write contrast: {norm: [batch, none]}.")
+    if isinstance(claim.against, str):
+        reference(claim.against, f"{key}.against")
+    if METRIC in claim.contrast:
+        if len(claim.contrast) > 1 or claim.metric != claim.contrast[METRIC][0]:
+            raise UsageError(f"{key}.contrast", "must be of metrics alone, the claim's own first", dict(claim.contrast))
+        other = claim.contrast[METRIC][1]
+        if other not in METRICS.names() or METRICS[other].of != "run" or METRICS[other].shown_with is None:
+            raise UsageError(f"{key}.contrast.{METRIC}", "must be a metric of a run without options", other)
+    bound, absent = ("within", "smallest_effect") if claim.expect == "same" else ("smallest_effect", "within")
+    if getattr(claim, absent) is not None:
+        raise UsageError(f"{key}.{absent}", f"has no meaning with expect: {claim.expect}", getattr(claim, absent))
+    if (least := getattr(claim, bound)) is None:
+        raise UsageError(f"{key}.{bound}", "missing", remedy="It says which effect matters.")
+    if claim.compare == "ratio" and least <= (1 if claim.expect == "same" else 0):
+        above = 1 if claim.expect == "same" else 0
+        raise UsageError(f"{key}.{bound}", f"a ratio must be above {above}", least, "2 means twice as much.")
+
+
+def reference(name: str, place: str) -> Callable[[Mapping[str, Any]], float]:
+    """The function `theory.NAME`, from a run's flat spec.
+
+    Raises:
+        UsageError: there is none.
+    """
+    group, _, function = name.partition(".")
+    if group != "theory" or function not in theory.OF_SPEC:
+        known = ", ".join(f"theory.{known}" for known in theory.OF_SPEC)
+        raise UsageError(place, "must be a number or a formula", name, f"Formulas: {known}.")
+    return theory.OF_SPEC[function]
 
 
 def unknown_metric(claim: Claim) -> str | None:
@@ -144,8 +184,25 @@ def unknown_metric(claim: Claim) -> str | None:
 
 
 def threshold(claim: Claim) -> float:
-    """The smallest effect on the scale of the differences."""
-    return math.log(claim.smallest_effect) if claim.compare == "ratio" else claim.smallest_effect
+    """The smallest effect on the scale of the differences; of `expect: same`, the largest one."""
+    least = claim.within if claim.expect == "same" else claim.smallest_effect
+    assert least is not None
+    return math.log(least) if claim.compare == "ratio" else least
+
+
+def allowed(claim: Claim) -> str:
+    """The smallest effect that matters, in words; of `expect: same`, the largest that does not.
+
+    >>> print(allowed(Claim(name="a", text="b", source="c", metric="d", against=1.0, at="curve", expect="same",
+    ...     compare="ratio", within=1.25)))
+    0.8x to 1.25x
+    """
+    unit = "x" if claim.compare == "ratio" else ""
+    if claim.expect != "same":
+        return f"{claim.smallest_effect:.3g}{unit}"
+    assert claim.within is not None
+    low = 1 / claim.within if claim.compare == "ratio" else -claim.within
+    return f"{low:.3g}{unit} to {claim.within:.3g}{unit}"
 
 
 def read_expected(file: Path, study: Study) -> dict[str, str]:

@@ -19,7 +19,7 @@ from bnlab.analysis.metrics import METRICS, MetricError, Value, reads
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import digest, load_plugins
 from bnlab.core.spec import canonical
-from bnlab.core.study import Study, varying
+from bnlab.core.study import ARM, Study, varying
 from bnlab.core.text import count
 from bnlab.record.folder import find_runs, write_atomically
 from bnlab.record.runs import Run, read_run
@@ -77,6 +77,8 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
     no_plugins, edited = _load_plugins(found)
     names = frozenset(keep) | reads()  # after plugins, whose metrics read too
     found = [replace(run, keep=names) for run in found]
+    if study and study.arms:
+        found = [replace(run, spec={**run.spec, ARM: study.arm_of(run.spec)}) for run in found]
     runs: dict[str, Run] = {}
     for run in found:
         if run.ended:

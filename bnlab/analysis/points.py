@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from bnlab.analysis.claims import Arm
+from bnlab.analysis.claims import Arm, reference
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import METRICS, Curve, Value
 from bnlab.analysis.metrics.losses import train_loss
-from bnlab.analysis.sides import RATE, GridPoint, NotTestedError, Side, sides
-from bnlab.core.study import Claim
+from bnlab.analysis.sides import RATE, GridPoint, NotTestedError, sides
+from bnlab.core.study import METRIC, Claim
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import Run
 
@@ -60,15 +60,36 @@ def paired(collection: Collection, claim: Claim) -> Paired:
         NotTestedError: there is nothing to compare, and why.
         UsageError: no such metric, or options that it does not take.
     """
+    if claim.beyond:
+        first = paired(collection, replace(claim, beyond={}))
+        return _less(first, paired(collection, replace(claim, contrast=claim.beyond, beyond={})))
     comparison = _Comparison(collection, claim)
     compare: Mapping[str, Callable[[], None]] = {
         "curve": comparison.curves,
         "matched_lr": comparison.equal_rates,
         "best_lr": comparison.best_rates,
         "matched_loss": comparison.equal_losses,
+        "every_run": comparison.every_run,
     }
     compare[claim.at]()
     return comparison.result()
+
+
+def _less(first: Paired, second: Paired) -> Paired:
+    """The effects of one contrast beyond those of another, at the seeds that both have."""
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if not common:
+        raise NotTestedError("the two contrasts have no seed in common")
+    a, b = ([each.seeds.index(seed) for seed in common] for each in (first, second))
+    return replace(
+        first,
+        seeds=tuple(common),
+        values=first.values[a] - second.values[b],
+        low=first.low[a] - second.high[b],
+        high=first.high[a] - second.low[b],
+        cautions=(*first.cautions, *second.cautions),
+        lost=first.lost or second.lost,
+    )
 
 
 def difference(treated: Value, control: Value, claim: Claim) -> tuple[float, float, float]:
@@ -95,6 +116,8 @@ class _Comparison:
     def __init__(self, collection: Collection, claim: Claim) -> None:
         self.collection, self.claim, self.metric = collection, claim, METRICS[claim.metric]
         self.options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
+        self.metrics = [self.metric, METRICS[claim.contrast[METRIC][1]] if METRIC in claim.contrast else self.metric]
+        self.one_arm = claim.against is not None or METRIC in claim.contrast
         self.factor = self.options.get("factor", RATE)
         self.grid = sides(collection, claim, self.factor)
         self.pairs: list[Pair] = []
@@ -117,13 +140,15 @@ class _Comparison:
                     for arm, side in enumerate(self.grid.arms)
                 ]
                 values = [self.metric.value(curve, **self.options) for curve in curves]
+                if self.claim.against is not None:
+                    values[1] = Value(self._reference(next(iter(curves[1].values()))))
                 self._add(seed, values, [list(curve.values()) for curve in curves])
         what = "learning rates" if self.factor == RATE else f"values of {self.factor}"
         self.places = [f"{len(values_of_factor)} {what}"] * 2
 
     def equal_rates(self) -> None:
         rates: dict[int, set[float]] = {}
-        values = {point: [self._values(side, point) for side in self.grid.arms] for point in self.grid.points}
+        values = {point: [self._values(arm, point) for arm in (0, 1)] for point in self.grid.points}
         for seed, point, runs in self._training():
             self._add(seed, [of_arm[seed] for of_arm in values[point]], [[run] for run in runs])
             rates.setdefault(seed, set()).add(point.rate)
@@ -131,11 +156,19 @@ class _Comparison:
             self.nothing = "there is no learning rate at which both arms train"
         self.places = self._over(rates)
 
+    def every_run(self) -> None:
+        for point in self.grid.points:
+            values = [self._values(arm, point) for arm in (0, 1)]
+            for seed in self.grid.seeds:
+                runs = [[side.runs[seed][point]] for side in self.grid.arms]
+                self._add(seed, [of_arm[seed] for of_arm in values], runs)
+        self.places = self._over({seed: {point.rate for point in self.grid.points} for seed in self.grid.seeds})
+
     def equal_losses(self) -> None:
         rates: dict[int, set[float]] = {}
         for seed, point, runs in self._training():
             for values in at_equal_losses(
-                [train_loss(run) for run in runs], [self.metric.course_of(run) for run in runs]
+                [train_loss(run) for run in runs], [self.metric.course_of(run, **self.options) for run in runs]
             ):
                 self._add(seed, [Value(value) for value in values], [[run] for run in runs])
                 rates.setdefault(seed, set()).add(point.rate)
@@ -156,7 +189,7 @@ class _Comparison:
                     where = f"at lr {rates[0][0]:g}, the grid's {ends[rates[0][0]]}"
                     self.cautions.append(f"{self.grid.arms[arm].label} is best {where}")
             values = {
-                (arm, point): self._values(self.grid.arms[arm], point)
+                (arm, point): self._values(arm, point)
                 for arm, best in enumerate(chosen)
                 for point in set(best.values())
             }
@@ -263,25 +296,35 @@ class _Comparison:
                 else:
                     self._lose(not runs[0].trains, not runs[1].trains)
 
-    def _values(self, side: Side, point: GridPoint) -> dict[int, Value]:
+    def _values(self, arm: int, point: GridPoint) -> dict[int, Value]:
         """Seed -> value. A metric of an arm is given the values of all its seeds at once."""
-        found = self._of_runs(side, point)
-        if self.metric.of == "arm":
-            found = self.metric.values(np.array([value.value for value in found]), **self.options)
-        runs = [side.runs[seed][point] for seed in self.grid.seeds]
-        if self.metric.better is None or self.metric.of == "arm":
+        runs = [self.grid.arms[arm].runs[seed][point] for seed in self.grid.seeds]
+        if arm and self.claim.against is not None:
+            return dict(zip(self.grid.seeds, (Value(self._reference(run)) for run in runs), strict=True))
+        found, metric = self._of_runs(arm, point), self.metrics[arm]
+        if metric.of == "arm":
+            found = metric.values(np.array([value.value for value in found]), **self.options)
+        if (metric.better is None or metric.of == "arm") and self.claim.at != "every_run":
             # There is no worst value, and that of a net that does not train may be better than all others.
-            failed = [run.diverged if self.metric.of == "arm" else not run.trains for run in runs]
+            failed = [run.diverged if metric.of == "arm" else not run.trains for run in runs]
             found = [Value(math.nan) if lost else value for lost, value in zip(failed, found, strict=True)]
         return dict(zip(self.grid.seeds, found, strict=True))
 
-    def _of_runs(self, side: Side, point: GridPoint) -> list[Value]:
+    def _reference(self, run: Run) -> float:
+        """What a claim without a control compares this run with."""
+        against = self.claim.against
+        assert against is not None
+        return reference(against, "against")(run.spec) if isinstance(against, str) else against
+
+    def _of_runs(self, arm: int, point: GridPoint) -> list[Value]:
         """The metric's value of each seed's run; of a spread over seeds, that of the metric whose spread it is."""
-        metric, options = self.metric, self.options
+        metric, options = self.metrics[arm], self.options if self.metrics[arm] is self.metric else {}
         if metric.of == "arm":
             metric = METRICS[options["of"]]
-            options = dict(metric.shown_with or {})
-        return [self.collection.value(side.runs[seed][point], metric.name, options) for seed in self.grid.seeds]
+            options = {}
+        options = options or dict(metric.shown_with or {})
+        runs = [self.grid.arms[arm].runs[seed][point] for seed in self.grid.seeds]
+        return [self.collection.value(run, metric.name, options) for run in runs]
 
     def _best(self, arm: int, points: Sequence[GridPoint], seed: int) -> GridPoint:
         """The best of these points for an arm by its seeds but this one: by the median of the metric, where it has a
@@ -289,6 +332,7 @@ class _Comparison:
         metric whose spread it is: at a rate that is too large all seeds fail alike."""
         if len(points) == 1:
             return points[0]
+        arm = 0 if self.one_arm else arm  # one arm has one best rate
         others = [index for index, other in enumerate(self.grid.seeds) if other != seed] or [0]
         return min(points, key=lambda point: [float(np.median(of[others])) for of in self._score(arm, point)])
 
@@ -299,7 +343,7 @@ class _Comparison:
             side = self.grid.arms[arm]
             metric = METRICS[self.options["of"]] if self.metric.of == "arm" else self.metric
             sign = {"lower": 1.0, "higher": -1.0, None: 0.0}[metric.better if metric.of == "run" else None]
-            values = [value.value for value in self._of_runs(side, point)] if sign else [0.0] * len(self.grid.seeds)
+            values = [value.value for value in self._of_runs(arm, point)] if sign else [0.0] * len(self.grid.seeds)
             runs = [side.runs[seed][point] for seed in self.grid.seeds]
             losses = [self.collection.value(run, "final_train_loss", {}).value for run in runs]
             signed, lost = sign * np.array(values), np.array(losses)

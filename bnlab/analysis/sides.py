@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import Claim, label, varying
+from bnlab.core.study import ARM, METRIC, Claim, label, varying
 from bnlab.record.runs import Run
 
 RATE = "optim.lr"
@@ -118,7 +118,8 @@ def _same(value: Any, wanted: Any) -> bool:
 
 def _is_in(run: Run, claim: Claim, index: int) -> bool:
     """Whether the run is in the treated arm (0) or the control arm (1)."""
-    wanted = [*claim.where.items(), *((key, pair[index]) for key, pair in claim.contrast.items() if key != "seed")]
+    arms = ((key, pair[index]) for key, pair in claim.contrast.items() if key not in ("seed", METRIC))
+    wanted = [*claim.where.items(), *arms]
     if "seed" in claim.contrast and run.spec.get("seed") not in _seeds(claim)[index]:
         return False
     return all(key in run.spec and _same(run.spec[key], value) for key, value in wanted)
@@ -134,8 +135,10 @@ def _matched(collection: Collection, claim: Claim, arms: Sequence[Sequence[Run]]
     """The keys in which runs differ, besides seed, factor and contrast. Options of a contrasted group belong to its
     choice (`norm.groups` to `norm`), unless the study has them as axes."""
     axes = set(collection.study.axes) if collection.study else set()
-    own = tuple(f"{key}." for key in claim.contrast if key in GROUPS)
-    differing = set(varying(run.spec for arm in arms for run in arm)) - {"seed", factor, RATE, *claim.contrast}
+    bundles = collection.study.settings_of_arms() if collection.study and ARM in claim.contrast else ()
+    contrasted = {*claim.contrast, *bundles}
+    own = tuple(f"{key}." for key in contrasted if key in GROUPS)
+    differing = set(varying(run.spec for arm in arms for run in arm)) - {"seed", factor, RATE, *contrasted}
     return [key for key in sorted(differing) if key in axes or not key.startswith(own)]
 
 
@@ -164,8 +167,13 @@ def _number(collection: Collection, run: Run, factor: str) -> float:
 
 def _label(claim: Claim, index: int) -> str:
     """`batch`; `data.batch_size=8` where a value alone says little; `seeds 0 to 5`."""
+    if claim.against is not None:
+        return (label(claim.where, full=True) or "all runs", f"{claim.against}")[index]
     words = []
     for key, pair in claim.contrast.items():
+        if key == METRIC:
+            words.append(str(pair[index]))
+            continue
         several = key == "seed" and isinstance(pair[index], list | tuple)
         words.append(f"seeds {_in_words(pair[index])}" if several else label({key: pair[index]}, full=True))
     return ", ".join(words)

@@ -153,15 +153,29 @@ def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
     return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
 
 
+def ps_same(low: Floats, high: Floats, within: float) -> tuple[Floats, Floats]:
+    """p of 'effect is beyond +- within', by two one-sided tests (Schuirmann 1987), and of 'effect is within', twice the
+    smaller of both sides'. [..., N] -> [...], [...]"""
+    above, below = ps(low, high, -within)  # effect <= -within, effect >= -within
+    beyond, short = ps(low, high, within)
+    return np.maximum(above, short), np.minimum(1.0, 2 * np.minimum(beyond, below))
+
+
 def _beyond(differences: Floats, smallest: float) -> Floats:
     """Less the smallest effect; rounded, since a ratio of two rates of a grid may be the smallest effect itself."""
     return np.round(differences - smallest, ROUNDED)
 
 
-def decide(p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float) -> Decision:
-    """From both raw p, the adjusted p of the smaller, and the interval."""
-    if p <= LEVEL and p_support < p_refute and round(interval[0] - smallest, ROUNDED) > 0:
+def decide(
+    p_support: float, p_refute: float, p: float, interval: tuple[float, float], smallest: float, *, same: bool = False
+) -> Decision:
+    """From both raw p, the adjusted p of the smaller, and the interval; of an effect that must be above `smallest`, or
+    with `same` between it and its negative."""
+    low, high = (round(end - smallest, ROUNDED) for end in interval)
+    above_other_end = round(interval[0] + smallest, ROUNDED) > 0, round(interval[1] + smallest, ROUNDED) < 0
+    holds, fails = (above_other_end[0] and high < 0, low > 0 or above_other_end[1]) if same else (low > 0, high < 0)
+    if p <= LEVEL and p_support < p_refute and holds:
         return "supported"
-    if p <= LEVEL and p_refute < p_support and round(interval[1] - smallest, ROUNDED) < 0:
+    if p <= LEVEL and p_refute < p_support and fails:
         return "refuted"
     return "inconclusive"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.analysis.claims import Decision, Verdict, check_claim, threshold, unknown_metric
+from bnlab.analysis.claims import Decision, Verdict, allowed, check_claim, threshold, unknown_metric
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import MetricError
 from bnlab.analysis.points import Paired, paired
@@ -22,9 +22,10 @@ from bnlab.analysis.statistics import (
     holm,
     interval,
     ps,
+    ps_same,
     seeds_to_decide,
 )
-from bnlab.core.study import Claim
+from bnlab.core.study import METRIC, Claim
 from bnlab.core.text import command, count
 
 
@@ -79,7 +80,8 @@ def _weigh(collection: Collection, claim: Claim) -> Verdict | _Weighed:
             raise NotTestedError(f"{claim.metric} is beyond the range of these runs in both arms, at every seed")
     except (NotTestedError, MetricError) as error:
         return Verdict(claim=claim, decision="not tested", why=str(error), cautions=cautions)
-    p_support, p_refute = ps(found.low, found.high, threshold(claim))
+    test = ps_same if claim.expect == "same" else ps
+    p_support, p_refute = test(found.low, found.high, threshold(claim))
     low, high = interval(found.values)
     return _Weighed(
         claim=claim,
@@ -126,14 +128,15 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
         cautions = (*cautions, "the effect is the same at every seed, so its interval is a point, as happens on a grid")
     decision: Decision = "direction only"
     if one.p is not None:
-        decision = decide(one.p_support, one.p_refute, one.p, one.interval, threshold(claim))
+        same = claim.expect == "same"
+        decision = decide(one.p_support, one.p_refute, one.p, one.interval, threshold(claim), same=same)
         most = claims_decidable(one.n)
         if decision == "inconclusive" and tested > most:
             cautions = (*cautions, f"with {one.n} seeds a report can decide at most {most} claims, not {tested}")
         if decision == "inconclusive":
             cautions = (*cautions, _to_decide(one, tested))
     unit = "x" if claim.compare == "ratio" else ""
-    arms = f"{claim.metric} {claim.expect} with {found.treated.label} than with {found.control.label}"
+    arms = _compared(claim, found)
     numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
     return Verdict(
         claim=claim,
@@ -150,12 +153,27 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
     )
 
 
+def _compared(claim: Claim, found: Paired) -> str:
+    """What is claimed of the two arms, in words."""
+    treated, control = found.treated.label, found.control.label
+    relation = "the same as" if claim.expect == "same" else f"{claim.expect} than"
+    if METRIC in claim.contrast:
+        return f"{treated} {relation} {control}"
+    if claim.against is not None:
+        return f"{claim.metric} of {treated} {relation} {control}"
+    word = "as" if claim.expect == "same" else "than"
+    return f"{claim.metric} {claim.expect} with {treated} {word} with {control}"
+
+
 def _to_decide(one: _Weighed, tested: int) -> str:
     """About how many seeds would decide an inconclusive claim, and the command for them."""
     least, found = threshold(one.claim), one.paired
+    differences = found.values
+    if one.claim.expect == "same":
+        differences = differences * math.copysign(1, one.mean)
     if not np.isfinite(found.low if one.mean > least else found.high).all():
         return "more seeds do not decide it: some runs fail, or end beyond their range"
-    seeds = seeds_to_decide(found.values, least, tested)
+    seeds = seeds_to_decide(differences, least, tested)
     if seeds is None:
         return f"more than {MOST_SEEDS} seeds would be needed to decide it"
     text = f"about {seeds} seeds would decide it, if they vary as these do"
@@ -169,6 +187,9 @@ def _to_decide(one: _Weighed, tested: int) -> str:
 def _result(one: _Weighed, decision: Decision) -> str:
     """What follows the numbers in the sentence of a verdict."""
     least, seeds = threshold(one.claim), count(one.n, "seed")
+    if one.claim.expect == "same" and decision in ("supported", "refuted", "inconclusive"):
+        words = {"supported": "within", "refuted": "beyond", "inconclusive": "not clearly within or beyond"}[decision]
+        return f", {words} {allowed(one.claim)}; {seeds}, p {one.p:.2g}"
     required = f"the required {one.claim.smallest_effect:.3g}{'x' if one.claim.compare == 'ratio' else ''}"
     match decision:
         case "direction only":
@@ -177,7 +198,7 @@ def _result(one: _Weighed, decision: Decision) -> str:
         case "supported":
             result = f"above {required}"
         case "refuted":
-            result = "in the other direction" if one.mean < 0 else f"less than {required}"
+            result = "in the other direction" if one.mean < min(0, least) else f"less than {required}"
         case _ if one.interval[0] > least or one.interval[1] < least:
             side = "above" if one.mean > least else "below"
             result = f"{side} {required} by the interval but not by the test"

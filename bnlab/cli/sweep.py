@@ -58,7 +58,7 @@ def sweep(
     from bnlab.analysis.load import STUDY_FILE
     from bnlab.record.runs import other_than
     from bnlab.sweep.executors import executor
-    from bnlab.sweep.run import Sweep, digests, write_study
+    from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
 
     if config is None:
         raise cli.no_config(config_dir, "studies", "experiments")
@@ -78,7 +78,7 @@ def sweep(
     flags = {"fail_fast": fail_fast, "json": as_json, "plain": plain, "expect_verdicts": expect_verdicts}
     again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
-    if grid.left or not (root / STUDY_FILE).is_file():
+    if grid.left or claims_differ(root / STUDY_FILE, study):
         write_study(root, study, again)
     lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)
     if grid.left:

@@ -17,7 +17,7 @@ from bnlab.config.overrides import Overrides, texts, value_of
 from bnlab.config.places import available, config_dirs
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, NOT_HASHED
-from bnlab.core.study import Cell, Study, Value
+from bnlab.core.study import ARM, Cell, Study, Value
 from bnlab.core.text import leaves, typed
 
 SLOWEST = "seed"
@@ -36,18 +36,20 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     with hydra_over(config_dirs(user_dir)) as reader:
         study = _typed_over(find(name, reader.dirs), overrides, reader)
         composer = Composer(study.base, reader)
-        fixed = [f"{key}={typed(value)}" for key, value in study.overrides.items()]
-        offer_plugins(study.base, [*fixed, *(f"{key}={text}" for key, text in study.axes.items())], reader)
-        axes = {key: _axis(key, text, reader) for key, text in study.axes.items()}
+        fixed = _as_typed(study.overrides)
+        bundles = {name: _as_typed(bundle) for name, bundle in study.arms.items()}
+        in_all = [*fixed, *itertools.chain(*bundles.values())]
+        offer_plugins(study.base, [*in_all, *(f"{key}={text}" for key, text in study.axes.items())], reader)
+        axes = {key: _axis(key, text, reader, bundles) for key, text in study.axes.items()}
         # The study's settings of its own probes do not hold for others that the user chooses.
         typed_keys = {reader.read(text).key_or_group for text in overrides}
         droppable = {key for key in study.overrides if key.partition(".")[0] in typed_keys} - typed_keys
         cells: dict[str, Cell] = {}
         for chosen in _product(axes):
-            given = [f"{key}={text}" for key, text in chosen.items()]
-            settings = composer.applicable([*fixed, *given], droppable)
+            given = {key: bundles[text] if key == ARM else [f"{key}={text}"] for key, text in chosen.items()}
+            settings = composer.applicable([*fixed, *itertools.chain(*given.values())], droppable)
             spec = dataclasses.replace(composer.spec(settings), name=study.name)
-            values = {key: _value(key, reader, text) for key, text in zip(chosen, given, strict=True)}
+            values = {key: chosen[ARM] if key == ARM else _value(key, reader, *given[key]) for key in chosen}
             cell = Cell(spec=spec, config=study.base, overrides=tuple(settings), values=values)
             cells.setdefault(spec.id, cell)
     resolved = {key: ",".join(values) for key, values in axes.items()}
@@ -76,24 +78,45 @@ def _read(file: Path) -> Study:
         )  # refuses a doubled key; 1e-1 is a number, a date a text
         if not isinstance(tree, Mapping):
             raise UsageError("study", "must have keys, `base` among them")
-        tree = {"name": file.stem, **tree}
-        for part in ("overrides", "axes"):
-            if not isinstance(tree.get(part) or {}, Mapping):
-                raise UsageError(part, "must have keys and values", tree[part])
-            tree[part] = dict(leaves(tree.get(part) or {}))
-        tree["axes"] = {key: _axis_text(value) for key, value in tree["axes"].items()}
+        tree = {"name": file.stem, **_grid(tree, "")}
+        for part in ("scales", "arms"):
+            each = _mapping(tree.get(part), part).items()
+            tree[part] = {name: _mapping(settings, f"{part}.{name}") for name, settings in each}
+        tree["scales"] = {name: _grid(scale, f"scales.{name}.") for name, scale in tree["scales"].items()}
+        tree["arms"] = {name: dict(leaves(bundle)) for name, bundle in tree["arms"].items()}
+        if tree["arms"]:
+            tree["axes"] = {ARM: ",".join(tree["arms"]), **tree["axes"]}
         return Study.from_tree({**tree, "claims": tree.get("claims") or []})
     except (UsageError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
         raise UsageError(str(file), " ".join(str(error).split()).rstrip(".")) from None
 
 
+def _mapping(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value or {}, Mapping):
+        raise UsageError(place, "must have keys and values", value)
+    return value or {}
+
+
+def _grid(tree: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Overrides and axes of a study or a scale, and its base if it has one."""
+    parts = {part: dict(leaves(_mapping(tree.get(part), f"{place}{part}"))) for part in ("overrides", "axes")}
+    parts["axes"] = {key: _axis_text(value) for key, value in parts["axes"].items()}
+    return dict(tree) | parts
+
+
 def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> Study:
-    """The study with what was typed. `name=...` gives the study, and so its folder, another name."""
+    """The study with what was typed. `name=...` gives the study, and so its folder, another name; `scale=...` another
+    size."""
+    read = [(text, reader.read(text)) for text in overrides]
+    for _, override in read:
+        if override.key_or_group == "scale":
+            study = _scaled(study, str(override.value()))
     name, values, axes = study.name, dict(study.overrides), dict(study.axes)
     given: set[str] = set()
-    for text in overrides:
-        override = reader.read(text)
+    for text, override in read:
         key = override.key_or_group
+        if key == "scale":
+            continue
         if key in given:
             raise UsageError(key, "given twice", text, "Give it once.")
         given.add(key)
@@ -102,6 +125,8 @@ def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> St
             axes[key] = override.get_value_string()
         elif key == "name":
             name = value_of(override)
+        elif key == ARM:
+            axes[key] = override.get_value_string()
         else:
             axes.pop(key, None)
             value = override.value()
@@ -109,8 +134,27 @@ def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> St
     return Study.from_tree({**study.tree(), "name": name, "overrides": values, "axes": axes})
 
 
-def _axis(key: str, text: str, reader: Overrides) -> list[str]:
+def _scaled(study: Study, scale: str) -> Study:
+    if scale not in study.scales:
+        known = ", ".join(study.scales) or "none"
+        raise UsageError("scale", f"study {study.name} has no such scale", scale, f"It has: {known}.")
+    of = study.scales[scale]
+    tree = {"name": f"{study.name}-{scale}", "base": of.base or study.base, "scales": {}}
+    tree |= {"overrides": {**study.overrides, **of.overrides}, "axes": {**study.axes, **of.axes}}
+    return Study.from_tree({**study.tree(), **tree})
+
+
+def _as_typed(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={typed(value)}" for key, value in settings.items()]
+
+
+def _axis(key: str, text: str, reader: Overrides, bundles: Mapping[str, Sequence[str]]) -> list[str]:
     """The values of an axis, each as typed."""
+    if key == ARM:
+        for name in text.split(","):
+            if name not in bundles:
+                raise UsageError(ARM, "the study has no such arm", name, nearest(name, list(bundles)))
+        return text.split(",")
     if key.partition(".")[0] in NOT_HASHED:
         raise UsageError(key, "cannot be an axis: with another value it is the same run", text, "Give it one value.")
     override = reader.read(f"{key}={text}")

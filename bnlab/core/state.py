@@ -264,22 +264,39 @@ def staircase(before: State, after: State, groups: Sequence[Sequence[str]]) -> I
         params |= {name: after.params[name] for name in names}
 
 
-def objective(loss: str, reduction: str) -> Objective:
-    """The loss of that name: `cross_entropy` in nats, or `mse`; over the samples (and, for mse, outputs) `mean` or
-    `sum`.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`cross_entropy` in nats, or `mse`; over the samples (and, for mse, outputs) `mean` or `sum`. Class targets [B]
+    become one-hot rows for mse."""
 
-    Class targets [B] become one-hot rows for mse.
-    """
+    name: str
+    reduction: str
 
-    def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction=reduction)
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.name == "cross_entropy":
+            return F.cross_entropy(outputs, targets, reduction=self.reduction)
+        return self._reduced(outputs, targets, self.reduction)
 
-    def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    def of_each(self, outputs: Tensor, targets: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The losses of K nets, and the gradient [K, B, O] of each at its outputs, for outputs [K, B, O] and K targets;
+        with the bits of single calls, in fewer of them."""
+        leaf = outputs.detach().flatten(0, 1).requires_grad_()
+        together = torch.cat(list(targets))
+        with torch.enable_grad():
+            seen = leaf if self.name == "mse" else F.log_softmax(leaf, dim=1)
+            each = self._reduced(seen, together, "none")  # [K B] or [K B, O]
+        share = len(targets) / each.numel() if self.reduction == "mean" else 1.0
+        (gradients,) = torch.autograd.grad(each, leaf, torch.full_like(each, share))
+        parts = zip(seen.detach().view_as(outputs), targets, strict=True)
+        return [self._reduced(one, y, self.reduction) for one, y in parts], gradients.view_as(outputs)
+
+    def _reduced(self, seen: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """From log probabilities for cross entropy, from outputs for mse."""
+        if self.name == "cross_entropy":
+            return F.nll_loss(seen, targets, reduction=reduction)
         if targets.dtype == torch.int64:
-            targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-        return F.mse_loss(outputs, targets, reduction=reduction)
-
-    return {"cross_entropy": cross_entropy, "mse": mse}[loss]
+            targets = F.one_hot(targets, seen.shape[1]).to(seen.dtype)
+        return F.mse_loss(seen, targets, reduction=reduction)
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:

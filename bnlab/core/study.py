@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Gt, Lt, MinLen
 
 from bnlab.core.errors import UsageError, refuse_path
 from bnlab.core.spec import GROUPS, RunSpec, canonical, refuse_unknown
@@ -24,13 +24,14 @@ from bnlab.core.typed import check_tree
 Value = bool | int | float | str | None | list[Any]
 """A value of an axis; a list is one value."""
 
-Point = Literal["curve", "matched_lr", "best_lr", "matched_loss"]
+Point = Literal["curve", "matched_lr", "best_lr", "matched_loss", "every_run"]
 """Where two arms are compared, seed by seed:
 
 - `curve`: the metric is one of the arm's whole curve over the learning rates, such as its largest stable one
 - `matched_lr`: at equal learning rates, the mean over all at which both arms train
 - `best_lr`: each arm at the learning rate that is best for it by this metric, the same for all its seeds
 - `matched_loss`: at equal learning rates and equal training losses, the mean over the losses that both arms pass
+- `every_run`: at equal learning rates, the mean over all, whether the nets train or not
 """
 
 
@@ -38,27 +39,61 @@ Point = Literal["curve", "matched_lr", "best_lr", "matched_loss"]
 class Claim:
     """A sentence that runs can support or refute.
 
-    `contrast` names one axis and its two values, the treated arm before the control. `where` narrows both arms to runs
-    with these values. `options` go to the metric. The effect is the treated arm over the control (`ratio`) or minus it
-    (`difference`), turned round for `expect: smaller`, so that above 1 or 0 it speaks for the claim.
+    `contrast` names one axis and its two values, the treated arm before the control; of the axis `metric`, two metrics
+    of the same runs. In its place `against` is a number, or `theory.NAME` for what bnlab.core.theory computes from a
+    run's spec: then there is one arm. `beyond` is a second contrast, whose effect is taken off that of the first.
+    `where` narrows to runs with these values. `options` go to the metric.
+
+    The effect is the treated arm over the control (`ratio`) or minus it (`difference`), turned round for `expect:
+    smaller`, so that above 1 or 0 it speaks for the claim. It must be above `smallest_effect`, which below 1 or 0 says
+    how much worse the treated arm may be; for `expect: same` it must be nearer to 1 or 0 than `within`. `notes` says on
+    which sentence of which note the claim bears, and whether its support agrees with it: `"002:9": agrees`.
     """
 
     name: Annotated[str, MinLen(1)]
     text: Annotated[str, MinLen(1)]
     source: Annotated[str, MinLen(1)]
     metric: str
-    contrast: Annotated[Mapping[str, tuple[Any, Any]], MinLen(1)]
+    contrast: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    against: float | str | None = None
+    beyond: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     at: Point
-    expect: Literal["larger", "smaller"]
+    expect: Literal["larger", "smaller", "same"]
     compare: Literal["ratio", "difference"]
-    smallest_effect: Annotated[float, Ge(0), Lt(math.inf)]
+    smallest_effect: Annotated[float, Lt(math.inf)] | None = None
+    within: Annotated[float, Gt(0), Lt(math.inf)] | None = None
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, Literal["agrees", "opposes"]] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """First 10 hex digits of the sha256 of the claim; an edited claim has another one."""
-        return hashlib.sha256(canonical(dataclasses.asdict(self)).encode()).hexdigest()[:10]
+        """First 10 hex digits of the sha256 of what it claims; an edited claim has another one."""
+        tree = dataclasses.asdict(self)
+        for key in _NOT_ALWAYS_HASHED:
+            if tree[key] in (None, {}) or key == "notes":
+                del tree[key]
+        return hashlib.sha256(canonical(tree).encode()).hexdigest()[:10]
+
+
+_NOT_ALWAYS_HASHED = ("against", "beyond", "within", "contrast", "notes")
+"""Keys that are no part of a claim's digest where they are empty, so that those of runs of bnlab 0.2 hold."""
+
+ARM = "arm"
+"""The axis of a study's named `arms`; in a collection, the key of a run's spec that has the arm's name."""
+
+
+METRIC = "metric"
+"""The axis of a contrast of two metrics of the same runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Another size of a study, `scale=NAME`: what takes the place of its own base, overrides and axes."""
+
+    base: str = ""
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +101,18 @@ class Study:
     """A grid over a base experiment, and the claims that it tests.
 
     `overrides` hold for every cell. `axes` are written in the grammar of the command line: `norm: none,batch`,
-    `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`.
+    `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`. `arms` are an axis of named settings: `dropout: {norm: none,
+    model.dropout: 0.3}`. `title` is the question that it asks, `minutes` about how long it takes on two cores.
+    `figures` are drawn before those of every report.
     """
 
     name: str
     base: Annotated[str, MinLen(1)]
+    title: str = ""
+    minutes: Annotated[float, Gt(0)] | None = None
+    arms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
+    figures: tuple[Mapping[str, Any], ...] = ()
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
@@ -92,20 +134,39 @@ class Study:
             refuse_unknown(Claim, claim, f"claims.{index}.")
             check_tree(Claim, claim, f"claims.{index}.")
         claims = [
-            {key: _as_read(item) if key in ("contrast", "where") else item for key, item in claim.items()}
+            {key: _as_read(item) if key in ("contrast", "beyond", "where") else item for key, item in claim.items()}
             for claim in claims
         ]
         names = [claim["name"] for claim in claims]
         for name in names:
             if names.count(name) > 1:
                 raise UsageError("claims", "two of one name", name, "Rename one of them.")
+        for name, scale in (tree.get("scales") or {}).items():
+            refuse_unknown(Scale, scale, f"scales.{name}.")
         study: Study = check_tree(cls, {**tree, "claims": claims})
         refuse_path("name", *study.name.split("/"))
         return study
 
     def tree(self) -> dict[str, Any]:
         """As YAML has it: `from_tree(study.tree()) == study`."""
-        return dataclasses.asdict(self)
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in _NOT_WRITTEN}
+
+    def settings_of_arms(self) -> set[str]:
+        """The keys in which arms differ."""
+        return {key for bundle in self.arms.values() for key in bundle}
+
+    def arm_of(self, spec: Mapping[str, Any]) -> str | None:
+        """The name of the arm that a flat spec is in: of those whose settings it has, the one with most."""
+        fits = [
+            name
+            for name, bundle in self.arms.items()
+            if all(key in spec and canonical(spec[key]) == canonical(value) for key, value in bundle.items())
+        ]
+        return max(fits, key=lambda name: len(self.arms[name]), default=None)
+
+
+_NOT_WRITTEN = ("title", "minutes", "arms", "scales", "figures")
+"""Keys that a study's file has only where they say something."""
 
 
 def _as_read(value: Any) -> Any:
@@ -170,7 +231,7 @@ def label(values: Mapping[str, Any], *, full: bool = False) -> str:
     'none, optim.lr=0.1'
     """
     words = [
-        typed(value) if key in GROUPS else f"{key if full else key.rpartition('.')[2]}={typed(value)}"
+        typed(value) if key in GROUPS or key == ARM else f"{key if full else key.rpartition('.')[2]}={typed(value)}"
         for key, value in values.items()
     ]
     return (", " if full else " ").join(words)

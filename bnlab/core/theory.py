@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def gradient_growth(batch: int, activation: str) -> float:
@@ -28,3 +30,9 @@ def gradient_growth(batch: int, activation: str) -> float:
     j = (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi
     j_prime = (math.pi - math.acos(c)) / math.pi
     return (j_prime + batch - 1) / ((batch - 3) * (1 - j)) - 1 / (batch - 3)
+
+
+OF_SPEC: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "gradient_growth": lambda spec: gradient_growth(spec["data.batch_size"], spec["model.activation"]),
+}
+"""The closed forms that a claim may compare with, as `theory.NAME`, from a run's flat spec."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bnlab.core.seeds import stream
 from bnlab.core.spec import EvalBN
-from bnlab.core.state import PreservedBuffers, correct, in_mode, objective
+from bnlab.core.state import Loss, PreservedBuffers, correct, in_mode
 from bnlab.data.base import Dataset, Split
 from bnlab.net.build import Net
 from bnlab.net.wrap import NormTap
@@ -129,7 +129,7 @@ def evaluate(inference: Inference, split: Split, loss: str, reduction: str) -> d
     """`loss` with its reduction over all N examples and, for classes, `accuracy`: scalars on the device. The net stays
     as it is."""
     total, hits = torch.zeros((), device=split.device), torch.zeros((), dtype=torch.int64, device=split.device)
-    summed = objective(loss, "sum")
+    summed = Loss(loss, "sum")
     classes = split.y.dtype == torch.int64
     outputs = 1
     with inference.outputs(split) as batches:
@@ -148,5 +148,5 @@ def at_chance(metrics: dict[str, float], dataset: Dataset, loss: str, reduction:
     y = dataset.train.y
     if dataset.classes is not None:
         return metrics["train_accuracy"] <= 1.05 * torch.bincount(y).max().item() / len(y)
-    constant = objective(loss, reduction)(y.mean(dim=0).expand_as(y), y).item()
+    constant = Loss(loss, reduction)(y.mean(dim=0).expand_as(y), y).item()
     return not metrics["train_loss"] < 0.95 * constant  # NaN counts as no better

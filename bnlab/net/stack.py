@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.core.state import Objective
+from bnlab.core.state import Loss, Objective
 from bnlab.net._stacked_norms import Forward, InTurn, Normalizer, Step, Tensors, normalizer, rows
 from bnlab.net.build import Net
 
@@ -131,6 +131,8 @@ class Stack:
 
 def losses_of(outputs: Tensor, targets: Sequence[Tensor], objective: Objective) -> tuple[list[Tensor], Tensor]:
     """The losses of K nets, scalars without a graph, and their gradients at the outputs [K, B, O]."""
+    if isinstance(objective, Loss):
+        return objective.of_each(outputs, targets)
     leaves = [out.requires_grad_() for out in outputs.detach().unbind()]
     with torch.enable_grad():
         losses = [objective(out, y) for out, y in zip(leaves, targets, strict=True)]

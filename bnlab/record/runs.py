@@ -151,6 +151,13 @@ class Run:
             self._series.update({each: found.get(each, NOTHING) for each in wanted})
         return self._series[name]
 
+    def spaced(self, name: str) -> Series:
+        """The same, at the equally spaced steps alone: the first steps are measured more densely, and a median over all
+        would count them more than the rest."""
+        raw, points = self.series(name), self.spec.get("probes.points")
+        kept = raw.steps % math.ceil(self.steps / points) == 0 if isinstance(points, int) else raw.steps >= 0
+        return Series(raw.steps[kept], raw.values[kept])
+
     def measured(self, prefix: str = "") -> list[str]:
         """The names in the first record of its journal that begin with `prefix`, in the record's order."""
         return [name for name in first_record(self.folder.journal_file) if name.startswith(prefix)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bnlab.analysis.claims import SIGNS, Decision, Verdict
+from bnlab.analysis.claims import SIGNS, Decision, Verdict, allowed
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.study import Study
@@ -244,7 +244,8 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
     facts = [count(verdict.n, "seed") if verdict.n else "", f"p = {verdict.p:.2g}" if verdict.p is not None else ""]
-    asked = f"required: {'above' if claim.smallest_effect else 'more than'} {shown(claim.smallest_effect)}{unit}"
+    least = claim.smallest_effect
+    bound = f"{'above' if least else 'more than'} {shown(least)}{unit}" if least is not None else allowed(claim)
     study = collection.study
     typed = collection.study_provenance.get("line")
     again = [str(typed or f"bnlab sweep --config {study.name}")] if study else []
@@ -257,7 +258,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
         "source": claim.source,
         "effect": f"{shown(verdict.effect)}{unit}" if verdict.effect is not None else "",
         "interval": f"{shown(verdict.interval[0])} to {shown(verdict.interval[1])}{unit}" if verdict.interval else "",
-        "facts": " · ".join(fact for fact in (*facts, asked) if fact),
+        "facts": " · ".join(fact for fact in (*facts, f"required: {bound}") if fact),
         "why": verdict.why,
         "cautions": verdict.cautions,
         "arms": tuple((f"{arm.label} ({arm.point})", ", ".join(shown(x) for x in arm.values)) for arm in both),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics.losses import chance_loss
 from bnlab.analysis.metrics.rates import largest_of
 from bnlab.analysis.statistics import t_half_width
 from bnlab.core.study import evenly
@@ -229,8 +230,6 @@ def ratio(treated: Mapping[int, float], control: Mapping[int, float]) -> Ratio |
     return Ratio(value=value, clear=clear, n=len(ratios))
 
 
-OLD_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
-"""Of data sets, for runs of bnlab 0.1, whose provenance has no number of classes."""
 MOST_ARMS, MOST_VIEWS = 8, 3
 
 
@@ -283,7 +282,7 @@ def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str)
     return View(
         groups=groups,
         setting=setting,
-        chance_loss=_chance(runs[0]),
+        chance_loss=chance_loss(runs[0]),
         reduced=f"Not drawn: {', '.join(arms.names[arm] for arm in others)}." if others else "",
         pair=_pair(collection, arms.axis, {dict(arm).get(arms.axis): g for arm, g in zip(shown, groups, strict=True)}),
         target=_target(collection),
@@ -321,15 +320,6 @@ def _seen(collection: Collection, runs: Sequence[Run]) -> tuple[Run, ...]:
         if at not in best or run.folder.journal_bytes > best[at].folder.journal_bytes:
             best[at] = run
     return tuple(run for _, run in sorted(best.items()))
-
-
-def _chance(run: Run) -> float | None:
-    """The loss of equal probabilities for every class."""
-    spec = run.spec
-    classes = run.provenance.get("classes", spec.get("data.classes", OLD_CLASSES.get(str(spec.get("data")))))
-    if (spec.get("loss"), spec.get("reduction")) != ("cross_entropy", "mean") or not isinstance(classes, int):
-        return None
-    return math.log(classes) if classes > 1 else None
 
 
 def together(runs: Iterable[Run], metric: str, average: Callable[[Floats], Floats]) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.seeds import stream
 from bnlab.core.spec import NormSpec, RunSpec, canonical
-from bnlab.core.state import Objective, PreservedBuffers, State, gradient_at, objective, untouched_random_state
+from bnlab.core.state import Loss, Objective, PreservedBuffers, State, gradient_at, untouched_random_state
 from bnlab.core.typed import check_options
 from bnlab.data._accepted import accepted
 from bnlab.data.base import Batches, Dataset, Split, augmentation, prepared, probe_batch
@@ -103,7 +103,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
     for name, probe in probes.items():
         _refuse_batches(name, probe, net, dataset, batches.size, spec)
     probe_size = max([probe.batch for probe in probes.values() if isinstance(probe, HasBatch)], default=2)
-    loss = objective(spec.loss, spec.reduction)
+    loss = Loss(spec.loss, spec.reduction)
     steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * batches.per_epoch))
     schedule = Schedule(steps=steps, points=spec.probes.points, eval_points=spec.probes.eval_points)
     seen = probe_batch(dataset.train, probe_size, spec.seed)

@@ -6,6 +6,7 @@ use its result when it has ended, or take it over when its process has died. Onl
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -22,9 +23,9 @@ from bnlab.board.tags import FULL_RUNS
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ
 from bnlab.core.spec import RunSpec, canonical
-from bnlab.core.study import Cell, Study, varying
+from bnlab.core.study import ARM, Cell, Study, varying
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
-from bnlab.record.runs import State, Status, current_state
+from bnlab.record.runs import State, Status, current_state, flat
 from bnlab.sweep.executors import Executor, Outcome
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 
@@ -88,7 +89,7 @@ class Sweep:
             UsageError: a status cannot be read.
         """
         self.fresh = fresh
-        self.provenance = {**(provenance or {}), "axes": varying(cell.values for cell in cells)}
+        self.provenance = {**(provenance or {}), "axes": _axes(cells)}
         self.standings: dict[str, Standing] = {}
         self._has_failed, self._start_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()
@@ -278,6 +279,16 @@ class Sweep:
         self._on_change(self.standings[key])
 
 
+def _axes(cells: Sequence[Cell]) -> list[str]:
+    """The keys in which cells differ; of named arms, the settings that they stand for."""
+    axes = varying(cell.values for cell in cells)
+    if ARM not in axes:
+        return axes
+    return list(
+        dict.fromkeys([*(key for key in axes if key != ARM), *varying(flat(cell.spec.tree()) for cell in cells)])
+    )
+
+
 def seconds(status: Status) -> float | None:
     """How many seconds the run took, if it has ended."""
     timing = status.get("timing")
@@ -299,6 +310,20 @@ def write_study(root: Path, study: Study, line: str) -> None:
         write_atomically(root / "study.yaml", text.encode())
     except OSError as error:
         raise UsageError("--runs", (error.strerror or str(error)).lower(), str(root)) from None
+
+
+def claims_differ(file: Path, study: Study) -> bool:
+    """Whether `study.yaml` is not there, or has other claims, figures or titles than the study has now; of one that
+    cannot be read, the report will say so."""
+    if not file.is_file():
+        return True
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree.pop("provenance", None)
+        before = Study.from_tree(tree)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+        return False
+    return dataclasses.replace(before, axes={}, overrides={}) != dataclasses.replace(study, axes={}, overrides={})
 
 
 def _earlier_seeds(file: Path, study: Study) -> list[str]:

@@ -325,7 +325,10 @@ def _numbers(verdict: Verdict) -> str:
     effect = f"{verdict.claim.compare} {number(verdict.effect)}"
     if verdict.interval is not None:
         effect += f" [{number(verdict.interval[0])}, {number(verdict.interval[1])}]"
-    effect += f" (matters from {number(verdict.claim.smallest_effect)})"
+    from bnlab.analysis.claims import allowed  # which imports numpy
+
+    least = verdict.claim.smallest_effect
+    effect += f" (no effect within {allowed(verdict.claim)})" if least is None else f" (matters from {number(least)})"
     p = [] if verdict.p is None else [f"p {number(verdict.p, 2)}"]
     return ", ".join([effect, f"n {verdict.n}", *p])
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from bnlab.core.registry import MODELS, NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.core.state import State, gradient_at, line, loss_at, objective, staircase
+from bnlab.core.state import Loss, State, gradient_at, line, loss_at, staircase
 from bnlab.net.build import Net
 from bnlab.net.stack import Stack, stacked
 from bnlab.net.wrap import Tap, Wrapped
 from bnlab.probes.lipschitz import terms
 from bnlab.verify.checks import Identity, largest, relative, scalars
 
-LOSS = objective("cross_entropy", "mean")
+LOSS = Loss("cross_entropy", "mean")
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 

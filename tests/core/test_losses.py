@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab.core.state import correct, objective
+from bnlab.core.state import Loss, correct
 
 OUTPUTS = np.random.default_rng(0).normal(size=(7, 4)) * 3
 CLASSES = np.array([0, 3, 1, 1, 2, 0, 3])
@@ -29,9 +29,9 @@ def _squares(targets: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_cross_entropy_is_in_nats(reduction: str) -> None:
     expected = sum(_cross_entropies()) / (7 if reduction == "mean" else 1)
-    found = objective("cross_entropy", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES))
+    found = Loss("cross_entropy", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES))
     assert found.item() == pytest.approx(expected, rel=1e-13)
-    uniform = objective("cross_entropy", reduction)(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64))
+    uniform = Loss("cross_entropy", reduction)(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64))
     assert uniform.item() == pytest.approx(math.log(4) * (1 if reduction == "mean" else 5), rel=1e-6)
 
 
@@ -40,7 +40,7 @@ def test_mse_is_over_samples_and_outputs(reduction: str) -> None:
     targets = np.random.default_rng(1).normal(size=(7, 4))
     squares = _squares(targets)
     expected = sum(squares) / (len(squares) if reduction == "mean" else 1)
-    found = objective("mse", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(targets))
+    found = Loss("mse", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(targets))
     assert found.item() == pytest.approx(expected, rel=1e-13)
 
 
@@ -48,7 +48,7 @@ def test_mse_is_over_samples_and_outputs(reduction: str) -> None:
 def test_mse_takes_classes_as_one_hot_rows(reduction: str) -> None:
     squares = _squares(np.eye(4)[CLASSES])
     expected = sum(squares) / (len(squares) if reduction == "mean" else 1)
-    found = objective("mse", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES))
+    found = Loss("mse", reduction)(torch.from_numpy(OUTPUTS), torch.from_numpy(CLASSES))
     assert found.item() == pytest.approx(expected, rel=1e-13)
 
 
@@ -67,3 +67,24 @@ def test_a_row_with_nan_is_wrong_for_every_class(row: list[float]) -> None:
     assert correct(torch.tensor([row] * 3), torch.arange(3)).item() == 0
     rows = torch.cat([torch.tensor([row]), torch.eye(3)])
     assert correct(rows, torch.tensor([0, 0, 1, 0])).item() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("name", "classes"), [("cross_entropy", True), ("mse", True), ("mse", False)])
+def test_several_losses_and_their_gradients_have_the_bits_of_each(
+    name: str, classes: bool, reduction: str, dtype: torch.dtype
+) -> None:
+    loss = Loss(name, reduction)
+    for batch in (1, 7, 60, 64):
+        torch.manual_seed(batch)
+        outputs = torch.randn(5, batch, 10, dtype=dtype)
+        targets = list(torch.randint(10, (5, batch)) if classes else torch.randn(5, batch, 10, dtype=dtype))
+        alone = []
+        for out, y in zip(outputs, targets, strict=True):
+            leaf = out.clone().requires_grad_()
+            found = loss(leaf, y)
+            alone.append((found.detach(), *torch.autograd.grad(found, leaf)))
+        losses, gradients = loss.of_each(outputs, targets)
+        assert torch.equal(torch.stack(losses), torch.stack([found for found, _ in alone]))
+        assert torch.equal(gradients, torch.stack([gradient for _, gradient in alone]))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bnlab.core.state import (
+    Loss,
     Mode,
     State,
     gradient_at,
@@ -18,13 +19,12 @@ from bnlab.core.state import (
     in_mode,
     line,
     loss_at,
-    objective,
     outputs_at,
     outputs_now,
     staircase,
 )
 
-LOSS = objective("cross_entropy", "mean")
+LOSS = Loss("cross_entropy", "mean")
 
 
 def _net() -> nn.Sequential:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.spec import RunSpec
-from bnlab.core.state import objective
+from bnlab.core.state import Loss
 from bnlab.optim.base import learning_rate
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
@@ -57,7 +57,7 @@ def test_a_run_is_the_bare_hand_written_loop(norm: str, model: str, spec_of: Spe
     module.eval()
     for split, data in (("train", bare.dataset.train), ("test", bare.dataset.test)):
         out = module(data.x).detach()
-        loss = objective(spec.loss, spec.reduction)(out.double(), data.y.double() if model == "deep_linear" else data.y)
+        loss = Loss(spec.loss, spec.reduction)(out.double(), data.y.double() if model == "deep_linear" else data.y)
         assert ended.status["metrics"][f"{split}_loss"] == pytest.approx(loss.item(), rel=1e-5)
         if model != "deep_linear":
             accuracy = (out.argmax(dim=1) == data.y).double().mean().item()
@@ -153,7 +153,7 @@ def test_an_error_inside_a_run_is_recorded_and_the_run_can_be_taken_up_again(
         calls += 1
         if calls == 8:
             raise ArithmeticError("out of luck")
-        return objective("cross_entropy", "mean")(outputs, targets)
+        return Loss("cross_entropy", "mean")(outputs, targets)
 
     folder = RunFolder(tmp_path / "failed")
     with pytest.raises(RunFailedError, match=r"^ArithmeticError: out of luck\. The traceback is in .*log\.txt\.$"):

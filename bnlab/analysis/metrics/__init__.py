@@ -65,7 +65,7 @@ class Metric(Entry):
     better: Literal["lower", "higher"] | None = None
     reads: tuple[str, ...] = ()
     """Measurements of the journal that it reads, beside the training loss."""
-    course: Callable[[Run], Series] | None = None
+    course: Callable[..., Series] | None = None
     """The value at every measured step, where there is one: what can be compared at equal training loss."""
     shown_with: Mapping[str, Any] | None = field(default_factory=dict)
     """Options in tables of runs. None, where the metric has others: only a claim can give them."""
@@ -95,10 +95,11 @@ class Metric(Entry):
             raise MetricError(f"metric={self.name}", problem, list(np.shape(found)))
         return [self._number(value) for value in found]
 
-    def course_of(self, run: Run) -> Series:
-        """The value at every measured step, of a metric with a course."""
+    def course_of(self, run: Run, /, **options: Any) -> Series:
+        """The value at every measured step, of a metric with a course, from those of its options that this needs."""
         assert self.course is not None
-        series: Series = self._called(self.course, run)
+        needed = {name: options[name] for name in option_names(self.course)}
+        series: Series = self._called(self.course, run, **needed)
         return series
 
     def _called(self, function: Callable[..., Any], of: Any, /, **options: Any) -> Any:

@@ -57,6 +57,19 @@ def first_loss(run: Run) -> float:
     return float(raw.values[0]) if len(raw) else math.nan
 
 
+OLD_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}
+"""Of data sets, for runs of bnlab 0.1, whose provenance has no number of classes."""
+
+
+def chance_loss(run: Run) -> float | None:
+    """The loss of equal probabilities for every class."""
+    spec = run.spec
+    classes = run.provenance.get("classes", spec.get("data.classes", OLD_CLASSES.get(str(spec.get("data")))))
+    if (spec.get("loss"), spec.get("reduction")) != ("cross_entropy", "mean") or not isinstance(classes, int):
+        return None
+    return math.log(classes) if classes > 1 else None
+
+
 Scored = Callable[[Run], float | Value]
 
 

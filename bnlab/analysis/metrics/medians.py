@@ -1,4 +1,5 @@
-"""Metrics of the measurements of a run's probes: mostly medians over its steps. Legend: T measured steps, L sites.
+"""Metrics of the measurements of a run's probes: mostly medians over its equally spaced measured steps. Legend: T
+measured steps, L sites.
 
 Medians, since single batches give spikes of any height. Most metrics have a course, their value at every measured step.
 Where a measurement has a value a site, the course is the median over the hidden sites, which are all but the head; of a
@@ -7,11 +8,13 @@ net with a single site, over that one. What was measured of a run that diverged 
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le, MaxLen, MinLen
 
 from bnlab.analysis.metrics import METRICS, over_finite
 from bnlab.record.journal import Floats, Series
@@ -35,7 +38,8 @@ def over_sites(values: Floats, over: Over) -> Floats:
 def _register(
     name: str, over: Over, meaning: str, source: str, unit: str, reads: str = "", first: bool = False
 ) -> None:
-    """Register the median over steps, or with `first` the value at step 0, of the measurement `reads`, else `name`."""
+    """Register the median over equally spaced steps, or with `first` the value at step 0, of the measurement `reads`,
+    else `name`."""
     measurement = reads or name
     sites = {"hidden": "hidden sites", "below one": "hidden sites but the first", "net": ""}[over]
     averaged = " and ".join(filter(None, ("" if first else "measured steps", sites)))
@@ -45,9 +49,10 @@ def _register(
         return Series(raw.steps, over_sites(raw.values, over))
 
     def value(run: Run) -> float:
-        steps, values = course(run)
+        raw = run.spaced(measurement)
+        values = over_sites(raw.values, over)
         if first:
-            return float(values[0]) if len(steps) and steps[0] == 0 else math.nan
+            return float(values[0]) if len(values) and raw.steps[0] == 0 else math.nan
         return over_finite(np.median, values)
 
     facts = {"meaning": f"{meaning}; median over {averaged}", "source": source, "unit": unit}
@@ -101,6 +106,80 @@ for _row in (
      "1", "", True),
 ):  # fmt: skip
     _register(*_row)
+
+
+Sites = Literal["hidden", "first", "last", "all"] | Annotated[list[Annotated[int, Ge(0)]], MinLen(1)]
+Window = Annotated[list[Annotated[float, Ge(0), Le(1)]], MinLen(2), MaxLen(2)]
+"""From and to which share of the run: [0.5, 1] is its second half, [0, 0] step 0."""
+STATISTICS: dict[str, Callable[[Floats], Any]] = {
+    "median": np.median,
+    "mean": np.mean,
+    "max": np.max,
+    "p90": functools.partial(np.quantile, q=0.9),
+    "last": lambda values: values[-1],
+}
+
+
+def at_sites(raw: Series, sites: Sites) -> Series:
+    """The series at these sites, the median over several; `last`: the last hidden one. One value a step is as it is."""
+    if raw.values.ndim == 1 or sites == "hidden":
+        return Series(raw.steps, over_sites(raw.values, "hidden"))
+    count = raw.values.shape[1]
+    named: dict[str, list[int]] = {"first": [0], "last": [max(0, count - 2)], "all": list(range(count))}
+    chosen = [index for index in (named[sites] if isinstance(sites, str) else sites) if index < count]
+    return Series(raw.steps, np.median(raw.values[:, chosen], axis=1) if chosen else np.full(len(raw), math.nan))
+
+
+def within(run: Run, raw: Series, window: Window) -> Series:
+    """Its steps in this part of the run."""
+    low, high = (share * run.steps for share in window)
+    kept = (raw.steps >= low) & (raw.steps <= high)
+    return Series(raw.steps[kept], raw.values[kept])
+
+
+def _course(run: Run, *, of: str, sites: Sites) -> Series:
+    return at_sites(run.series(of), sites)
+
+
+@METRICS.register("course", of="run", source="the measurement's own", unit="that of the measurement", course=_course)
+def course(
+    run: Run,
+    *,
+    of: Annotated[str, MinLen(1)],
+    sites: Sites,
+    window: Window,
+    over: Literal["median", "mean", "max", "p90", "last"],
+) -> float:
+    """Any measurement `of` the journal, at `sites`, over the equally spaced steps of a `window` of the run.
+
+    At equal training losses, every measured step counts."""
+    return over_finite(STATISTICS[over], within(run, at_sites(run.spaced(of), sites), window).values)
+
+
+@METRICS.register("growth", of="run", source="Yang et al. 2019, section 4: exponential in depth", unit="1")
+def growth(
+    run: Run,
+    *,
+    of: Annotated[str, MinLen(1)],
+    power: float,
+    direction: Literal["up", "down"],
+    window: Window,
+    skip_first: Annotated[int, Ge(0)],
+    skip_last: Annotated[int, Ge(0)],
+) -> float:
+    """Growth per layer of the measurement `of` to this `power`, towards the output or `down` to the input: exp of the
+    slope of its log over the hidden sites, by least squares, without the first `skip_first` and the last `skip_last`;
+    median over the equally spaced steps of a `window` of the run."""
+    raw = within(run, run.spaced(of), window)
+    if raw.values.ndim < 2:
+        return math.nan
+    hidden = raw.values[:, skip_first : raw.values.shape[1] - 1 - skip_last]  # [T, hidden]
+    kept = hidden[(hidden > 0).all(axis=1)]
+    if not len(kept) or kept.shape[1] < 2:
+        return math.nan
+    x = np.arange(kept.shape[1]) - (kept.shape[1] - 1) / 2
+    slopes = np.log(kept) @ x / (x @ x)  # [T]
+    return float(np.median(np.exp((power if direction == "up" else -power) * slopes)))
 
 
 @METRICS.register(

@@ -7,13 +7,13 @@ A grid has ends: a value beyond one of them is a bound. Its spacing is the resol
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import MinLen
 
 from bnlab.analysis.metrics import METRICS, Curve, Value
-from bnlab.analysis.metrics.losses import LOSS, Outcome, first_loss
+from bnlab.analysis.metrics.losses import LOSS, Outcome, chance_loss, first_loss
 from bnlab.record.journal import Floats
 from bnlab.record.runs import Run
 
@@ -133,6 +133,51 @@ def lr_envelope(curve: Curve) -> float:
     losses = np.stack([raw.values for raw in raws])  # [K, T]
     low = losses.min(axis=0)
     return float(np.median((losses.max(axis=0) - low) / low)) if (low > 0).all() else math.nan
+
+
+Factor = Annotated[str, MinLen(1)]
+"""The key over whose values a curve is, such as model.init_scale; each value at its best learning rate."""
+
+
+@METRICS.register("slope", of="curve", source="least squares", unit="that of the metric, by that of the factor")
+def slope(
+    curve: Curve,
+    *,
+    of: Annotated[str, MinLen(1)],
+    of_options: dict[str, Any],
+    factor: Factor,
+    log: Literal["none", "x", "y", "xy"],
+) -> float:
+    """Slope of the run metric `of` over the values of `factor`, with logs of either or both, by least squares.
+
+    NaN where a value is a bound, or has no log."""
+    found = [METRICS[of].value(run, **of_options) for run in curve.values()]
+    x, y = _rates(curve), np.array([math.nan if value.bound else value.value for value in found])
+    with np.errstate(all="ignore"):
+        x, y = np.log(x) if log in ("x", "xy") else x, np.log(y) if log in ("y", "xy") else y
+    if len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return math.nan
+    return float(np.polyfit(x, y, 1)[0])
+
+
+@METRICS.register(
+    "largest", of="curve", source="Yang et al. 2019, figure 2", unit="that of the factor", better="higher"
+)
+def largest(curve: Curve, *, of: Outcome, target: float, factor: Factor) -> Value:
+    """Largest value of `factor`, going up without a gap, at which `of` ends at `target` or better."""
+    return largest_of(_rates(curve), [usable(run, of, target) for run in curve.values()])
+
+
+@METRICS.register(
+    "spread", of="curve", source="Wortsman et al. 2023, section 2.2, with chance for l0", unit="log", better="lower"
+)
+def spread(curve: Curve, *, of: Literal["train_loss", "test_loss"], factor: Factor) -> float:
+    """Largest less smallest log of the final loss `of` over the values of `factor`; a loss above that of the best
+    constant answer, or none since the run diverged, counts as that."""
+    ends = [run.final(of) for run in curve.values()]
+    chance = np.array([chance_loss(run) or first_loss(run) for run in curve.values()])
+    logs = np.log(np.fmin(ends, chance))
+    return float(logs.max() - logs.min())
 
 
 @METRICS.register("seed_spread", of="arm", source="Brown & Forsythe 1974", unit="that of the metric", better="lower")
