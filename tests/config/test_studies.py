@@ -21,6 +21,7 @@ from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.overrides import logspace, texts
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Cell, Study
+from bnlab.record.runs import flat
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -275,3 +276,54 @@ def test_two_claims_of_one_name_are_refused() -> None:
     tree |= {"name": "tiny", "axes": {}, "claims": tree["claims"] * 2}
     with pytest.raises(UsageError, match=r"^claims: two of one name, got 'lower_loss'\. Rename one of them\.$"):
         Study.from_tree(tree)
+
+
+ARMS = """
+base: quickstart
+title: Does it work?
+minutes: 2
+arms:
+  none: {norm: none}
+  first: {norm: batch, norm.layers: [0]}
+  deep: {norm: batch, model: {depth: 3}}
+axes: {optim.lr: [0.1, 1], seed: 'range(0, 2)'}
+scales:
+  paper: {base: mlp_digits, overrides: {steps: 7}, axes: {seed: 'range(0, 3)'}}
+"""
+
+
+@pytest.fixture
+def armed(tmp_path: Path) -> Path:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "mine.yaml").write_text(
+        ARMS.replace("{name: batch, layers: [0]}", "batch, norm.layers: [0]")
+    )
+    return tmp_path
+
+
+def test_named_arms_are_an_axis_of_settings(armed: Path) -> None:
+    study, cells = config.load_study("mine", [], armed)
+    assert (study.title, study.minutes, study.axes["arm"]) == ("Does it work?", 2, "none,first,deep")
+    assert len(cells) == 3 * 2 * 2
+    found = {(cell.values["arm"], cell.spec.norm.name, str(cell.spec.norm.layers)) for cell in cells}
+    assert found == {("none", "none", "all"), ("first", "batch", "(0,)"), ("deep", "batch", "all")}
+    assert {cell.spec.model.options["depth"] for cell in cells if cell.values["arm"] == "deep"} == {3}
+    for cell in cells:
+        assert study.arm_of(flat(cell.spec.tree())) == cell.values["arm"]
+        assert not any(word.startswith("arm=") for word in cell.overrides)
+    assert Study.from_tree(study.tree()) == study
+
+
+def test_some_of_the_arms_may_be_typed(armed: Path) -> None:
+    for typed, count in (("arm=first", 4), ("arm=none,deep", 8)):
+        assert len(config.load_study("mine", [typed], armed)[1]) == count
+    with pytest.raises(UsageError, match=r"^arm: the study has no such arm, got 'frst'. Did you mean: first\?"):
+        config.load_study("mine", ["arm=frst"], armed)
+
+
+def test_a_scale_takes_the_place_of_base_overrides_and_axes(armed: Path) -> None:
+    study, cells = config.load_study("mine", ["scale=paper", "optim.lr=0.5"], armed)
+    assert (study.name, study.base, len(cells)) == ("mine-paper", "mlp_digits", 9)
+    assert {(cell.spec.steps, cell.spec.optim.lr) for cell in cells} == {(7, 0.5)}
+    with pytest.raises(UsageError, match=r"^scale: study mine has no such scale, got 'papr'. It has: paper\.$"):
+        config.load_study("mine", ["scale=papr"], armed)

@@ -177,6 +177,46 @@ def steps_to(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(
     return Value(float(max(1, raw.steps[there[0]]))) if len(there) else Value(float(run.steps), "at least")
 
 
+@METRICS.register("spikes", of="run", source="own", unit="share of steps", better="lower")
+def spikes(run: Run) -> float:
+    """Share of the equally spaced measured steps whose training loss is above twice the median of the five before it,
+    and above a tenth of the first loss. A run that diverged has the share of its measured steps."""
+    values = run.spaced("train_loss").values
+    if len(values) <= SMOOTHED:
+        return math.nan
+    before = np.array([np.median(values[at - SMOOTHED : at]) for at in range(SMOOTHED, len(values))])
+    now = values[SMOOTHED:]
+    return float((~(now <= 2 * before) & ~(now <= 0.1 * values[0])).mean())
+
+
+def _step_s(run: Run) -> float:
+    timing = run.status.get("timing") or {}
+    took: float = timing.get("run_s", math.nan) - timing.get("measure_s", math.nan)
+    return took / max(1, run.step)
+
+
+@METRICS.register("step_s", of="run", source="status.json", unit="s", better="lower", shown_with=None)
+def step_s(run: Run) -> float:
+    """Seconds of a training step without measuring, those at the start and the end of the run among them. Of a run in a
+    stack, its share of the stack's."""
+    return _step_s(run)
+
+
+@METRICS.register(
+    "time_to_s",
+    of="run",
+    source="Ioffe & Szegedy 2015, figure 3, in seconds; restricted to the budget as in Royston & Parmar 2013",
+    unit="s",
+    better="lower",
+    reads=get_args(Outcome),
+)
+def time_to_s(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
+    """Seconds of training, without measuring, to the first measured step at which `of` is at `target` or better, as for
+    steps_to."""
+    steps = steps_to(run, of=of, target=target, smooth=smooth)
+    return Value(steps.value * _step_s(run), steps.bound)
+
+
 @METRICS.register(
     "divergence_step",
     of="run",

@@ -1,0 +1,273 @@
+"""Claims without a control, of sameness, of two metrics, beyond another contrast, of named arms, at every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnlab.analysis.arms import arms_of
+from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics import METRICS
+from bnlab.analysis.points import paired
+from bnlab.analysis.sides import NotTestedError
+from bnlab.analysis.statistics import decide, ps, ps_same
+from bnlab.analysis.verdicts import judge
+from bnlab.core import theory
+from bnlab.core.study import ARM, Claim
+from bnlab.record.runs import Run
+
+RunOf = Callable[..., Run]
+Collect = Callable[..., Collection]
+ClaimOf = Callable[..., Claim]
+LOSSES = (0.5, 0.52, 0.49, 0.51, 0.5, 0.48, 0.5, 0.53)
+
+
+def one_arm(claim_of: ClaimOf, **changes: Any) -> Claim:
+    return claim_of(**({"contrast": {}, "against": 0.5, "where": {"norm": "batch"}} | changes))
+
+
+def of_losses(run_of: RunOf, losses: Sequence[float], **facts: Any) -> list[Run]:
+    return [run_of(seed=seed, train_loss=loss, **facts) for seed, loss in enumerate(losses)]
+
+
+def test_against_a_number_every_value_is_compared_with_it(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    found = paired(collect(of_losses(run_of, LOSSES)), one_arm(claim_of, against=0.25, compare="difference"))
+    assert found.values == pytest.approx(0.25 - np.array(LOSSES))
+    assert (found.treated.label, found.control.label) == ("batch", "0.25")
+    assert found.control.values == (0.25,) * 8
+
+
+def test_against_a_formula_each_run_has_its_own_number(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [
+        run_of(seed=seed, train_loss=2.0, spec={"data.batch_size": size, "model.activation": "relu"})
+        for size in (8, 64)
+        for seed in range(3)
+    ]
+    claim = one_arm(claim_of, against="theory.gradient_growth", at="every_run")
+    growth = [theory.gradient_growth(size, "relu") for size in (8, 64)]
+    found = paired(collect(runs, axes={"data.batch_size": "", "seed": ""}), claim)
+    assert found.values == pytest.approx(np.mean([math.log(g / 2) for g in growth]))
+
+
+@pytest.mark.parametrize(
+    ("against", "within", "decision"), [(0.5, 1.1, "supported"), (0.4, 1.1, "refuted"), (0.65, 1.1, "refuted")]
+)
+def test_sameness_is_supported_within_and_refuted_beyond_on_either_side(
+    against: float, within: float, decision: str, run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    claim = one_arm(claim_of, against=against, expect="same", smallest_effect=None, within=within)
+    (verdict,) = judge(collect(of_losses(run_of, LOSSES), [claim]))
+    assert verdict.decision == decision
+    words = {"supported": "within 0.909x to 1.1x", "refuted": "beyond 0.909x to 1.1x"}[decision]
+    assert f"final_train_loss of batch the same as {against}" in verdict.why
+    assert words in verdict.why
+
+
+def test_sameness_at_the_border_is_inconclusive(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    claim = one_arm(claim_of, against=0.55, expect="same", smallest_effect=None, within=1.1)
+    (verdict,) = judge(collect(of_losses(run_of, LOSSES), [claim]))
+    assert verdict.decision == "inconclusive"
+
+
+def test_a_run_that_fails_never_supports_sameness(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = of_losses(run_of, LOSSES)
+    runs[3] = run_of(seed=3, status="diverged")
+    claim = one_arm(claim_of, expect="same", smallest_effect=None, within=1e6, at="every_run")
+    (verdict,) = judge(collect(runs, [claim]))
+    assert verdict.decision != "supported"
+
+
+def test_a_smallest_effect_below_one_allows_to_be_that_much_worse(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    runs = [*of_losses(run_of, LOSSES), *of_losses(run_of, [loss / 1.1 for loss in LOSSES], norm="none")]
+    decided = [
+        judge(collect(runs, [claim_of(smallest_effect=least, at="every_run")]))[0].decision
+        for least in (0.8, 1 / 1.1, 1.0)
+    ]
+    assert decided == ["supported", "inconclusive", "refuted"]
+
+
+def test_two_metrics_of_the_same_runs(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [run_of(seed=seed, train_loss=0.5, test_loss=0.5 + 0.1 * seed) for seed in range(3)]
+    claim = claim_of(
+        metric="final_test_loss",
+        contrast={"metric": ("final_test_loss", "final_train_loss")},
+        expect="larger",
+        compare="difference",
+    )
+    found = paired(collect(runs), claim)
+    assert found.values == pytest.approx([0.0, 0.1, 0.2])
+    assert (found.treated.label, found.control.label) == ("final_test_loss", "final_train_loss")
+    assert "final_test_loss larger than final_train_loss" in judge(collect(runs, [claim]))[0].why
+
+
+def test_of_one_arm_both_sides_are_at_the_rate_that_is_best_by_the_claims_metric(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    runs = [
+        run_of(seed=seed, lr=lr, test_loss=test, train_loss=train)
+        for seed in range(3)
+        for lr, test, train in ((0.1, 0.2, 0.9), (1.0, 0.8, 0.1))
+    ]
+    claim = claim_of(metric="final_test_loss", contrast={"metric": ("final_test_loss", "final_train_loss")})
+    found = paired(collect(runs), claim)
+    assert (found.treated.values, found.control.values) == ((0.2,) * 3, (0.9,) * 3)
+
+
+def test_beyond_takes_off_the_effect_of_a_second_contrast(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    losses = {"none": (1.0, 1.1), "batch": (0.5, 0.4), "group": (0.9, 1.0), "layer": (0.7, 0.6)}
+    runs = [run for norm, values in losses.items() for run in of_losses(run_of, values, norm=norm)]
+    claim = claim_of(
+        contrast={"norm": ("batch", "none")}, beyond={"norm": ("layer", "group")}, compare="difference", at="every_run"
+    )
+    found = paired(collect(runs), claim)
+    assert found.values == pytest.approx([0.5 - 0.2, 0.7 - 0.4])
+    one = replace(claim, beyond={})
+    assert one.digest != claim.digest
+
+
+def test_at_every_run_nets_that_do_not_train_count(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    series = {"loss_range": [0.5, 0.5]}
+    runs = [run_of(norm=norm, seed=s, dead=True, series=series) for norm in ("batch", "none") for s in range(3)]
+    claim = claim_of(metric="loss_range", at="every_run")
+    assert paired(collect(runs), claim).values == pytest.approx([0.0] * 3)
+    with pytest.raises(NotTestedError):
+        paired(collect(runs), replace(claim, at="matched_lr"))
+
+
+def armed(collect: Collect, runs: Sequence[Run], arms: Mapping[str, Any], claims: Sequence[Claim]) -> Collection:
+    found = collect(runs, claims, axes={ARM: ",".join(arms), "optim.lr": "", "seed": ""})
+    assert found.study is not None
+    study = replace(found.study, arms=arms)
+    named = tuple(replace(run, spec={**run.spec, ARM: study.arm_of(run.spec)}) for run in runs)
+    return replace(found, study=study, runs=named)
+
+
+ARMS = {"plain": {"norm": "none"}, "dropped": {"norm": "none", "model.dropout": 0.3}, "batch": {"norm": "batch"}}
+
+
+def test_named_arms_are_told_apart_by_the_most_settings(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [
+        *of_losses(run_of, (0.4, 0.5), spec={"norm": "none", "model.dropout": 0.0}),
+        *of_losses(run_of, (0.2, 0.1), spec={"norm": "none", "model.dropout": 0.3}),
+        *of_losses(run_of, (0.3, 0.3), spec={"norm": "batch", "norm.eps": 1e-5, "model.dropout": 0.0}),
+    ]
+    claim = claim_of(contrast={ARM: ("dropped", "plain")}, compare="difference", at="every_run")
+    collection = armed(collect, runs, ARMS, [claim])
+    found = paired(collection, claim)
+    assert found.values == pytest.approx([0.2, 0.4])
+    assert (found.treated.label, found.control.label) == ("dropped", "plain")
+    arms = arms_of(collection)
+    assert (arms.axis, list(arms.names.values()), arms.rest) == (ARM, ["plain", "dropped", "batch"], ())
+
+
+def test_the_two_one_sided_tests_by_hand() -> None:
+    """Of six equal differences all choices of signs but one are smaller: p = 2^-6 where a test can decide."""
+    inside, beyond, below = (np.full(6, x) for x in (0.0, 3.0, -3.0))
+    assert [float(p) for p in ps_same(inside, inside, 1.0)] == [2**-6, 1.0]
+    assert [float(p) for p in ps_same(beyond, beyond, 1.0)] == [1.0, 2 * 2**-6]
+    assert [float(p) for p in ps_same(below, below, 1.0)] == [1.0, 2 * 2**-6]
+    infinite = np.full(6, np.inf)
+    assert float(ps_same(inside, infinite, 1.0)[0]) == 1.0
+    assert float(ps(inside, inside, -1.0)[0]) == 2**-6
+
+
+@pytest.mark.parametrize(
+    ("interval", "support", "refute", "decision"),
+    [
+        ((-0.5, 0.5), 0.01, 0.9, "supported"),
+        ((-0.5, 1.5), 0.01, 0.9, "inconclusive"),
+        ((1.2, 1.5), 0.9, 0.01, "refuted"),
+        ((-1.5, -1.2), 0.9, 0.01, "refuted"),
+        ((0.9, 1.5), 0.9, 0.01, "inconclusive"),
+    ],
+)
+def test_sameness_needs_its_whole_interval(
+    interval: tuple[float, float], support: float, refute: float, decision: str
+) -> None:
+    assert decide(support, refute, min(support, refute), interval, 1.0, same=True) == decision
+
+
+# Metrics that these claims are about
+
+
+def test_medians_do_not_count_the_dense_first_steps(run_of: RunOf) -> None:
+    steps, values = [0, 1, 2, 3, 25, 50, 75, 99], [9.0, 9.0, 9.0, 9.0, 1.0, 1.0, 1.0, 9.0]
+    run = run_of(series={"loss_range": (steps, values)}, spec={"probes.points": 4})
+    assert METRICS["loss_range"].value(run).value == 1.0
+    assert METRICS["loss_range"].value(run_of(series={"loss_range": (steps, values)})).value == 9.0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"sites": "hidden", "window": [0, 1], "over": "median"},
+            np.median([np.median(v) for v in ((1, 2), (3, 4), (5, 6), (9, 8))]),
+        ),
+        ({"sites": "first", "window": [0, 1], "over": "mean"}, (1 + 3 + 5 + 9) / 4),
+        ({"sites": "last", "window": [0, 1], "over": "max"}, 8.0),
+        ({"sites": "all", "window": [0, 0], "over": "last"}, 2.0),
+        ({"sites": [2], "window": [0.5, 1], "over": "last"}, 30.0),
+        ({"sites": [7], "window": [0, 1], "over": "mean"}, math.nan),
+    ],
+)
+def test_course(options: Mapping[str, Any], expected: float, run_of: RunOf) -> None:
+    rows = [[1, 2, 10], [3, 4, 0], [5, 6, 20], [9, 8, 30]]
+    run = run_of(series={"mine": ([0, 25, 50, 75], rows)}, spec={"probes.points": 4})
+    assert METRICS["course"].value(run, of="mine", **options).value == pytest.approx(expected, nan_ok=True)
+
+
+def test_growth_is_the_slope_of_the_log_over_sites(run_of: RunOf) -> None:
+    down = [[3.0**-site for site in range(6)], [1.0] * 6]
+    run = run_of(series={"delta_norm": ([0, 50], down)}, spec={"probes.points": 2})
+    fixed = {"of": "delta_norm", "power": 2, "window": [0, 0], "skip_first": 1, "skip_last": 1}
+    assert METRICS["growth"].value(run, direction="down", **fixed).value == pytest.approx(9.0)
+    assert METRICS["growth"].value(run, direction="up", **fixed).value == pytest.approx(1 / 9)
+    assert METRICS["growth"].value(run, direction="up", **fixed | {"window": [0.5, 1]}).value == pytest.approx(1.0)
+
+
+def test_slope_largest_and_spread_of_a_curve(run_of: RunOf) -> None:
+    losses = {1.0: 0.1, 10.0: 0.2, 100.0: 5.0}
+    facts = {"loss": "cross_entropy", "reduction": "mean"}
+    curve = {
+        x: run_of(seed=i, train_loss=y, spec=facts, provenance={"classes": 10})
+        for i, (x, y) in enumerate(losses.items())
+    }
+    of = {"of": "final_train_loss", "of_options": {}, "factor": "x"}
+    expected = np.polyfit(np.log([1, 10, 100]), np.log([0.1, 0.2, 5.0]), 1)[0]
+    assert METRICS["slope"].value(curve, log="xy", **of).value == pytest.approx(expected)
+    assert METRICS["slope"].value(curve, log="none", **of).value == pytest.approx(
+        np.polyfit([1, 10, 100], [0.1, 0.2, 5.0], 1)[0]
+    )
+    assert METRICS["largest"].value(curve, of="train_loss", target=0.3, factor="x").value == 10.0
+    assert METRICS["spread"].value(curve, of="train_loss", factor="x").value == pytest.approx(
+        math.log(math.log(10) / 0.1)
+    )
+    diverged = curve | {1000.0: run_of(status="diverged", spec=facts, provenance={"classes": 10})}
+    assert METRICS["spread"].value(diverged, of="train_loss", factor="x").value == pytest.approx(
+        math.log(math.log(10) / 0.1)
+    )
+    assert math.isnan(METRICS["slope"].value(diverged, log="xy", **of).value)
+
+
+def test_spikes(run_of: RunOf) -> None:
+    losses = [1.0] * 6 + [2.5] + [1.0] * 2 + [math.nan]
+    run = run_of(series={"train_loss": losses})
+    assert METRICS["spikes"].value(run).value == 2 / 5
+    assert METRICS["spikes"].value(run_of(series={"train_loss": [10.0] + [0.1] * 6 + [0.5]})).value == 0.0
+
+
+def test_seconds_of_a_step_and_to_a_target(run_of: RunOf) -> None:
+    run = run_of(series={"train_loss": [2.0, 1.0, 0.5, 0.1]})
+    run.status["timing"] |= {"run_s": 3.0, "measure_s": 1.0}  # type: ignore[index]
+    assert METRICS["step_s"].value(run).value == pytest.approx(0.02)
+    found = METRICS["time_to_s"].value(run, of="train_loss", target=0.5, smooth=1)
+    assert (found.value, found.bound) == (pytest.approx(0.04), None)
+    assert METRICS["time_to_s"].value(run, of="train_loss", target=0.01, smooth=1).bound == "at least"
