@@ -30,6 +30,7 @@ test-all:
 
 docs:
 	$(PYTHON) docs/reference.py
+	$(PYTHON) docs/statements.py
 
 bench:
 	$(PYTHON) benchmarks/step.py

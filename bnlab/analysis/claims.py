@@ -56,6 +56,9 @@ class Verdict:
     """One line of text with the numbers."""
     cautions: tuple[str, ...] = ()
     """A best learning rate at the grid's edge, a claim edited after its first run, ..."""
+    repeat: float | None = None
+    """The chance that another draw of seeds gives the same decision, by resampling the seeds; None where nothing was
+    tested."""
 
 
 def check(study: Study, plugins: Iterable[str] = ()) -> None:

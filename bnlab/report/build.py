@@ -82,6 +82,11 @@ def _one(root: Path) -> Built:
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
         notes=collection.edited,
+        study=collection.study.name if collection.study else "",
+        title=collection.study.title if collection.study else "",
+        seeds=tuple(sorted({run.seed for run in collection.runs})),
+        versions=page.known(collection.runs, "bnlab"),
+        run_s=sum(float(run.status.get("timing", {}).get("run_s", 0.0)) for run in collection.runs),
     )
 
 

@@ -170,14 +170,15 @@ def _unfinished(run: Run, root: Path) -> dict[str, str]:
     }
 
 
-def _known(runs: Sequence[Run], key: str) -> list[str]:
-    return sorted({str(run.provenance[key]) for run in runs if run.provenance.get(key) is not None})
+def known(runs: Sequence[Run], key: str) -> tuple[str, ...]:
+    """The values that runs record of a part of their provenance."""
+    return tuple(sorted({str(run.provenance[key]) for run in runs if run.provenance.get(key) is not None}))
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:
     """Versions and training time, for the line under the title."""
-    shas = [sha[:7] for sha in _known(runs, "git_sha")]
-    found = [f"bnlab {', '.join(_known(runs, 'bnlab'))}"] if _known(runs, "bnlab") else []
+    shas = [sha[:7] for sha in known(runs, "git_sha")]
+    found = [f"bnlab {', '.join(known(runs, 'bnlab'))}"] if known(runs, "bnlab") else []
     found += [f"git {', '.join(shas)}"] if 0 < len(shas) <= 3 else [f"{len(shas)} git commits"] if shas else []
     seconds = sum(float(run.status.get("timing", {}).get("run_s", 0.0)) for run in runs)
     return [*found, f"{_duration(seconds)} of training"] if seconds else found
@@ -197,9 +198,9 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
     """Differences between the runs that are not in their specs."""
     found = []
     for key, what in (("torch", "versions of torch"), ("device", "kinds of machine"), ("git_sha", "git commits")):
-        if len(known := _known(runs, key)) > 1:
-            shown = ", ".join(value[:12] for value in known[:4])
-            found.append(f"The runs come from {len(known)} {what}: {shown}{', …' if len(known) > 4 else ''}.")
+        if len(values := known(runs, key)) > 1:
+            shown = ", ".join(value[:12] for value in values[:4])
+            found.append(f"The runs come from {len(values)} {what}: {shown}{', …' if len(values) > 4 else ''}.")
     dirty = sum(bool(run.provenance.get("git_dirty")) for run in runs)
     if dirty:
         found.append(f"{dirty} of {len(runs)} runs were made with changes that no commit has.")
@@ -210,7 +211,7 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Versions and machines."""
     keys = {"bnlab": "bnlab", "git_sha": "git", "torch": "torch", "numpy": "numpy", "python": "Python"}
     keys |= {"platform": "platform", "device": "device", "threads": "threads"}
-    return [(name, ", ".join(_known(runs, key))) for key, name in keys.items() if _known(runs, key)]
+    return [(name, ", ".join(known(runs, key))) for key, name in keys.items() if known(runs, key)]
 
 
 def _css() -> str:

@@ -165,6 +165,12 @@ class Built:
     failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
     notes: tuple[str, ...] = ()  # a line for each plugin of metrics or figures that was edited since
     parts: tuple[Built, ...] = ()
+    study: str = ""
+    title: str = ""
+    seeds: tuple[int, ...] = ()
+    versions: tuple[str, ...] = ()
+    run_s: float = 0.0
+    """Seconds of training, over all runs."""
 
 
 def geometric_mean(values: Sequence[float]) -> float:

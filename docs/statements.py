@@ -1,0 +1,229 @@
+"""Writes docs/statements.md from configs/statements.yaml, the studies and docs/verdicts.json: `make docs`.
+
+`python docs/statements.py RUNS...` first judges the studies in these folders of runs, and keeps their verdicts in
+verdicts.json and their first figures in images/studies/. tests/docs/test_statements.py writes the page again and
+compares.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bnlab.analysis.statistics import LEVEL
+from bnlab.config.statements import (
+    AGREES,
+    CONTRADICTS,
+    NOT_JUDGED,
+    SURE,
+    UNDECIDED,
+    Answer,
+    Statement,
+    Verdicts,
+    answers,
+    facts,
+    found,
+    line,
+    minutes,
+    papers,
+    sources,
+    statements,
+    studies,
+    verdicts,
+)
+from bnlab.core.study import Study
+from bnlab.core.text import count, number
+from bnlab.report.build import build
+from bnlab.report.views import Built
+
+HERE = Path(__file__).parent
+IMAGES = HERE / "images" / "studies"
+WIDTH, MOST_BYTES = 480, 60_000
+"""Of a study's thumbnail."""
+PERCENT = round(100 * LEVEL)
+NOTE = "*Written from the code and [verdicts.json](verdicts.json) by `make docs`; edits here are overwritten.*\n"
+SIGNS = {
+    AGREES: "agrees with the sentence",
+    CONTRADICTS: "contradicts it",
+    UNDECIDED: "undecided, or in its direction but less than the smallest effect that counts",
+    NOT_JUDGED: "not judged",
+}
+
+
+# -- verdicts of runs ------------------------------------------------------------------------------
+
+
+def merge(roots: Iterable[Path]) -> None:
+    """Judge the studies below these folders and keep what was found; studies that bnlab does not have are left out."""
+    kept, own = verdicts(), studies()
+    for root in roots:
+        built = build(root)
+        for part in built.parts or [built]:
+            if part.study not in own:
+                print(f"left out: {part.path.parent}, no study of bnlab's own")
+                continue
+            kept[part.study] = measured(part)
+            print(f"{part.study}: {count(len(part.verdicts), 'verdict')}")
+    text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda of: f"[{' '.join(of[1].split())}]", text)  # on a line
+    (HERE / "verdicts.json").write_text(text + "\n", encoding="utf-8")
+
+
+def measured(part: Built) -> dict[str, Any]:
+    """What verdicts.json has of a study. Its minutes are those of training on two workers."""
+    figure = part.figures[0] if part.figures else None
+    if figure is not None:
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        (IMAGES / f"{part.study}.png").write_bytes(thumbnail(part.path.parent / "figures" / f"{figure}.png"))
+    return {
+        "bnlab": list(part.versions),
+        "seeds": list(part.seeds),
+        "runs": part.runs,
+        "minutes": float(f"{part.run_s / 120:.2g}"),
+        "figure": figure,
+        "claims": {verdict.claim.name: facts(verdict) for verdict in part.verdicts},
+    }
+
+
+def thumbnail(file: Path) -> bytes:
+    """A figure at the width of a thumbnail, with as many colours as its size allows."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+    for colours in (128, 64, 32, 16):
+        out = io.BytesIO()
+        image.quantize(colours).save(out, format="png", optimize=True)
+        if out.tell() < MOST_BYTES:
+            break
+    return out.getvalue()
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def page() -> str:
+    known, own = verdicts(), studies()
+    told = {number_: one for one in statements() if (number_ := one.number)}
+    parts = ["# What the notes say, and what came out\n", NOTE, *_top(known), _statements(told.values(), own, known)]
+    parts += ["## Studies\n", "One block a study, with every claim that it makes.\n"]
+    parts += [text for name, study in own.items() if study.claims for text in _study(study, told, known)]
+    parts += ["## What papers say\n", _papers(own, known)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _top(known: Verdicts) -> Iterator[str]:
+    judged = sum(any(claim["p"] is not None for claim in of["claims"].values()) for of in known.values())
+    notes = "; ".join(f"{index}, *{title}*" for index, title in sources().items())
+    yield (
+        f"Three introductions to batch normalization ({notes}) make {len(statements())} statements, here in a\n"
+        "newcomer's words, with what bnlab's studies found and the command that shows it.\n"
+        f"Claims are judged study by study at {PERCENT} % after Holm's adjustment ([how](claims.md)): of the {judged}\n"
+        f"studies judged here, about {PERCENT * judged / 100:.2g} may have a wrong verdict.\n"
+        "A verdict holds for the nets, data and sizes of its study, which are small, and for one kind of processor.\n"
+    )
+    yield (
+        f"{'; '.join(f'{sign} {words}' for sign, words in SIGNS.items())}.\n"
+        "Effects speak for a claim above 1 (ratios, x) or 0; intervals are 95 %. *Depends on the draw*: fewer than\n"
+        f"{100 * SURE:.0f} % of other draws of the seeds come to the same verdict.\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; columns that are empty in every row are left out."""
+    rows = list(rows)
+    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    lines = [[cells[column] for column in kept] for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |" for cells in lines) + "\n"
+
+
+def _statements(of: Iterable[Statement], own: dict[str, Study], known: Verdicts) -> str:
+    rows = []
+    for one in of:
+        found_ = answers(one, own.values(), known)
+        asked = list(dict.fromkeys(answer.study.name for answer in found_))
+        lines = [line(own[name]) for name in asked] or [one.command]
+        took = [minutes(own[name], known) for name in asked]
+        rows.append(
+            [
+                str(one.number),
+                f"{one.text} *({', '.join(map(str, one.note))})*",
+                "<br>".join(map(_outcome, found_)) or f"{NOT_JUDGED} see {one.shows}",
+                "<br>".join(f"`{text}`" for text in lines),
+                "<br>".join("" if value is None else number(value, 2) for value in took),
+            ]
+        )
+    return table(["", "statement", "what came out", "command", "minutes"], rows)
+
+
+def _outcome(answer: Answer) -> str:
+    return f"{answer.sign} {answer.words} [{answer.claim.name}](#{answer.study.name})"
+
+
+def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterator[str]:
+    of = known.get(study.name)
+    yield f"### {study.name}\n"
+    took = minutes(study, known)
+    length = f", {number(took, 2)} min on two cores" if took is not None else ""
+    yield f"{f'**{study.title}** ' if study.title else ''}`{line(study)}`{length}."
+    if of is None:
+        yield "Not run.\n"
+    elif any(found(study, claim, known) is None for claim in study.claims):
+        yield "Run before some of its claims had their present text.\n"
+    else:
+        yield f"bnlab {', '.join(of['bnlab'])}, {count(of['runs'], 'run')}, seeds {_seeds(of['seeds'])}.\n"
+        if of["figure"]:
+            yield f"![First figure of the report on {study.name}](images/studies/{study.name}.png)\n"
+    rows = []
+    for claim in study.claims:
+        facts_ = found(study, claim, known)
+        answer = Answer(study=study, claim=claim, support="agrees", found=facts_)
+        arms = f" ({facts_['treated']} against {facts_['control']})" if facts_ and facts_["treated"] else ""
+        bears = ", ".join(f"{'for' if said == 'agrees' else 'against'} {key}" for key, said in claim.notes.items())
+        repeat = facts_ and facts_["repeat"]
+        rows.append(
+            [
+                f"`{claim.name}`: {claim.text}{arms}",
+                bears,
+                answer.words if facts_ else "",
+                f"**{facts_['decision']}**" if facts_ else "",
+                number(facts_["p"], 2) if facts_ and facts_["p"] is not None else "",
+                str(facts_["n"]) if facts_ else "",
+                number(repeat, 2) if isinstance(repeat, float) else "",
+            ]
+        )
+    yield table(["claim", "statements", "effect", "verdict", "p", "seeds", "same with other seeds"], rows)
+    numbers = sorted({int(key) for claim in study.claims for key in claim.notes})
+    if numbers:
+        yield "What it does not show:\n"
+        yield "\n".join(f"- {told[key].does_not_show} ({key})" for key in numbers) + "\n"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """
+    >>> _seeds([3, 4, 5]), _seeds([1, 4])
+    ('3 to 5', '1, 4')
+    """
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _papers(own: dict[str, Study], known: Verdicts) -> str:
+    rows = []
+    for paper in papers():
+        link = f"[{paper.study}](#{paper.study})" if paper.study in own else ""
+        rows.append([paper.paper, paper.text, paper.expected, link])
+    return table(["paper", "says", "expected", "study"], rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        merge(map(Path, sys.argv[1:]))
+    (HERE / "statements.md").write_text(page(), encoding="utf-8")
