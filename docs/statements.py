@@ -154,7 +154,7 @@ def _statements(of: Iterable[Statement], own: dict[str, Study], known: Verdicts)
             [
                 str(one.number),
                 f"{one.text} *({', '.join(map(str, one.note))})*",
-                "<br>".join(map(_outcome, found_)) or f"{NOT_JUDGED} see {one.shows}",
+                "<br>".join(_outcomes(found_)) or f"{NOT_JUDGED} see {one.shows}",
                 "<br>".join(f"`{text}`" for text in lines),
                 "<br>".join("" if value is None else number(value, 2) for value in took),
             ]
@@ -162,8 +162,14 @@ def _statements(of: Iterable[Statement], own: dict[str, Study], known: Verdicts)
     return table(["", "statement", "what came out", "command", "minutes"], rows)
 
 
-def _outcome(answer: Answer) -> str:
-    return f"{answer.sign} {answer.words} [{answer.claim.name}](#{answer.study.name})"
+def _outcomes(of: Sequence[Answer]) -> Iterator[str]:
+    """A line for each claim, and one for each study that has not run."""
+    for name in dict.fromkeys(answer.study.name for answer in of):
+        mine = [answer for answer in of if answer.study.name == name]
+        for answer in (one for one in mine if one.found is not None):
+            yield f"{answer.sign} {answer.words} [{answer.claim.name}](#{name})"
+        if all(answer.found is None for answer in mine):
+            yield f"{NOT_JUDGED} not run [{name}](#{name})"
 
 
 def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterator[str]:
