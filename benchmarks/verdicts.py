@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bnlab.analysis.statistics import LEVEL, interval, ps
+from bnlab.analysis.statistics import LEVEL, interval, ps, ps_same
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]
@@ -36,11 +36,33 @@ SEEDS = (6, 8, 12, 20)
 RATES = 7
 
 
-def decided(differences: Floats) -> tuple[Floats, Floats, Floats]:
+def in_parts(decide: Callable[[Floats], tuple[Floats, ...]], differences: Floats) -> tuple[Floats, ...]:
+    """A decision on tables [T, N], a few tables at a time: every choice of signs of every table fills a memory."""
+    parts = [decide(part) for part in np.array_split(differences, max(1, len(differences) // 200))]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def decided(differences: Floats) -> tuple[Floats, ...]:
     """Of tables [T, N]: which are supported, which refuted, for a smallest effect of 0; whose interval holds 0."""
-    low, high = interval(differences, resamples=999)
-    support, refute = ps(differences, differences, 0.0)
-    return (support <= LEVEL) & (low > 0), (refute <= LEVEL) & (high < 0), (low <= 0) & (high >= 0)
+
+    def decide(part: Floats) -> tuple[Floats, ...]:
+        low, high = interval(part, resamples=999)
+        support, refute = ps(part, part, 0.0)
+        return (support <= LEVEL) & (low > 0), (refute <= LEVEL) & (high < 0), (low <= 0) & (high >= 0)
+
+    return in_parts(decide, differences)
+
+
+def decided_same(differences: Floats, within: float) -> tuple[Floats, ...]:
+    """Of tables [T, N]: which are supported and which refuted, for a claim of sameness."""
+
+    def decide(part: Floats) -> tuple[Floats, ...]:
+        low, high = interval(part, resamples=999)
+        support, refute = ps_same(part, part, within)
+        inside, outside = (-within < low) & (high < within), (low > within) | (high < -within)
+        return (support <= LEVEL) & inside, (refute <= LEVEL) & outside
+
+    return in_parts(decide, differences)
 
 
 def best(losses: Floats, *, leave_one_out: bool) -> Floats:
@@ -82,6 +104,14 @@ def main() -> None:
             supported, refuted, held = decided(draw(rng, (tables, seeds)))
             rows.append((name, str(seeds), *(f"{share.mean():.3f}" for share in (supported, refuted, held))))
     table("One claim", ("differences", "seeds", "supported", "refuted", "interval holds the mean"), rows)
+
+    rows = []
+    for name, draw in DIFFERENCES.items():
+        for within in (0.5, 2.0) if name == "normal" else (2.0,):
+            for seeds in SEEDS:
+                found = decided_same(draw(rng, (tables, seeds)) + within, within)
+                rows.append((name, f"{within:g}", str(seeds), *(f"{share.mean():.3f}" for share in found)))
+    table("Sameness, the true effect at its limit", ("differences", "within", "seeds", "supported", "refuted"), rows)
 
     rows = []
     for seeds in SEEDS:
