@@ -71,8 +71,8 @@ class Arms:
         return [label for label in ordered if label in there]
 
 
-def arms_of(collection: Collection) -> Arms:
-    """The arms of a collection's runs."""
+def arms_of(collection: Collection, along: str = "") -> Arms:
+    """The arms of a collection's runs. The axis `along` tells none apart, unless it is the norm and arms are norms."""
     runs, axes, study = collection.runs, axes_of(collection.runs), collection.study
     if study and study.arms:  # what they bundle is no axis
         bundled = study.settings_of_arms()
@@ -84,6 +84,9 @@ def arms_of(collection: Collection) -> Arms:
         (group, str(run.spec[group])): title(run, group) for run in by_age for group in GROUPS if group in run.spec
     }
     axis = _arm_axis(collection, axes)
+    if along != "norm" or axis != along:
+        axes = [key for key in axes if key != along or key == ARM]
+        axis = _arm_axis(collection, axes)
     own = [axis, *(key for key in axes if key.startswith(f"{axis}."))]
     rest = [key for key in axes if key not in own]
     named = list(study.arms) if study else []

@@ -89,14 +89,22 @@ def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> 
         wanted = [("where", key, [value]) for key, value in claim.where.items()]
         wanted += [("contrast", key, _each(key, pair)) for key, pair in claim.contrast.items() if key != METRIC]
         for part, key, values in wanted:
-            place, having = f"claims.{claim.name}.{part}", {canonical(spec[key]) for spec in specs if key in spec}
-            if not having:
-                near = nearest(key, {*study.axes, *specs[0]})
-                raise UsageError(place, "no run of this study has such a key", key, near)
-            for value in values if key not in typed else ():
-                if canonical(value) not in having:
-                    known = f"Its runs have: {', '.join(sorted(having))}."
-                    raise UsageError(f"{place}.{key}", "no run of this study has this value", value, known)
+            refuse_absent(f"claims.{claim.name}.{part}", key, values if key not in typed else (), specs)
+
+
+def refuse_absent(place: str, key: str, values: Iterable[Any], specs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a key that none of these flat specs has, and values that none has of it.
+
+    Raises:
+        UsageError: naming `place`, or the key below it.
+    """
+    having = {canonical(spec[key]) for spec in specs if key in spec}
+    if not having:
+        raise UsageError(place, "no run of this study has such a key", key, nearest(key, specs[0]))
+    for value in values:
+        if canonical(value) not in having:
+            known = f"Its runs have: {', '.join(sorted(having))}."
+            raise UsageError(f"{place}.{key}", "no run of this study has this value", value, known)
 
 
 def _each(key: str, pair: Sequence[Any]) -> list[Any]:

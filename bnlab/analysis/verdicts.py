@@ -190,7 +190,7 @@ def _result(one: _Weighed, decision: Decision) -> str:
     if one.claim.expect == "same" and decision in ("supported", "refuted", "inconclusive"):
         words = {"supported": "within", "refuted": "beyond", "inconclusive": "not clearly within or beyond"}[decision]
         return f", {words} {allowed(one.claim)}; {seeds}, p {one.p:.2g}"
-    required = f"the required {one.claim.smallest_effect:.3g}{'x' if one.claim.compare == 'ratio' else ''}"
+    required = f"the required {allowed(one.claim)}"
     match decision:
         case "direction only":
             toward = int((one.paired.values > 0).sum())

@@ -24,21 +24,18 @@ def _metrics() -> Rows:
 
 
 def _measurements() -> Rows:
-    from bnlab.core.registry import PROBES, load_plugins
-    from bnlab.run.train import MEASUREMENTS
+    from bnlab.core.registry import load_plugins
+    from bnlab.report.figures import measurements
 
     load_plugins([])
-    found = [{"name": name, "description": text, "probe": ""} for name, text in MEASUREMENTS.items()]
-    for probe in PROBES.names():
-        named = PROBES.entry(probe).constructor.metrics  # type: ignore[attr-defined]
-        found += [{"name": name, "description": text, "probe": probe} for name, text in named.items()]
-    return found
+    return [{"name": name, "description": text, "probe": probe} for name, (text, probe) in measurements().items()]
 
 
 def _figures() -> Rows:
     from bnlab.report.figures import in_order
 
-    return [{"name": figure.name, "description": figure.subject} for figure in in_order()]
+    found = [*in_order("verdicts"), *in_order("study"), *in_order()]
+    return [{"name": figure.name, "description": figure.subject} for figure in found]
 
 
 KINDS: dict[str, str | Callable[[], Rows]] = {

@@ -65,7 +65,12 @@ def sweep(
     given = overrides or []
     study, cells = configs.load_study(config, given, config_dir)
     check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
-    check_reach(study, cells, {override.partition("=")[0].lstrip("+~") for override in given})
+    typed = {override.partition("=")[0].lstrip("+~") for override in given}
+    check_reach(study, cells, typed)
+    if study.figures:
+        from bnlab.report.figures import check_figures
+
+        check_figures(study, cells, typed)
     expected = read_expected(expect_verdicts, study) if expect_verdicts else {}
     workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
     places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}

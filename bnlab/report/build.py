@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from bnlab.analysis.load import STUDY_FILE, read_runs, write_summary
+from bnlab.analysis.load import STUDY_FILE, read_runs, read_study, write_summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import cause
 from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
-from bnlab.report.figures import in_order
-from bnlab.report.views import Built, Missing, Prepared, View, prepare
+from bnlab.report.figures import FIGURES, in_order, options_of
+from bnlab.report.prepare import Asked, Prepared, prepare
+from bnlab.report.views import Built, Drawn, Missing, View
 from bnlab.report.write import Written, styled, written
 
 
@@ -57,11 +59,14 @@ def studies_in(root: Path) -> list[Path]:
 
 
 def _one(root: Path) -> Built:
-    collection = read_runs(root, keep=[name for entry in in_order() for name in entry.reads])
+    keep = [name for entry in in_order() for name in entry.reads]
+    study, _ = read_study(root / STUDY_FILE)
+    keep += [figure["of"] for figure in (study.figures if study else ()) if isinstance(figure.get("of"), str)]
+    collection = read_runs(root, keep=keep)
     if not collection.runs:
         raise _nothing(root)
     verdicts = tuple(judge(collection))
-    prepared = prepare(collection)
+    prepared = prepare(collection, verdicts)
     figures, missing = draw_all(prepared)
     html = page.render(collection, verdicts, prepared, figures, missing)
     folder = root / "figures"
@@ -95,22 +100,53 @@ def _line(out: Mapping[str, str]) -> str:
 
 
 def draw_all(prepared: Prepared) -> tuple[list[Written], list[dict[str, str]]]:
-    """Every figure of every view that its runs have the numbers for, and why the others are left out; with `failed`,
-    the figure's name, where the reason is an error."""
+    """Every figure that the runs have the numbers for, of the verdicts, of the study and of every view, and why the
+    others are left out; with `failed`, the figure's name, where the reason is an error."""
     found: list[Written] = []
     missing: list[dict[str, str]] = []
     with styled():
-        for number, view in enumerate(prepared.views):
-            for entry in in_order():
-                try:
-                    found.append(written(entry.constructor(view, _name(entry.name, view, number))))
-                except Exception as error:  # one figure must not cost the verdicts and the others
-                    subject = ": ".join(filter(None, (view.setting, entry.subject)))
-                    if isinstance(error, Missing):
-                        missing.append({"subject": subject, "why": str(error), "remedy": error.remedy})
-                    else:
-                        missing.append({"subject": subject, "why": cause(error), "remedy": "", "failed": entry.name})
+        for entry, subject, draw in _drawings(prepared):
+            try:
+                found.append(written(draw()))
+            except Exception as error:  # one figure must not cost the verdicts and the others
+                if isinstance(error, Missing):
+                    missing.append({"subject": subject, "why": str(error), "remedy": error.remedy})
+                else:
+                    missing.append({"subject": subject, "why": cause(error), "remedy": "", "failed": entry})
     return found, missing
+
+
+def _drawings(prepared: Prepared) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
+    """The name, the subject and the drawing of every figure, in the order of the report."""
+    if prepared.verdicts:
+        for entry in in_order("verdicts"):
+            yield entry.name, entry.subject, partial(entry.constructor, prepared.verdicts, entry.name)
+    taken: set[str] = set()
+    for place, asked in enumerate(prepared.asked):
+        words = [asked.options.get("metric"), (asked.options.get("options") or {}).get("of"), asked.options.get("of")]
+        words.append(str(asked.options.get("by", "")).rpartition(".")[2])
+        name = "-".join([asked.kind, *(str(word) for word in words if word)])
+        name = name if name not in taken else f"{name}-{place}"
+        taken.add(name)
+        if not asked.views:
+            yield asked.kind, name, partial(_nothing_there, place)
+        for number, view in enumerate(asked.views):
+            subject = ": ".join(filter(None, (view.setting, name)))
+            yield asked.kind, subject, partial(_ask, asked, place, view, _name(name, view, number))
+    for number, view in enumerate(prepared.views):
+        for entry in in_order():
+            subject = ": ".join(filter(None, (view.setting, entry.subject)))
+            yield entry.name, subject, partial(entry.constructor, view, _name(entry.name, view, number))
+
+
+def _ask(asked: Asked, place: int, view: View, name: str) -> Drawn:
+    options = options_of(asked.kind, asked.options, f"figures.{place}")
+    drawn: Drawn = FIGURES[asked.kind].constructor(view, name, **options)
+    return drawn
+
+
+def _nothing_there(place: int) -> Drawn:
+    raise Missing(f"no run is as figures.{place}.where says")
 
 
 def _name(name: str, view: View, number: int) -> str:

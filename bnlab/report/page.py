@@ -18,7 +18,8 @@ from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.study import Study
 from bnlab.core.text import capital, command, count, number, typed
 from bnlab.record.runs import Run
-from bnlab.report.views import Built, Prepared, best_rate, geometric_mean, log_interval
+from bnlab.report.prepare import Prepared
+from bnlab.report.views import Built, best_rate, geometric_mean, log_interval
 from bnlab.report.write import Written
 
 EMBEDDED = 400_000

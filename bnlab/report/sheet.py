@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -146,10 +146,9 @@ def thinned(texts: Sequence[str], ax: Axes, at: Sequence[float]) -> list[str]:
     return list(texts)
 
 
-def log_ticks(ax: Axes, low: float, high: float, *, most: int = 8) -> None:
-    """A logarithmic vertical axis with round numbers as ticks: the finest set of at most `most`."""
-    ax.set_yscale("log")
-    ax.set_ylim(low, high)
+def log_ticks(ax: Axes, low: float, high: float, *, most: int = 8, axis: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis with round numbers as ticks: the finest set of at most `most`."""
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for marks in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -157,8 +156,19 @@ def log_ticks(ax: Axes, low: float, high: float, *, most: int = 8) -> None:
         if len(found) <= most:
             break
     found = found[:: math.ceil(len(found) / most)] if len(found) > 1 else [low, high]
-    ax.set_yticks(found, labels=[number(float(f"{x:.3g}")) for x in found])
-    ax.set_yticks([], minor=True)
+    ticks = ax.yaxis if axis == "y" else ax.xaxis
+    ticks.set_ticks(found, labels=[number(float(f"{x:.3g}")) for x in found])
+    ticks.set_ticks([], minor=True)
+
+
+def value_axis(ax: Axes, values: Sequence[float], log: bool, axis: Literal["x", "y"] = "y") -> None:
+    """Limits around the values, with ticks."""
+    if log:
+        log_ticks(ax, *around(values), axis=axis)
+        return
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    ax.set(**{f"{axis}lim": (low - room, high + room)})
 
 
 def layer_ticks(depth: int) -> list[int]:

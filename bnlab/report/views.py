@@ -8,21 +8,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.claims import Verdict
-from bnlab.analysis.load import Collection
-from bnlab.analysis.metrics.losses import chance_loss
 from bnlab.analysis.metrics.rates import largest_of
 from bnlab.analysis.statistics import t_half_width
-from bnlab.core.study import evenly
-from bnlab.core.text import short_key
+from bnlab.core.text import number
 from bnlab.record.runs import Run
-from bnlab.report.style import Look, looks_for
+from bnlab.report.style import Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +71,12 @@ def best_rate(runs: Mapping[float, Sequence[Run]]) -> float | None:
         if all(run.trains for run in here)
     }
     return min((lr for lr, mean in means.items() if math.isfinite(mean)), key=means.__getitem__, default=None)
+
+
+def usual_rate(runs: Mapping[float, Sequence[Run]]) -> float:
+    """The best rate; where there is none, that at which most runs train, the smaller of equals."""
+    best = best_rate(runs)
+    return max(runs, key=lambda lr: (sum(run.trains for run in runs[lr]), -lr)) if best is None else best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,98 +238,6 @@ def ratio(treated: Mapping[int, float], control: Mapping[int, float]) -> Ratio |
     return Ratio(value=value, clear=clear, n=len(ratios))
 
 
-MOST_ARMS, MOST_VIEWS = 8, 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """`views` for figures; `arms` of every run by its id, and in their order, for tables; `left_out`: what is not
-    drawn, in words."""
-
-    views: tuple[View, ...]
-    arms: Mapping[str, str]
-    order: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
-def prepare(collection: Collection) -> Prepared:
-    """The views of a report: one for each setting of the axes that are neither arm, learning rate nor seed; the first,
-    the last and one between them where there are many."""
-    runs, arms = collection.runs, arms_of(collection)
-    settings = list(arms.settings)
-    shown = [settings[index] for index in evenly(len(settings), MOST_VIEWS)]
-    left_out = []
-    if len(settings) > len(shown):
-        left_out.append(
-            f"figures for {len(shown)} of {len(settings)} settings of {', '.join(map(short_key, arms.rest))}; the "
-            "others are in the table and in summary.parquet"
-        )
-    views = []
-    for setting in shown:
-        here = [run for run in runs if arms.setting(run) == setting]
-        views.append(_view(collection, here, arms, arms.settings[setting] if len(settings) > 1 else ""))
-    return Prepared(
-        views=tuple(views),
-        arms={run.id: arms.label(run) for run in runs},
-        order=tuple(arms.labels(runs)),
-        left_out=tuple(left_out),
-    )
-
-
-def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str) -> View:
-    by_arm: dict[Key, list[Run]] = {arm: [] for arm in arms.names}
-    for run in runs:
-        by_arm[arms.arm(run)].append(run)
-    there = [arm for arm in by_arm if by_arm[arm]]
-    shown, others = there[:MOST_ARMS], there[MOST_ARMS:]
-    norms = [str(by_arm[arm][0].spec.get("norm")) for arm in shown]
-    groups = tuple(
-        Group(label=arms.names[arm], look=look, runs=_seen(collection, by_arm[arm]))
-        for arm, look in zip(shown, looks_for(norms), strict=True)
-    )
-    return View(
-        groups=groups,
-        setting=setting,
-        chance_loss=chance_loss(runs[0]),
-        reduced=f"Not drawn: {', '.join(arms.names[arm] for arm in others)}." if others else "",
-        pair=_pair(collection, arms.axis, {dict(arm).get(arms.axis): g for arm, g in zip(shown, groups, strict=True)}),
-        target=_target(collection),
-    )
-
-
-def _pair(collection: Collection, axis: str, groups: Mapping[Any, Group]) -> tuple[Group, Group] | None:
-    """The two arms that titles compare: those of the first claim on this axis, else batch norm and none, else both of
-    two. `groups` are by their value of the axis."""
-    claims = collection.study.claims if collection.study else ()
-    wanted = [tuple(map(frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
-    for treated, control in (*wanted, ("batch", "none")):
-        if treated in groups and control in groups and treated != control:
-            return groups[treated], groups[control]
-    if len(groups) == 2:
-        control, treated = groups
-        return groups[treated], groups[control]
-    return None
-
-
-def _target(collection: Collection) -> Target | None:
-    """The target of the first claim about steps to a training loss."""
-    for claim in collection.study.claims if collection.study else ():
-        options = claim.options
-        if claim.metric == "steps_to" and options.get("of") == "train_loss":
-            return Target(loss=float(options["target"]), smooth=int(options["smooth"]))
-    return None
-
-
-def _seen(collection: Collection, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """One run per rate and seed: of several that differ in their probes alone, the one with the longest journal."""
-    best: dict[tuple[float, int], Run] = {}
-    for run in runs:
-        at = run.lr, run.seed
-        if at not in best or run.folder.journal_bytes > best[at].folder.journal_bytes:
-            best[at] = run
-    return tuple(run for _, run in sorted(best.items()))
-
-
 def together(runs: Iterable[Run], metric: str, average: Callable[[Floats], Floats]) -> tuple[Floats, Floats]:
     """The steps [T] at which every run that has the metric has it, and `average` over the runs [R, T, ...] there. Runs
     without it are left out; no steps where there is none."""
@@ -372,6 +282,77 @@ def by_seed(runs: Sequence[Run], figure: Callable[[Run], float]) -> dict[int, fl
     """A value of each run by its seed, where it is positive and finite."""
     found = {run.seed: figure(run) for run in runs}
     return {seed: value for seed, value in found.items() if np.isfinite(value) and value > 0}
+
+
+Seeds = Mapping[int, float]
+"""A value of each seed."""
+
+
+def average(values: Sequence[float], log: bool) -> float:
+    """The mean, or the geometric mean; NaN where there is none."""
+    if log:
+        return geometric_mean(values)
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def interval(values: Sequence[float], log: bool) -> tuple[float, float] | None:
+    """The 95 % t-interval of the average; None with fewer than three values, of which it spans decades."""
+    if len(values) < 3:
+        return None
+    if log:
+        return log_interval(values)
+    mean, half = average(values, False), float(t_half_width(np.array(values)))
+    return mean - half, mean + half
+
+
+def apart(one: Seeds, other: Seeds, log: bool) -> str:
+    """How `one` differs from `other`, paired by seed: `3.1× lower`, `0.12 higher`; empty where seeds leave a doubt. A
+    difference is clear where the 95 % t-interval of three seeds or more leaves out 0."""
+    if log:
+        times = ratio(one, other)
+        words = "lower" if times is None or times.value < 1 else "higher"
+        return f"{times.times} {words}" if times is not None and times.clear else ""
+    differences = [one[seed] - other[seed] for seed in one if seed in other]
+    ends = interval(differences, False)
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        return ""
+    mean = average(differences, False)
+    return f"{number(abs(mean), 2)} {'lower' if mean < 0 else 'higher'}"
+
+
+def finding(view: View, what: str, at: Mapping[str, Mapping[str, Seeds]], log: bool) -> str:
+    """A title: what the pair's arms have to each other at the first and at the last of these places; without a pair,
+    which arm is highest at the last one, or how the one arm changes. `at`: place in words -> arm -> values."""
+    places = list(at)
+    ends = places[:: len(places) - 1] if len(places) > 1 else places
+    if view.pair is not None:
+        treated, control = (group.label for group in view.pair)
+        places = [place for place, arms in at.items() if {*arms.get(treated, {})} & {*arms.get(control, {})}]
+        ends = places[:: len(places) - 1] if len(places) > 1 else places
+        found = {place: apart(at[place].get(treated, {}), at[place].get(control, {}), log) for place in places}
+        ends = ends if any(found[place] for place in ends) else [place for place in places if found[place]][:1]
+        if not ends:
+            return f"{what}: no clear difference between {treated} and {control}"
+        rest = f" than with {control}" if len(view.groups) > 2 else ""
+        parts = [f"{found[place] or 'no clear difference'}{' ' * bool(place)}{place}" for place in ends]
+        first = next(index for index, place in enumerate(ends) if found[place])
+        parts[first] = parts[first].replace(found[ends[first]], f"{found[ends[first]]} with {treated}{rest}", 1)
+        return f"{what}: {', '.join(parts)}"
+    last = {arm: average(list(values.values()), log) for arm, values in at[places[-1]].items() if values}
+    last = {arm: value for arm, value in last.items() if math.isfinite(value)}
+    if len(view.groups) > 1 and last:
+        high, low = max(last, key=last.__getitem__), min(last, key=last.__getitem__)
+        if not apart(at[places[-1]][high], at[places[-1]][low], log):
+            return f"{what}: no clear difference between the arms {places[-1]}".rstrip()
+        ends = [f"{word} with {arm} ({number(last[arm])})" for word, arm in (("highest", high), ("lowest", low))]
+        return f"{what}: {', '.join(ends)} {places[-1]}".rstrip()
+    (label,) = (group.label for group in view.groups[:1])
+    values = [average(list(at[place].get(label, {}).values()), log) for place in ends]
+    if len(ends) < 2:
+        return f"{what}: {number(values[0])} ({label})"
+    change = apart(at[ends[1]].get(label, {}), at[ends[0]].get(label, {}), log)
+    verb = ("falls" if values[1] < values[0] else "rises") if change else "does not clearly change"
+    return f"{what} {verb}, from {number(values[0])} {ends[0]} to {number(values[1])} {ends[1]} ({label})"
 
 
 def compared(

@@ -112,6 +112,7 @@ def test_the_page_is_one_file_without_script_or_request(built: Built, page: Page
 def test_every_figure_has_a_text_that_says_what_it_shows_a_dark_twin_and_its_data(built: Built, page: Page) -> None:
     grid = built.path.parent
     assert [name for name in built.figures if name in OWN] == OWN
+    assert built.figures[0] == "forest"
     images, twins = page.all("img"), page.all("source")
     assert len(images) == len(twins) == len(built.figures)
     for name, image, twin in zip(built.figures, images, twins, strict=True):
@@ -121,7 +122,7 @@ def test_every_figure_has_a_text_that_says_what_it_shows_a_dark_twin_and_its_dat
         assert "#fefefe" not in turned
         assert len(ElementTree.fromstring(turned)) == len(ElementTree.fromstring(light)) > 0
         assert len(image["alt"]) > 60
-    assert images[0]["alt"].startswith("Batch norm trains at rates at least 10× larger than no norm")
+    assert images[1]["alt"].startswith("Batch norm trains at rates at least 10× larger than no norm")
     links = {link["download"]: link["href"] for link in page.all("a") if "download" in link}
     for name in built.figures:
         text = (grid / "figures" / f"{name}.csv").read_text(encoding="utf-8")
@@ -303,7 +304,7 @@ def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
     assert lines[1].strip().startswith("ratio 10")
     assert any(re.match(r"left out +layer/lr=0\.1/seed=0-\w+: failed at step 40", line) for line in lines)
     assert f"report     {path}" in lines
-    assert re.match(r"made of    18 runs, 7 figures, in [\d.]+ s", lines[-1])
+    assert re.match(r"made of    18 runs, 8 figures, in [\d.]+ s", lines[-1])
 
 
 PLUGIN = '''

@@ -273,7 +273,7 @@ def test_curves_are_drawn_at_each_arms_best_rate(run_of: MakeRun, view: Make) ->
     assert alone.title.startswith("At the one rate tried, batch norm takes 1")
 
 
-@pytest.mark.parametrize("name", FIGURES.names())
+@pytest.mark.parametrize("name", [entry.name for entry in in_order()])
 def test_what_was_not_measured_is_said_and_not_drawn(name: str, run_of: MakeRun, view: Make) -> None:
     with pytest.raises(Missing, match=r"no |not measured|one learning rate"):
         FIGURES[name].constructor(view({"a": [run_of()]}), name)

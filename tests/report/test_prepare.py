@@ -10,7 +10,7 @@ import yaml
 
 from bnlab.analysis.load import read_runs
 from bnlab.report.page import line
-from bnlab.report.views import prepare
+from bnlab.report.prepare import prepare
 
 Write = Callable[..., Path]
 STUDY = {

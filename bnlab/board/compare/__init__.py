@@ -42,7 +42,7 @@ from bnlab.core.text import count
 from bnlab.record.folder import find_runs
 from bnlab.report.build import draw_all
 from bnlab.report.page import card_of
-from bnlab.report.views import prepare
+from bnlab.report.prepare import prepare
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
 BOTH = "both seeds"
@@ -101,9 +101,10 @@ def build(root: Path, logs: Path) -> Compared:
     shown = {"how_to_read": how_to_read(found.points, found.shown), "runs": table_of_runs(found.points)}
     figures = []
     if found.ended.runs:
-        if verdicts := judge(found.ended):
+        verdicts = judge(found.ended)
+        if verdicts:
             shown["verdicts"] = verdict_list(verdicts, found.ended)
-        drawn, _ = draw_all(prepare(found.ended))
+        drawn, _ = draw_all(prepare(found.ended, verdicts))
         for number, figure in enumerate(drawn, 1):
             about = f"**{figure.drawn.title}.** {figure.drawn.note}"
             figures.append(image(f"0_figures/{number:02d}_{figure.drawn.name}", figure.png, about))

@@ -26,7 +26,8 @@ from bnlab.record.journal import Floats, Series, Steps
 from bnlab.record.runs import Run
 from bnlab.report.build import studies_in
 from bnlab.report.figures import in_order
-from bnlab.report.views import Group, Prepared, View, even, median, prepare
+from bnlab.report.prepare import Prepared, prepare
+from bnlab.report.views import Group, View, even, median
 
 Points = Sequence[tuple[int, float]]
 """Steps and values, in the order of the steps."""

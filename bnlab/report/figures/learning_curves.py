@@ -11,7 +11,7 @@ from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.core.text import capital, number
 from bnlab.report.figures import FIGURES
 from bnlab.report.sheet import Chart, around, log_ticks, step_axis
-from bnlab.report.views import Drawn, Floats, Group, Missing, View, geometric, ratio, together
+from bnlab.report.views import Drawn, Floats, Group, Missing, View, geometric, ratio, together, usual_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,7 @@ class Curve:
 
 def curve(group: Group) -> Curve | None:
     """At the arm's best rate; where it has none, at the rate at which most of its runs train, the smaller of equals."""
-    lr = group.best_rate()
-    if lr is None:
-        lr = max(group.rates, key=lambda rate: (sum(run.trains for run in group.at(rate)), -rate))
+    lr = usual_rate({rate: group.at(rate) for rate in group.rates})
     singles = []
     for run in group.at(lr):
         steps, values = run.series("train_loss")
