@@ -213,10 +213,11 @@ def test_figures_of_the_study_come_first_in_its_order_under_names_of_their_own(t
         "name": "c",
         "text": "t",
         "source": "s",
-        "metric": "max_stable_lr",
-        "contrast": {"norm": ["batch", "none"]},
+        "metric": "final_train_loss",
+        "against": 1.0,
+        "where": {"norm": "none"},
     }
-    claim |= {"at": "curve", "expect": "larger", "compare": "ratio", "smallest_effect": 2}
+    claim |= {"at": "best_lr", "expect": "larger", "compare": "ratio", "smallest_effect": 2}
     steps = {"kind": "steps", "of": "train_loss", "log": "y"}
     others = [{"kind": "by", "by": "arm", "metric": "final_train_loss"}, {"kind": "by", "by": "arm", "metric": "steps"}]
     asked(root, steps, *others, {**steps, "lr": 0.1}, {**steps, "where": {"optim.lr": 7}}, claims=[claim])
