@@ -8,6 +8,8 @@ the choices with a mean at least as large as the one seen. Fisher 1935; Good 200
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -30,6 +32,9 @@ MOST_SEEDS = 200
 """More seeds than that are not asked for."""
 ROUNDED = 9
 """Decimals of a difference that count."""
+REDRAWS = 500
+"""Draws of seeds, by which the chance of the same decision is estimated."""
+SignFlip = Callable[[Floats, Literal["greater", "less"]], Floats]
 
 
 def sign_flip(differences: Floats, alternative: Literal["greater", "less"]) -> Floats:
@@ -53,6 +58,30 @@ def sign_flip(differences: Floats, alternative: Literal["greater", "less"]) -> F
         rng=np.random.default_rng(0),
     )
     return np.asarray(found.pvalue, dtype=np.float64)
+
+
+def sign_flips(differences: Floats, alternative: Literal["greater", "less"]) -> Floats:
+    """As `sign_flip`, for many resamples of one set of differences: all flips in one product of matrices. [K, N] -> [K]
+
+    >>> sign_flips(np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]), "greater").item() == 2**-6
+    True
+    """
+    n = differences.shape[-1]
+    sums = _signs(n) @ differences.T  # [flips, K]
+    seen = differences.sum(axis=-1)
+    slack = 1e-9 * np.abs(differences).sum(axis=-1)  # equal sums, added in another order
+    as_large = sums >= seen - slack if alternative == "greater" else sums <= seen + slack
+    drawn = int(n > EXACT_UP_TO)  # then the flip seen counts as one of the draws
+    return np.asarray((as_large.sum(axis=0) + drawn) / (len(sums) + drawn), dtype=np.float64)
+
+
+@cache
+def _signs(n: int) -> Floats:
+    """All choices of n signs; above `EXACT_UP_TO` 2^12 - 1 that are drawn. [flips, N]"""
+    if n > EXACT_UP_TO:
+        drawn: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (2**12 - 1, n))
+        return drawn
+    return np.asarray(1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1), dtype=np.float64)
 
 
 def interval(differences: Floats, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
@@ -140,7 +169,7 @@ def seeds_to_decide(differences: Floats, smallest: float, tested: int) -> int | 
     return None
 
 
-def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
+def ps(low: Floats, high: Floats, smallest: float, test: SignFlip = sign_flip) -> tuple[Floats, Floats]:
     """p of 'effect <= smallest' and of 'effect >= smallest'. [..., N] -> [...], [...]
 
     A sign-flip p never grows when a difference does, so that p at the lowest differences is an upper bound of p at the
@@ -148,16 +177,16 @@ def ps(low: Floats, high: Floats, smallest: float) -> tuple[Floats, Floats]:
     """
     bounded_low = np.asarray(np.isfinite(low).all(axis=-1))
     bounded_high = np.asarray(np.isfinite(high).all(axis=-1))
-    support = sign_flip(_beyond(np.where(bounded_low[..., None], low, 0.0), smallest), "greater")
-    refute = sign_flip(_beyond(np.where(bounded_high[..., None], high, 0.0), smallest), "less")
+    support = test(_beyond(np.where(bounded_low[..., None], low, 0.0), smallest), "greater")
+    refute = test(_beyond(np.where(bounded_high[..., None], high, 0.0), smallest), "less")
     return np.where(bounded_low, support, 1.0), np.where(bounded_high, refute, 1.0)
 
 
-def ps_same(low: Floats, high: Floats, within: float) -> tuple[Floats, Floats]:
+def ps_same(low: Floats, high: Floats, within: float, test: SignFlip = sign_flip) -> tuple[Floats, Floats]:
     """p of 'effect is beyond +- within', by two one-sided tests (Schuirmann 1987), and of 'effect is within', twice the
     smaller of both sides'. [..., N] -> [...], [...]"""
-    above, below = ps(low, high, -within)  # effect <= -within, effect >= -within
-    beyond, short = ps(low, high, within)
+    above, below = ps(low, high, -within, test)  # effect <= -within, effect >= -within
+    beyond, short = ps(low, high, within, test)
     return np.maximum(above, short), np.minimum(1.0, 2 * np.minimum(beyond, below))
 
 
@@ -179,3 +208,26 @@ def decide(
     if p <= LEVEL and p_refute < p_support and fails:
         return "refuted"
     return "inconclusive"
+
+
+def repeated(
+    decision: Decision,
+    differences: tuple[Floats, Floats, Floats],
+    smallest: float,
+    holm_factor: float,
+    *,
+    same: bool = False,
+) -> float:
+    """The share of bootstrap draws of the seeds that come to the same decision. `differences` are values, lowest and
+    highest, [N] each; a seed keeps its three."""
+    n = len(differences[0])
+    chosen = np.random.default_rng(0).integers(n, size=(REDRAWS, n))
+    values, low, high = (part[chosen] for part in differences)
+    support, refute = (ps_same if same else ps)(low, high, smallest, sign_flips)
+    adjusted = np.minimum(1.0, holm_factor * np.minimum(support, refute))
+    columns = (support, refute, adjusted, *interval(values, RESAMPLES // 10))
+    decided = [
+        decide(p_support, p_refute, p, (bottom, top), smallest, same=same)
+        for p_support, p_refute, p, bottom, top in np.stack(columns, axis=-1).tolist()
+    ]
+    return decided.count(decision) / REDRAWS

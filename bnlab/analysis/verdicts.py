@@ -23,6 +23,7 @@ from bnlab.analysis.statistics import (
     interval,
     ps,
     ps_same,
+    repeated,
     seeds_to_decide,
 )
 from bnlab.core.study import METRIC, Claim
@@ -135,6 +136,11 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
             cautions = (*cautions, f"with {one.n} seeds a report can decide at most {most} claims, not {tested}")
         if decision == "inconclusive":
             cautions = (*cautions, _to_decide(one, tested))
+    repeat = None
+    if one.p is not None:
+        holm_factor = one.p / min(one.p_support, one.p_refute)
+        differences = (found.values, found.low, found.high)
+        repeat = repeated(decision, differences, threshold(claim), holm_factor, same=claim.expect == "same")
     unit = "x" if claim.compare == "ratio" else ""
     arms = _compared(claim, found)
     numbers = f"{effect:.3g}{unit}" + (f", 95 % {ends[0]:.3g} to {ends[1]:.3g}{unit}" if ends else "")
@@ -150,6 +156,7 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
         control=found.control,
         why=f"{arms}: {numbers}{_result(one, decision)}",
         cautions=cautions,
+        repeat=repeat,
     )
 
 

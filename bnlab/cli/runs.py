@@ -269,6 +269,7 @@ def tree(verdict: Verdict) -> dict[str, Any]:
         "interval": None if verdict.interval is None else list(verdict.interval),
         "p": verdict.p,
         "n": verdict.n,
+        "repeat": verdict.repeat,
         "why": verdict.why,
         "cautions": list(verdict.cautions),
     }

@@ -246,6 +246,8 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
     facts = [count(verdict.n, "seed") if verdict.n else "", f"p = {verdict.p:.2g}" if verdict.p is not None else ""]
+    if verdict.repeat is not None:
+        facts.append(f"the same with {100 * verdict.repeat:.0f} % of other draws of seeds")
     least = claim.smallest_effect
     bound = f"{'above' if least else 'more than'} {shown(least)}{unit}" if least is not None else allowed(claim)
     study = collection.study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bnlab.analysis.statistics import LEVEL, claims_decidable, decide, holm, interval, ps, sign_flip
+from bnlab.analysis.statistics import (
+    LEVEL,
+    REDRAWS,
+    RESAMPLES,
+    claims_decidable,
+    decide,
+    holm,
+    interval,
+    ps,
+    repeated,
+    sign_flip,
+    sign_flips,
+)
 from bnlab.record.journal import Floats
 
 DIFFERENCES = st.lists(st.integers(-6, 9), min_size=2, max_size=8)
@@ -191,3 +204,29 @@ def test_power_at_the_shipped_number_of_seeds(n: int, spreads: float, power: flo
     """One claim, its effect so many standard deviations of a pair's difference above the smallest."""
     tables = np.random.default_rng(1).normal(spreads, 1, size=(1000, 1, n))
     assert decided(tables, smallest=0.0)["supported"].mean() >= power - 0.02
+
+
+@pytest.mark.parametrize("n", [6, 9, 14])
+@pytest.mark.parametrize("alternative", ["greater", "less"])
+def test_all_flips_at_once_are_the_test_one_by_one(n: int, alternative: Literal["greater", "less"]) -> None:
+    rng = np.random.default_rng(n)
+    tables = np.concatenate([rng.normal(0.5, 1, (20, n)), rng.integers(-2, 3, (20, n))])  # the latter with ties
+    assert np.array_equal(sign_flips(tables, alternative), sign_flip(tables, alternative))
+
+
+def test_drawn_flips_are_near_the_test() -> None:
+    tables = np.random.default_rng(0).normal(0.4, 1, (20, 20))
+    assert np.abs(sign_flips(tables, "greater") - sign_flip(tables, "greater")).max() < 0.03
+
+
+def test_the_chance_of_the_same_decision_is_that_of_deciding_each_draw() -> None:
+    values = np.random.default_rng(3).normal(1.5, 1, 8)
+    chosen = np.random.default_rng(0).integers(8, size=(REDRAWS, 8))
+    decisions = []
+    for draw in values[chosen]:
+        support, refute = (p.item() for p in ps(draw, draw, 0.0))
+        low, high = interval(draw, RESAMPLES // 10)
+        decisions.append(decide(support, refute, 2 * min(support, refute), (low.item(), high.item()), 0.0))
+    share = decisions.count("supported") / REDRAWS
+    assert 0.2 < share < 0.9
+    assert repeated("supported", (values, values, values), 0.0, 2.0) == pytest.approx(share, abs=0.03)

@@ -346,3 +346,36 @@ def test_an_inconclusive_verdict_has_the_line_that_would_decide_it(
     number = re.match(r"about (\d+) seeds would decide it, if they vary as these do: bnlab sweep", text)
     assert number is not None
     assert text.endswith(f"bnlab sweep --config s 'seed=range(0, {number[1]})'")
+
+
+def test_a_clear_effect_is_decided_the_same_by_every_draw_of_seeds(losses: Callable[..., Verdict]) -> None:
+    assert losses(scaled(0.1, 8), [0.5] * 8).repeat == 1.0
+    assert losses(scaled(0.5, 8), [0.5] * 8).repeat == 1.0  # refuted as clearly
+
+
+def test_an_effect_at_the_limit_is_decided_otherwise_by_about_half_of_the_draws(
+    losses: Callable[..., Verdict],
+) -> None:
+    near = [0.1, 0.15, 0.2, 0.17, 0.22, 0.12, 0.24, 0.33]
+    verdict = losses(near, [0.5] * 8)
+    assert verdict.decision == "supported"
+    assert verdict.p is not None
+    assert 0.02 < verdict.p <= 0.05
+    assert verdict.repeat is not None
+    assert 0.35 < verdict.repeat < 0.7
+
+
+def test_what_was_not_tested_has_no_chance_to_repeat(losses: Callable[..., Verdict]) -> None:
+    assert losses(scaled(0.1, 5), [0.5] * 5).repeat is None
+    assert losses(scaled(0.1), [0.5] * 6, contrast={"norm": ("layer", "none")}).repeat is None
+
+
+def test_no_draw_with_a_failed_treated_run_supports(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [run_of(norm="none", seed=seed, train_loss=0.5) for seed in range(8)]
+    runs += [run_of(norm="batch", seed=seed, train_loss=0.1) for seed in range(7)]
+    runs.append(run_of(norm="batch", seed=7, status="diverged"))
+    [verdict] = judge(collect(runs, [claim_of()]))
+    assert verdict.decision == "inconclusive"
+    assert verdict.repeat is not None
+    # A draw without seed 7, (7/8)^8 of them, has no failure and supports.
+    assert verdict.repeat == pytest.approx(1 - (7 / 8) ** 8, abs=0.07)
