@@ -219,7 +219,9 @@ def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) 
     read = [reader.read(text) for text in overrides]
     groups = [override for override in read if override.key_or_group in GROUPS]
     chosen = {(one.key_or_group, name) for one in groups for name in texts(one, reader.options[one.key_or_group])}
-    for name in {name for group, name in chosen if group == "probes"} & available("probes/one", reader.dirs).keys():
+    probes = [name for group, name in chosen if group == "probes"]
+    chosen |= {("probes", part) for name in probes for part in name.split("+")}
+    for name in sorted({name for group, name in chosen if group == "probes"}):
         _offer_probe(name, reader)
     if all(name in reader.options[group] for group, name in chosen):
         return
@@ -230,6 +232,8 @@ def offer_plugins(experiment: str, overrides: Sequence[str], reader: Overrides) 
     for registry, name in load_plugins([str(file) for file in files] if isinstance(files, list) else []):
         if registry.group in GROUPS:
             _offer(registry, name, reader, chosen=(registry.group, name) in chosen)
+    for name in probes:
+        _offer_probe(name, reader)
 
 
 def _offer(registry: Registry[Any], name: str, reader: Overrides, *, chosen: bool) -> None:
@@ -253,12 +257,24 @@ def _offer(registry: Registry[Any], name: str, reader: Overrides, *, chosen: boo
 
 
 def _offer_probe(name: str, reader: Overrides) -> None:
-    """Make `probes=NAME` the probes of `economy` and that one, unless there is a YAML of this name."""
-    presets = available("probes", reader.dirs)
-    if name not in presets:
-        single = f"one/{name}@{name}"
-        more = [] if single in presets["economy"].read_text(encoding="utf-8") else [single]
-        reader.offer("probes", name, {"defaults": ["economy", *more, "_self_"]})
+    """Make `probes=A+B` the probes of the preset A and the single probe B, and `probes=B` those of `economy` and B,
+    unless there is a YAML of this name."""
+    presets, single = available("probes", reader.dirs), available("probes/one", reader.dirs)
+    first, *more = name.split("+")
+    base, added = (first, more) if first in presets else ("economy", [first, *more])
+    if name not in presets and set(added) <= single.keys():
+        there = _single_probes(base, presets)
+        new = [f"one/{probe}@{probe}" for probe in dict.fromkeys(added) if probe not in there]
+        reader.offer("probes", name, {"defaults": [base, *new, "_self_"]})
+
+
+def _single_probes(preset: str, presets: Mapping[str, Path]) -> set[str]:
+    """The probes of a preset, those of the presets in its defaults included."""
+    found: set[str] = set()
+    for part in OmegaConf.load(presets[preset]).get("defaults", []):
+        own = str(part).removeprefix("one/").partition("@")[0]
+        found |= {own} if str(part).startswith("one/") else _single_probes(own, presets) if own in presets else set()
+    return found
 
 
 def load(name: str, overrides: Sequence[str], user_dir: Path | None = None) -> RunSpec:

@@ -14,6 +14,7 @@ from bnlab.analysis.metrics import METRICS, Metric, MetricError, Value, reads, t
 from bnlab.analysis.metrics.losses import trailing_median
 from bnlab.analysis.metrics.rates import decades, largest_of
 from bnlab.core.errors import UsageError
+from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
 from bnlab.record.runs import Run, read_run
 
@@ -221,8 +222,8 @@ def test_two_metrics_of_one_name_are_refused() -> None:
 def test_every_metric_of_a_run_is_there_after_training(
     norm: str, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
 ) -> None:
-    more = ("probes.activations.batch=24", "probes.sharpness.every=4", "model.depth=3")
-    ended = run(spec_of("probes=full", f"norm={norm}", *more))
+    more = ("probes.representation.batch=24", "probes.sharpness.every=4", "model.depth=3")
+    ended = run(spec_of("+".join(["probes=full", *PROBES.names()]), "probes.activations.batch=24", f"norm={norm}", *more))
     trained = read_run(ended.folder, reads())
     missing = {
         name

@@ -11,7 +11,7 @@ import pytest
 from bnlab import config
 from bnlab.analysis.claims import check_reach, read_expected
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import NORMS
+from bnlab.core.registry import NORMS, PROBES
 from bnlab.core.spec import RunSpec
 from bnlab.core.study import Study
 
@@ -186,6 +186,39 @@ def test_an_option_of_another_choice_is_refused_by_the_chosen_one(overrides: lis
         with pytest.raises(UsageError, match=r".") as caught:
             load("mlp_digits", overrides)
         assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "probes"),
+    [
+        ("none+propagation+ics", {"propagation", "ics"}),
+        ("propagation+ics", {"batch_moments", "gradients", "activations", "propagation", "ics"}),
+        ("standard+ics", {"batch_moments", "gradients", "activations", "landscape", "lipschitz", "ics"}),
+        ("none+own_probe+ics", {"own_probe", "ics"}),
+    ],
+)
+def test_single_probes_are_added_to_a_preset(chosen: str, probes: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    text = "from bnlab import PROBES\n@PROBES.register('own_probe')\nclass Own:\n    metrics = {}\n"
+    file.write_text(text + "    needs = frozenset()\n    def __init__(self, *, size: int = 3):\n        pass\n")
+    try:
+        spec = config.load("mlp_digits", [f"plugins=['{file}']", f"probes={chosen}"])
+        written(tmp_path, "studies/s.yaml", f"base: mlp_digits\noverrides: {{probes: {chosen}, plugins: ['{file}']}}\n")
+        assert config.load_study("s", ["seed=0"], tmp_path)[1][0].spec.probes == spec.probes
+    finally:
+        PROBES.forget("own_probe")
+    assert set(spec.probes.options) == probes
+
+
+def test_a_preset_keeps_its_options_of_a_probe_that_is_added_again() -> None:
+    full, again = (config.load("mlp_digits", [f"probes={chosen}"]) for chosen in ("full", "full+landscape+ics"))
+    assert again.id == full.id
+
+
+@pytest.mark.parametrize("chosen", ["none+x", "none+economy", "ics+"])
+def test_what_is_added_to_a_preset_is_a_single_probe(chosen: str) -> None:
+    with pytest.raises(UsageError, match=r"^probes: no such option, got "):
+        config.load("mlp_digits", [f"probes={chosen}"])
 
 
 def test_settings_of_a_study_for_its_own_probes_do_not_hold_for_others_that_are_typed() -> None:

@@ -479,6 +479,55 @@ def _at_pre(moment: Moment, split: Split, mode: str) -> dict[str, list[list[floa
     return kept
 
 
+def propagation(moment: Moment) -> Figures:
+    """From nets whose first layer, or whose every layer, really is another one."""
+    first = f"{moment.sites[0].name}_"
+    weight = moment.before[f"{first}affine.weight"]
+    u = torch.randn(weight.shape, generator=stream(moment.spec.seed, "probe", "propagation", moment.step))
+    changed: dict[str, StateDict] = {
+        "own": {name: value for name, value in moment.after.items() if name.startswith(first)},
+        "random": {f"{first}affine.weight": weight + 0.001 * norm_of(weight) * u.double() / norm_of(u)},
+        "all": moment.after,
+    }
+    old, _ = forward(moment.setup, moment.before, moment.batch.x)
+    found: Figures = {}
+    for name, values in changed.items():
+        new, _ = forward(moment.setup, {**moment.before, **values}, moment.batch.x)
+        found[f"propagation.{name}"] = [norm_of(b - a) / norm_of(a) for a, b in zip(old, new, strict=True)]
+    return found
+
+
+def outs(moment: Moment) -> list[Tensor]:
+    """`out` of every site on the probe batch, of a net that is a sequence of its parts."""
+    with torch.no_grad():
+        seen = outputs_by_part(moment.net(), moment.setup.observer.probe_batch.x)
+    return [[x for name, x in seen.items() if name.startswith(f"{site.name}_")][-1] for site in moment.sites]
+
+
+def representation(moment: Moment) -> Figures:
+    """Eigenvalues, pairs of examples and channels one by one."""
+    names = ("gram_rank", "gram_cos", "isometry_gap", "orthogonality_gap", "channel_squared_mean", "channel_variance")
+    found: Figures = {name: [] for name in names}
+    for out, pre in zip(outs(moment), probed(moment)["pre"], strict=True):
+        h = out.flatten(1).numpy()
+        gram, count = h @ h.T, len(h)
+        eigenvalues = np.linalg.eigvalsh(gram)
+        cosines = [
+            float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+            for a, b in itertools.combinations(h, 2)
+            if a.any() and b.any()
+        ]
+        regular = np.linalg.matrix_rank(h) == count
+        gap = math.log(np.trace(gram) / count) - np.linalg.slogdet(gram)[1] / count if regular else None
+        found["gram_rank"].append(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+        found["gram_cos"].append(mean_of(cosines))
+        found["isometry_gap"].append(gap)
+        found["orthogonality_gap"].append(norm_of(torch.tensor(gram / np.trace(gram) - np.eye(count) / count)))
+        found["channel_squared_mean"].append(mean_of([mean**2 for mean, _ in moments_of(pre)]))
+        found["channel_variance"].append(mean_of([var for _, var in moments_of(pre)]))
+    return found
+
+
 TWINS: dict[str, Callable[[Moment], Figures]] = {
     "batch_moments": batch_moments,
     "activations": activations,
@@ -489,5 +538,7 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "sharpness": sharpness,
     "bn_statistics": bn_statistics,
     "shift_drift": shift_drift,
+    "propagation": propagation,
+    "representation": representation,
 }
 """By the name of the probe."""

@@ -231,8 +231,8 @@ def test_every_probe_measures_the_same_after_a_kill_before_any_step(
     spec_of: SpecOf, run: Run, state_bits: StateBits, tmp_path: Path
 ) -> None:
     """Each probe at every step, also the costly ones, which are otherwise rarely due."""
-    every_step = tuple(f"probes.{probe}.every=1" for probe in PROBES.names())
-    spec = spec_of("norm=batch", *PROBED, *every_step, "probes.sharpness.top=2", "steps=4")
+    every = ("+".join(["probes=full", *PROBES.names()]), *(f"probes.{probe}.every=1" for probe in PROBES.names()))
+    spec = spec_of("norm=batch", *PROBED[1:], *every, "probes.sharpness.top=2", "steps=4")
     whole = run(spec, "whole")
     for record in whole.records[1:4]:
         names = {key.partition(".")[0] for key in record}

@@ -27,8 +27,9 @@ from bnlab.verify.checks import BrokenError, Trace, hooks, refuse_differences, t
 
 OPTIMIZERS = {"sgd": ("optim.momentum=0.9", "optim.weight_decay=1e-3"), "adam": ("optim=adam", "optim.lr=0.01")}
 FULL = (
-    "probes=full",
+    "+".join(["probes=full", *config.available("probes/one", [config.packaged_dir()])]),
     "probes.activations.batch=24",
+    "probes.representation.batch=24",
     "probes.activations.histogram_every=1",
     "probes.bn_statistics.examples=80",
     "probes.shift_drift.examples=80",
