@@ -223,7 +223,8 @@ def test_every_metric_of_a_run_is_there_after_training(
     norm: str, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
 ) -> None:
     more = ("probes.representation.batch=24", "probes.sharpness.every=4", "model.depth=3")
-    ended = run(spec_of("+".join(["probes=full", *PROBES.names()]), "probes.activations.batch=24", f"norm={norm}", *more))
+    every = "+".join(["probes=full", *PROBES.names()])
+    ended = run(spec_of(every, "probes.activations.batch=24", f"norm={norm}", *more))
     trained = read_run(ended.folder, reads())
     missing = {
         name
