@@ -306,7 +306,8 @@ class Chart(Sheet):
                 width = text_width(text, LABEL_PT, bold=True)
                 y = heights[row] if heights else self._free(points, left, width, wanted, limits)
                 self._taken.append(_box(left, width, y))
-                self._write(left, y, text, va="center", color=look.ink, fontsize=LABEL_PT, fontweight="bold")
+                size = LABEL_PT * min(1.0, (72 * WIDTH - 3 - left) / width)
+                self._write(left, y, text, va="center", color=look.ink, fontsize=size, fontweight="bold")
 
     def _free(self, points: Floats, left: float, width: float, wanted: float, limits: tuple[float, float]) -> float:
         """The height near the wanted one at which a name hides least."""

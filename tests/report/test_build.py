@@ -127,7 +127,7 @@ def test_every_figure_has_a_text_that_says_what_it_shows_a_dark_twin_and_its_dat
     for name in built.figures:
         text = (grid / "figures" / f"{name}.csv").read_text(encoding="utf-8")
         assert decoded(links[f"{name}.csv"]) == text
-        assert len(list(csv.reader(io.StringIO(text)))) > 2
+        assert len(list(csv.reader(io.StringIO(text)))) > (1 if name == "forest" else 2)  # the study has one claim
         assert (grid / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -155,7 +155,7 @@ class Measure:
         parts = [f"{capital(mean)} of {seeds_of(view)} and its 95 % t-interval, of three or more{where}; open: seeds."]
         spots = [spot for of_arm in found for spot in of_arm]
         if any(value.bound for spot in spots for value in spot.values.values()):
-            parts.append("△ ▽: at least, at most this.")
+            parts.append("Arrows: at least, or at most, this.")
         if self.reference is not None:
             parts.append(f"Dotted: {self.reference if isinstance(self.reference, str) else number(self.reference)}.")
         return " ".join(parts)
@@ -238,22 +238,26 @@ def _sorted(places: set[Any]) -> list[Any]:
     return sorted(places, key=lambda x: (0, x, "") if isinstance(x, int | float) else (1, 0, typed(x)))
 
 
-def _marks(ax: Axes, group: Group, points: Sequence[tuple[float, float, Value]]) -> None:
-    """An open marker a seed; a triangle where it is a bound."""
+def _marks(ax: Axes, group: Group, points: Sequence[tuple[float, float, Value]], *, beside: bool = False) -> None:
+    """An open marker a seed; an arrow where it is a bound."""
     for x, y, value in points:
-        how = open_marker(group.look)
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        x, y = min(max(x, left), right), min(max(y, min(low, high)), max(low, high))  # a bound may be far away
+        how = open_marker(group.look) | {"clip_on": False}
         if value.bound:
-            how["marker"] = "^" if value.bound == "at least" else "v"
+            sign = "↓↑←→"[2 * beside + (value.bound == "at least")]
+            how |= {"marker": f"${sign}$", "markersize": 7, "markerfacecolor": group.look.color, "markeredgewidth": 0.3}
         ax.plot(x, y, zorder=4, alpha=0.75, **how)
 
 
 def _extent(found: Sequence[Sequence[Spot]], log: bool) -> list[float]:
-    """What a value axis must have room for; of an interval that spans decades, a part."""
+    """What a value axis must have room for; of an interval that spans decades, and of bounds far away, a part."""
     spots = [spot for spots in found for spot in spots]
-    values = [value.value for spot in spots for value in spot.values.values()]
+    all_values = [value for spot in spots for value in spot.values.values()]
+    values = [value.value for value in all_values if not value.bound] or [value.value for value in all_values]
     values += [spot.reference for spot in spots if spot.reference is not None]
     low, high = min(values), max(values)
-    ends = [end for spot in spots for end in spot.ends or ()]
+    ends = [end for spot in spots for end in spot.ends or ()] + [value.value for value in all_values]
     room = (low / 3, high * 3) if log else (2 * low - high, 2 * high - low)
     return [*values, *(min(max(end, room[0]), room[1]) for end in ends)]
 
@@ -302,7 +306,8 @@ def _against(
         drawn = np.isfinite(y)
         if points:
             last, height = (x[drawn][-1], y[drawn][-1]) if drawn.any() else points[-1][:2]
-            chart.name(group.label, group.look, float(back(scale(last) + step)), height)  # right of all markers there
+            right = float(back(scale(last) + step)) if line else ax.get_xlim()[1]
+            chart.name(group.label, group.look, right, height)  # right of all markers there
     lanes(ax, [group.look for group in view.groups], marks, "X", "no value")
     for curve in {tuple((spot.x, spot.reference) for spot in spots) for spots in found}:
         x, y = np.array(curve, np.float64).T
@@ -327,7 +332,9 @@ def _beside(view: View, measure: Measure, title: str, note: str, spots: Sequence
         text.set(color=group.look.ink, fontweight="bold", fontsize=LABEL_PT)
     for row, (group, spot) in enumerate(zip(view.groups, spots, strict=True)):
         tilt = np.linspace(-0.22, 0.22, len(spot.values)) if len(spot.values) > 1 else [0.0]
-        _marks(ax, group, [(v.value, row + up, v) for v, up in zip(spot.values.values(), tilt, strict=True)])
+        _marks(
+            ax, group, [(v.value, row + up, v) for v, up in zip(spot.values.values(), tilt, strict=True)], beside=True
+        )
         if spot.ends:
             ax.hlines(row, *spot.ends, color=group.look.color, linewidth=2.4, zorder=3)
         ax.plot(spot.middle, row, marker="|", markersize=13, markeredgewidth=2.4, color=group.look.color, zorder=5)

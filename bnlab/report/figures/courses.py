@@ -72,10 +72,12 @@ def _courses(
 def _chart(view: View, title: str, note: str, found: Sequence[Course], log: bool, more: Sequence[float] = ()) -> Chart:
     """Everything but the horizontal axis."""
     chart = Chart(view, title, note, [course.group.label for course in found])
-    value_axis(chart.ax, [*finite(np.concatenate([x for c in found for x in (c.low, c.high)])), *more], log)
+    banded = [course for course in found if len(found) <= MOST_BANDS or course.group in (view.pair or ())]
+    lines = [c.middle for c in found] + [end for c in banded for end in (c.low, c.high)]
+    value_axis(chart.ax, [*finite(np.concatenate(lines)), *more], log)
     for course in found:
         look = course.group.look
-        if len(found) <= MOST_BANDS or course.group in (view.pair or ()):
+        if any(course is other for other in banded):
             chart.ax.fill_between(course.x, course.low, course.high, color=look.color, alpha=0.15, linewidth=0)
         chart.line(course.x, course.middle, look)
         last = np.flatnonzero(np.isfinite(course.middle))[-1]
