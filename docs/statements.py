@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -28,7 +27,6 @@ from bnlab.config.statements import (
     Statement,
     Verdicts,
     answers,
-    facts,
     found,
     line,
     minutes,
@@ -41,7 +39,6 @@ from bnlab.config.statements import (
 from bnlab.core.study import Study
 from bnlab.core.text import count, number
 from bnlab.report.build import build
-from bnlab.report.views import Built
 
 HERE = Path(__file__).parent
 IMAGES = HERE / "images" / "studies"
@@ -66,30 +63,18 @@ def merge(roots: Iterable[Path]) -> None:
     for root in roots:
         built = build(root)
         for part in built.parts or [built]:
-            if part.study not in own:
+            name = part.facts.get("study")
+            if name not in own:
                 print(f"left out: {part.path.parent}, no study of bnlab's own")
                 continue
-            kept[part.study] = measured(part)
-            print(f"{part.study}: {count(len(part.verdicts), 'verdict')}")
+            kept[name] = {key: value for key, value in part.facts.items() if key not in ("study", "title")}
+            if figure := part.facts["figure"]:
+                IMAGES.mkdir(parents=True, exist_ok=True)
+                (IMAGES / f"{name}.png").write_bytes(thumbnail(part.path.parent / "figures" / f"{figure}.png"))
+            print(f"{name}: {count(len(part.verdicts), 'verdict')}")
     text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda of: f"[{' '.join(of[1].split())}]", text)  # on a line
     (HERE / "verdicts.json").write_text(text + "\n", encoding="utf-8")
-
-
-def measured(part: Built) -> dict[str, Any]:
-    """What verdicts.json has of a study. Its minutes are those of training on two workers."""
-    figure = part.figures[0] if part.figures else None
-    if figure is not None:
-        IMAGES.mkdir(parents=True, exist_ok=True)
-        (IMAGES / f"{part.study}.png").write_bytes(thumbnail(part.path.parent / "figures" / f"{figure}.png"))
-    return {
-        "bnlab": list(part.versions),
-        "seeds": list(part.seeds),
-        "runs": part.runs,
-        "minutes": float(f"{part.run_s / 120:.2g}"),
-        "figure": figure,
-        "claims": {verdict.claim.name: facts(verdict) for verdict in part.verdicts},
-    }
 
 
 def thumbnail(file: Path) -> bytes:

@@ -61,6 +61,28 @@ class Verdict:
     tested."""
 
 
+def facts(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as `verdicts.json` has it, its numbers to four digits."""
+    tested = verdict.effect is not None
+    return {
+        "digest": verdict.claim.digest,
+        "decision": verdict.decision,
+        "effect": _rounded(verdict.effect),
+        "interval": [_rounded(end) for end in verdict.interval] if verdict.interval else None,
+        "p": _rounded(verdict.p),
+        "n": verdict.n,
+        "repeat": _rounded(verdict.repeat),
+        "compare": verdict.claim.compare,
+        "treated": verdict.treated.label if verdict.treated else None,
+        "control": verdict.control.label if verdict.control else None,
+        **({} if tested else {"why": verdict.why}),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
 def check(study: Study, plugins: Iterable[str] = ()) -> None:
     """Refuse claims that could never be judged, before anything runs. Plugins are loaded only if a claim names a metric
     that bnlab does not have, since they may import torch.

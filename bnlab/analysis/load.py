@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
 STUDY_FILE = "study.yaml"
+VERDICTS_FILE = "verdicts.json"
+"""Verdicts as the last report found them; written, and not read by any report."""
 FIRST_COLUMNS = ("norm", "optim.lr", "seed")
 """Of a spec, in a table of runs."""
 

@@ -1,15 +1,19 @@
-"""`bnlab list` and `bnlab data fetch`: the names that configs and claims may use, and files of data sets."""
+"""`bnlab list`, `ask` and `data fetch`: the names that configs and claims may use, answers to a question, and files of
+data sets."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bnlab.cli import INTERRUPTED, ConfigDir, Json, Plain, app, words_out
+from bnlab.cli import INTERRUPTED, RUNS, ConfigDir, Json, Plain, RunsDir, app, words_out
 from bnlab.core.errors import UsageError, nearest
 from bnlab.terminal.signs import complain, print_json, say
 
@@ -65,15 +69,25 @@ def list_command(
     kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")],
     config_dir: ConfigDir = None,
     plugin: Annotated[str | None, typer.Option(metavar="FILE", help="List what your own file registers too.")] = None,
+    runs: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
     """List the names of one kind, with a line on each.
 
     measurements: the series that probes and the loop write to a journal. metrics: what the claims of a study may name.
-    figures: the plots of a report.
+    figures: the plots of a report. studies: their questions, minutes on two cores, claims, and the verdicts of the last
+    report below --runs.
     """
     found = names(kind, config_dir, plugin)
-    if as_json:
+    if kind == "studies":
+        listed = [_study_row(row, config_dir, runs) for row in found]
+        if as_json:
+            print_json({kind: listed})
+        else:
+            from bnlab.terminal.tables import show_studies
+
+            show_studies(listed)
+    elif as_json:
         print_json({kind: found})
     elif found:
         from bnlab.terminal.tables import show_names
@@ -112,6 +126,53 @@ def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows
             lines = (inspect.getdoc(registry[name].constructor) or "").splitlines()
             found.append((name, lines[0] if lines else f"From {plugin}."))
     return [{"name": name, "description": text} for name, text in found]
+
+
+def _study_row(row: Mapping[str, str], config_dir: Path | None, runs: Path) -> dict[str, Any]:
+    """What is known of a study, and of its runs. A file that is no study keeps its description."""
+    from bnlab.analysis.load import VERDICTS_FILE
+    from bnlab.config import config_dirs
+    from bnlab.config.statements import tally
+    from bnlab.config.studies import find
+
+    known: dict[str, Any] = {**row, "title": "", "minutes": None, "claims": None, "verdicts": None, "last_run": None}
+    with contextlib.suppress(UsageError):
+        study = find(row["name"], config_dirs(config_dir))
+        known |= {"title": study.title, "minutes": study.minutes, "claims": len(study.claims)}
+    with contextlib.suppress(OSError, ValueError):
+        file = runs / row["name"] / VERDICTS_FILE
+        known["verdicts"] = tally(json.loads(file.read_text(encoding="utf-8"))["claims"])
+    ended = [file.stat().st_mtime for file in (runs / row["name"]).glob("*/*/*/status.json")]
+    if ended:
+        known["last_run"] = datetime.fromtimestamp(max(ended)).isoformat(" ", "minutes")
+    return known
+
+
+@app.command()
+def ask(
+    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="Such as: learning rate.")],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Find statements about batch norm, studies and metrics by words.
+
+    Prints the five that fit best: each with the verdicts that come with bnlab, and a command that shows it.
+    """
+    from bnlab.analysis.metrics import table
+    from bnlab.config import config_dirs, statements
+
+    of = statements.studies(config_dirs(config_dir))
+    hits = statements.search(" ".join(words), statements.everything(of, statements.verdicts(), table()))
+    if not hits:
+        remedy = "Try other words, or see: bnlab list studies"
+        raise UsageError("WORDS", "no statement, study or metric has them", " ".join(words), remedy)
+    if as_json:
+        keys = ("kind", "name", "text", "answer", "command")
+        print_json({"hits": [{key: getattr(hit, key) for key in keys} for hit in hits]})
+    else:
+        from bnlab.terminal.tables import show_hits
+
+        show_hits([(hit.name, hit.text, hit.answer, hit.command) for hit in hits])
 
 
 @data.command("fetch")

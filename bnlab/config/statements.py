@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,10 @@ from typing import Any
 
 import yaml
 
-from bnlab.analysis.claims import Verdict
 from bnlab.config.places import available, packaged_dir, verdicts_file
 from bnlab.config.studies import find
 from bnlab.core.study import Claim, Study
-from bnlab.core.text import command, number
+from bnlab.core.text import command, count, number
 from bnlab.core.typed import check_tree
 
 AGREES, CONTRADICTS, UNDECIDED, NOT_JUDGED = "✓✕?–"
@@ -144,28 +145,6 @@ def verdicts() -> dict[str, dict[str, Any]]:
     return found
 
 
-def facts(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as verdicts.json has it."""
-    tested = verdict.effect is not None
-    return {
-        "digest": verdict.claim.digest,
-        "decision": verdict.decision,
-        "effect": _rounded(verdict.effect),
-        "interval": [_rounded(end) for end in verdict.interval] if verdict.interval else None,
-        "p": _rounded(verdict.p),
-        "n": verdict.n,
-        "repeat": _rounded(verdict.repeat),
-        "compare": verdict.claim.compare,
-        "treated": verdict.treated.label if verdict.treated else None,
-        "control": verdict.control.label if verdict.control else None,
-        **({} if tested else {"why": verdict.why}),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
-
-
 def found(study: Study, claim: Claim, known: Verdicts) -> Mapping[str, Any] | None:
     """The facts of the verdict on a claim; None where there is none, or one on another version of it."""
     of: Mapping[str, Any] | None = known.get(study.name, {}).get("claims", {}).get(claim.name)
@@ -191,3 +170,96 @@ def minutes(study: Study, known: Verdicts) -> float | None:
     """How long a study takes on two cores: as it was measured, else as its YAML says."""
     measured = known.get(study.name, {}).get("minutes")
     return float(measured) if measured is not None else study.minutes
+
+
+def tally(known: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Sign -> how many of the verdicts, by claim, are supported, refuted or undecided."""
+    signs = {"supported": AGREES, "refuted": CONTRADICTS}
+    counts = Counter(signs.get(str(of.get("decision")), UNDECIDED) for of in known.values())
+    return {sign: counts[sign] for sign in (AGREES, CONTRADICTS, UNDECIDED) if counts[sign]}
+
+
+def tally_words(counts: Mapping[str, int]) -> str:
+    """
+    >>> tally_words({"✓": 2, "?": 1})
+    '2 ✓ 1 ?'
+    """
+    return " ".join(f"{number_} {sign}" for sign, number_ in counts.items())
+
+
+# -- by words --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """What some words find: a statement, a study or a metric, its answer in short, and the command to type."""
+
+    kind: str
+    name: str
+    text: str
+    answer: str
+    command: str
+    more: str = ""
+    """Words by which it is found, besides those of its name and text."""
+
+
+WEIGHTS = {"statement": 1.5, "study": 1.0, "metric": 0.7}
+COMMON = re.compile(
+    "a|all|an|and|are|as|at|be|been|batch|by|can|do|does|for|from|has|have|how|i|in|is|it|its|no|norm|normalization|not|"
+    "of|on|or|so|that|the|there|this|to|what|when|which|why|will|with|without"
+)
+"""Words that tell nothing apart."""
+
+
+def search(words: str, of: Sequence[Hit], most: int = 5) -> list[Hit]:
+    """The hits that fit the words best, one of that very name first. A word fits those that begin as it does, and
+    counts more the fewer have it."""
+    wanted = dict.fromkeys(word for word in _words(words) if not COMMON.fullmatch(word))
+    texts = [(set(_words(f"{hit.name} {hit.text}")), set(_words(hit.more))) for hit in of]
+    scores = [0.0] * len(of)
+    for word in wanted:
+        fits = [2 * _fits(word, own) + _fits(word, more) for own, more in texts]
+        rarity = math.log1p(len(of) / max(1, sum(fit > 0 for fit in fits)))
+        for index, (fit, hit) in enumerate(zip(fits, of, strict=True)):
+            scores[index] += fit * rarity * WEIGHTS[hit.kind]
+    best = sorted(range(len(of)), key=lambda index: (of[index].name != words, -scores[index]))
+    return [of[index] for index in best[:most] if scores[index] > 0]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower().replace("_", " "))
+
+
+def _fits(word: str, known: Iterable[str]) -> float:
+    """1 for the word itself, 0.7 for one that begins alike: `noisy` and `noise`."""
+    if word in known:
+        return 1.0
+    stem = word[: max(4, len(word) - 2)]
+    return 0.7 if len(word) > 3 and any(other.startswith(stem) for other in known) else 0.0
+
+
+def everything(of: Mapping[str, Study], known: Verdicts, metrics: Iterable[Mapping[str, str]]) -> list[Hit]:
+    """All statements, studies and metrics, with the verdicts that are known."""
+    found_: list[Hit] = []
+    for one in statements():
+        mine = answers(one, of.values(), known)
+        judged = [f"{answer.sign} {answer.words}" for answer in mine if answer.found is not None]
+        first = min(mine, key=lambda answer: (answer.found is None, answer.study.minutes or math.inf), default=None)
+        said = "; ".join(judged) or ("not run" if mine else f"see {one.shows}")
+        more = " ".join([one.does_not_show, one.shows, *(answer.claim.text for answer in mine)])
+        name = f"statement {one.number}"
+        typed_ = line(first.study) if first else one.command
+        found_.append(Hit(kind="statement", name=name, text=one.text, answer=said, command=typed_, more=more))
+    for study in of.values():
+        counts = tally(known.get(study.name, {}).get("claims", {}))
+        said = tally_words(counts) or "not run"
+        more = " ".join(f"{claim.text} {claim.metric} {claim.source}" for claim in study.claims)
+        text = study.title or "; ".join(claim.text for claim in study.claims[:2])
+        found_.append(Hit(kind="study", name=study.name, text=text, answer=said, command=line(study), more=more))
+    for row in metrics:
+        name, text = row["name"], row["description"]
+        users = [study for study in of.values() if any(claim.metric == name for claim in study.claims)]
+        said = f"used by {count(len(users), 'study')}".replace("studys", "studies") if users else ""
+        typed_ = line(users[0]) if users else "bnlab list metrics"
+        found_.append(Hit(kind="metric", name=name, text=text, answer=said, command=typed_))
+    return found_

@@ -1,14 +1,18 @@
-"""From run folders alone to report.html, figures and summary.parquet."""
+"""From run folders alone to report.html, figures, verdicts.json and summary.parquet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from bnlab.analysis.load import STUDY_FILE, read_runs, read_study, write_summary
+from bnlab.analysis.claims import Verdict, facts
+from bnlab.analysis.load import STUDY_FILE, VERDICTS_FILE, Collection, read_runs, read_study, write_summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import cause
+from bnlab.core.study import Study
 from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import FIGURES, in_order, options_of
@@ -18,8 +22,9 @@ from bnlab.report.write import Written, styled, written
 
 
 def build(root: Path) -> Built:
-    """Write `root/report.html`, `root/figures/` and `root/summary.parquet`, for the run, the study or the grid that
-    `root` is; of a folder of several studies, one report in each and a page that leads to them.
+    """Write `root/report.html`, `root/figures/`, `root/summary.parquet` and, of a study, `root/verdicts.json`, for the
+    run, the study or the grid that `root` is; of a folder of several studies, one report in each and a page that leads
+    to them.
 
     Raises:
         NoRunsError: no such directory, no runs in it, or none that has ended.
@@ -79,6 +84,9 @@ def _one(root: Path) -> Built:
         write_atomically(folder / name, data)
     write_summary(collection, root / "summary.parquet")
     write_atomically(root / "report.html", html.encode())
+    facts_ = _facts(collection, collection.study, verdicts, figures) if collection.study else {}
+    if facts_:
+        write_atomically(root / VERDICTS_FILE, json.dumps(facts_, indent=1, ensure_ascii=False).encode())
     return Built(
         path=root / "report.html",
         verdicts=verdicts,
@@ -87,12 +95,25 @@ def _one(root: Path) -> Built:
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
         notes=collection.edited,
-        study=collection.study.name if collection.study else "",
-        title=collection.study.title if collection.study else "",
-        seeds=tuple(sorted({run.seed for run in collection.runs})),
-        versions=page.known(collection.runs, "bnlab"),
-        run_s=sum(float(run.status.get("timing", {}).get("run_s", 0.0)) for run in collection.runs),
+        facts=facts_,
     )
+
+
+def _facts(
+    collection: Collection, study: Study, verdicts: Sequence[Verdict], figures: Sequence[Written]
+) -> dict[str, Any]:
+    """What `verdicts.json` has. Its minutes are those of training on two workers."""
+    run_s = sum(float(run.status.get("timing", {}).get("run_s", 0.0)) for run in collection.runs)
+    return {
+        "study": study.name,
+        "title": study.title,
+        "bnlab": list(page.known(collection.runs, "bnlab")),
+        "seeds": sorted({run.seed for run in collection.runs}),
+        "runs": len(collection.runs),
+        "minutes": float(f"{run_s / 120:.2g}"),
+        "figure": figures[0].drawn.name if figures else None,
+        "claims": {verdict.claim.name: facts(verdict) for verdict in verdicts},
+    }
 
 
 def _line(out: Mapping[str, str]) -> str:

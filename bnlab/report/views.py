@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,12 +167,8 @@ class Built:
     failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
     notes: tuple[str, ...] = ()  # a line for each plugin of metrics or figures that was edited since
     parts: tuple[Built, ...] = ()
-    study: str = ""
-    title: str = ""
-    seeds: tuple[int, ...] = ()
-    versions: tuple[str, ...] = ()
-    run_s: float = 0.0
-    """Seconds of training, over all runs."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Of a study, what `verdicts.json` has."""
 
 
 def geometric_mean(values: Sequence[float]) -> float:

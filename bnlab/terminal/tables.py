@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import textwrap
@@ -76,6 +77,38 @@ def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more
 def show_names(items: Sequence[Mapping[str, str]], out: TextIO | None = None) -> None:
     """Name and description."""
     _show(out, [[(item["name"], "bold"), item["description"]] for item in items])
+
+
+def show_studies(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+    """Name, question, minutes, number of claims; verdicts and date of the last runs, where there are any."""
+    out = out or sys.stdout
+    lines: list[list[Cell]] = []
+    for row in rows:
+        verdicts = " ".join(f"{count} {sign}" for sign, count in (row["verdicts"] or {}).items())
+        cells = ["" if row[key] is None else number(row[key]) for key in ("minutes", "claims")]
+        question = row["title"] or re.split(r"(?<=[.?:]) ", row["description"])[0]
+        lines.append([(row["name"], "bold"), question, *cells, encoded(verdicts, out), (row["last_run"] or "")[:10]])
+    heads = ["study", "question", "min", "claims", "verdicts", "last run"]
+    kept = [index for index in range(len(heads)) if index < 4 or any(line[index] for line in lines)]
+    rows_ = [[line[index] for index in kept] for line in lines]
+    _show(out, rows_, [heads[index] for index in kept], right={"min", "claims"}, folded={"question"})
+
+
+def show_hits(hits: Sequence[tuple[str, str, str, str]], out: TextIO | None = None) -> None:
+    """Name and text of each, its answer, and the command on a line that can be copied."""
+    out = out or sys.stdout
+    target = console(out)
+    for name, text, answer, line in hits:
+        for part in _folded(f"{name}: {text}", 4, target.width):
+            say(part, out)
+        for part in _folded(f"    {encoded(answer, out)}", 4, target.width) if answer else ():
+            say(part, out)
+        say(f"    {line}", out)
+
+
+def encoded(text: str, out: TextIO) -> str:
+    """Signs of verdicts in ASCII, where the output cannot show them."""
+    return text if signs_for(out.encoding) is DRAWN else text.translate({ord("✓"): "+", ord("✕"): "-", ord("–"): "."})
 
 
 def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:

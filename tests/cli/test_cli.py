@@ -164,6 +164,7 @@ def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
         "report",
         "view",
         "list",
+        "ask",
         "completion",
         "verify",
         "data",
