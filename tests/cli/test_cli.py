@@ -516,7 +516,7 @@ def test_list_says_when_there_is_nothing(bnlab: Callable[..., Said], tmp_path: P
     (tmp_path / "configs" / "studies").mkdir(parents=True)
     (tmp_path / "configs" / "studies" / "mine.yaml").write_text("# My own study.\n")
     listed = bnlab("list", "studies", "--json").json["studies"]
-    assert {"name": "mine", "description": "My own study."} in listed
+    assert ("mine", "My own study.") in [(row["name"], row["description"]) for row in listed]
 
 
 OWN = '''
