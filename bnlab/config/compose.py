@@ -271,7 +271,8 @@ def _offer_probe(name: str, reader: Overrides) -> None:
 def _single_probes(preset: str, presets: Mapping[str, Path]) -> set[str]:
     """The probes of a preset, those of the presets in its defaults included."""
     found: set[str] = set()
-    for part in OmegaConf.load(presets[preset]).get("defaults", []):
+    tree: Any = OmegaConf.load(presets[preset])
+    for part in tree.get("defaults", []):
         own = str(part).removeprefix("one/").partition("@")[0]
         found |= {own} if str(part).startswith("one/") else _single_probes(own, presets) if own in presets else set()
     return found

@@ -109,8 +109,12 @@ class Measure:
     @property
     def what(self) -> str:
         """In words: of a course, the measurement."""
-        of = self.options.get("of")
-        return str(of) if self.metric.name == "course" else f"{self.metric.title} of {of}" if of else self.metric.title
+        of, target = self.options.get("of"), self.options.get("target")
+        if self.metric.name == "course":
+            return str(of)
+        if target is not None:
+            return f"{self.metric.title} {of} {number(target)}"
+        return f"{self.metric.title} of {of}" if of else self.metric.title
 
     @property
     def shown(self) -> str:
