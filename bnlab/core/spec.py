@@ -48,6 +48,8 @@ class ModelSpec:
     init_std: Positive
     bias: Literal["auto"] | bool
     options: Options
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """The share of values that is dropped after each hidden nonlinearity, and a norm behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,8 @@ class RunSpec:
     def id(self) -> str:
         """First 10 hex digits of the sha256 of the whole spec: one id, one set of bits (on one kind of machine)."""
         hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
+        if self.model.dropout == 0:  # as in runs from before there was dropout
+            hashed["model"] = {key: value for key, value in hashed["model"].items() if key != "dropout"}
         hashed["plugins"] = [digest(file) or file for file in self.plugins]
         text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
         return hashlib.sha256(text.encode()).hexdigest()[:10]

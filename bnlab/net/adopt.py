@@ -116,7 +116,7 @@ def adopted(
     key = f"model={model.name}"
     if norm.position != "before":
         raise UsageError("norm.position", f"{key} says itself where its norms stand", norm.position, "Leave it out.")
-    for name, default in (("activation", "relu"), ("bias", "auto")):
+    for name, default in (("activation", "relu"), ("bias", "auto"), ("dropout", 0)):
         if (given := getattr(model, name)) != default:
             raise UsageError(f"model.{name}", f"has no effect: {key} has its own", given, "Leave it out.")
     dtype = next((param.dtype for param in module.parameters()), torch.float32)

@@ -28,6 +28,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
+from bnlab.net.dropout import Dropout
 from bnlab.norms.base import DrawsNumbers
 
 AtLeastOne = Annotated[int, Ge(1)]
@@ -148,11 +149,11 @@ class Builder:
         if len(self._sites) in self._normed:
             norm = NORMS.build(self.norm.name, self.norm.options, channels, dims)
         activation = ACTIVATIONS[self.model.activation]() if acts else nn.Identity()
-        self._site(kind, affine, norm, activation, residual_sum)
+        self._site(kind, affine, norm, activation, residual_sum, drops=acts)
 
     def head(self, affine: nn.Module) -> None:
         """Add the last affine map, which is never normalized."""
-        self._site("out", affine, None, nn.Identity(), False)
+        self._site("out", affine, None, nn.Identity(), False, drops=False)
 
     @contextmanager
     def residual(self, name: str) -> Iterator[None]:
@@ -186,10 +187,21 @@ class Builder:
 
     def build(self, seed: int) -> Net:
         """The net, initialized from the run's seed."""
-        return finished(nn.Sequential(self._parts), self._sites, self.model, seed)
+        module = nn.Sequential(self._parts)
+        for path, part in module.named_modules():
+            if isinstance(part, Dropout):
+                part.bind(seed, path)
+        return finished(module, self._sites, self.model, seed)
 
     def _site(
-        self, kind: str, affine: nn.Module, norm: nn.Module | None, activation: nn.Module, residual_sum: bool
+        self,
+        kind: str,
+        affine: nn.Module,
+        norm: nn.Module | None,
+        activation: nn.Module,
+        residual_sum: bool,
+        *,
+        drops: bool,
     ) -> None:
         name = f"L{len(self._sites):0{self._digits}d}_{kind}"
         norm_first = self.norm.position == "before"
@@ -201,6 +213,8 @@ class Builder:
                 parts = self._after
             if part is not None:
                 parts[f"{name}_{role}"] = part
+        if self.model.dropout > 0 and drops:
+            parts[f"{name}_drop"] = Dropout(self.model.dropout)
         self._sites.append(
             Site(
                 name=name,

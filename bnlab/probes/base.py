@@ -79,6 +79,8 @@ class Snapshot:
     """The gradients of the two halves of the batch at `before`, each [P], where several nets were computed at once."""
     before: State = field(default_factory=lambda: State({}, {}))
     probe: Sites = field(default_factory=Sites)
+    probe_batch: Split = NO_DATA
+    """What `probe` is of, always there in a run."""
     data: Split = NO_DATA
     test: Split = NO_DATA
 

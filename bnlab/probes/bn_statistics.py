@@ -66,6 +66,8 @@ class BNStatistics:
         "values (Luo et al. 2019); null where the training set is one batch",
         "bn_sd_noise": "median over channels of sd(sigma_B) / (sigma_pop sqrt((rho + 2) / (4 m))), rho the excess "
         "kurtosis: 1 for independent values; null where the training set is one batch",
+        "bn_mean_sd": "median over channels of sd(mu_B) / sigma_pop, over batches: 1 / sqrt(m) for independent values "
+        "(Luo et al. 2019); null where the training set is one batch",
         "bn_gamma_mean": "mean over channels of the norm's gamma; of any norm that has one",
         "bn_gamma_sd": "standard deviation over channels of gamma",
         "bn_beta_mean": "mean over channels of the norm's beta; of any norm that has one",
@@ -96,7 +98,7 @@ class BNStatistics:
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, layout: Layout) -> tuple[Metrics, Carry]:
         metrics: Metrics = {}
         for name, values in raw.items():
-            names = list(self.metrics)[:4] if name == "statistics" else [f"bn_{name}_mean", f"bn_{name}_sd"]
+            names = list(self.metrics)[:5] if name == "statistics" else [f"bn_{name}_mean", f"bn_{name}_sd"]
             over_channels = _of_statistics if name == "statistics" else _mean_and_sd
             found = np.full((len(names), len(layout[name])), np.nan, dtype=values.dtype)
             for index, part in enumerate(by_site(values, layout[name])):
@@ -106,7 +108,7 @@ class BNStatistics:
         return metrics, carry
 
     def _statistics(self, snapshot: Snapshot, in_use: InUse) -> dict[int, Tensor]:
-        """For each of these sites `figures_of` its population [5, C]."""
+        """For each of these sites `figures_of` its population [6, C]."""
         net, preserved = snapshot.net, PreservedBuffers(snapshot.net.module)
         found: dict[int, list[Tensor]] = {index: [] for index in in_use}
         values: dict[int, int] = {}
@@ -154,8 +156,9 @@ def central_moments(x: Tensor) -> Tensor:
 
 
 def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor | None) -> Tensor:
-    """Per channel [5, C], from the `central_moments` [K, 5, C] of K batches of m values, and running mean and variance
-    [C]: whether the channel is constant (1 or 0), then the two gaps and the two noises, NaN where there are none.
+    """Per channel [6, C], from the `central_moments` [K, 5, C] of K batches of m values, and running mean and variance
+    [C]: whether the channel is constant (1 or 0), then the two gaps, the two noises and sd(mu_B) / sigma_pop, NaN
+    where there are none.
 
     A channel is constant if its standard deviation is at most one unit in the last place of its mean, which is the
     rounding of the values themselves. A moment too large or too small for its dtype is NaN: in float32, the fourth of
@@ -163,7 +166,7 @@ def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor 
 
     >>> moments = torch.stack([central_moments(x) for x in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])])
     >>> [round(x, 4) for x in figures_of(moments, 2, torch.tensor([5.0]), torch.tensor([20 / 3])).flatten().tolist()]
-    [0.0, 0.3873, 0.0, 1.5492, 0.0]
+    [0.0, 0.3873, 0.0, 1.5492, 0.0, 1.0954]
     """
     wide, limits = moments.dtype if moments.device.type == "mps" else torch.float64, torch.finfo(moments.dtype)
     rounded, rest, second, third, fourth = moments.to(wide).unbind(dim=1)  # [K, C] each
@@ -187,15 +190,16 @@ def figures_of(moments: Tensor, m: int, mean_in_use: Tensor, var_in_use: Tensor 
         none if var_in_use is None else (var_in_use.to(wide) / var).log().abs(),
         none if len(moments) < 2 else batch_mean.std(dim=0) / sd * m**0.5,
         none if len(moments) < 2 else batch_var.sqrt().std(dim=0) / sd / ((kurtosis - 1) / (4 * m)).sqrt(),
+        none if len(moments) < 2 else batch_mean.std(dim=0) / sd,
     ]
     return torch.stack([constant.to(wide), *figures]).to(moments.dtype)
 
 
 def _of_statistics(values: HostArray) -> HostArray:
-    """The two gaps and the two noises of a site, [4], from those of its channels [5, C]."""
-    kept = values[1:, values[0] == 0]  # [4, C that vary]
+    """The two gaps, the two noises and sd(mu_B) / sigma_pop of a site, [5], from those of its channels [6, C]."""
+    kept = values[1:, values[0] == 0]  # [5, C that vary]
     if kept.shape[1] == 0:
-        return np.full(4, np.nan)
+        return np.full(5, np.nan)
     return np.concatenate([kept[:2].mean(axis=1), np.median(kept[2:], axis=1)])
 
 

@@ -38,6 +38,8 @@ class Sharpness:
         "lambda_max": "largest eigenvalue of the Hessian of the training loss, over all parameters",
         "eta_lambda_half": "lr / 2 * lambda_max: above 1, gradient descent is unstable on the quadratic there",
         **{f"lambda_{rank}": f"eigenvalue number {rank} from the top" for rank in range(2, TOP + 1)},
+        "lambda_max_over_10": "lambda_max / lambda_10, with top=10: how far the largest stands out (Ghorbani et "
+        "al. 2019)",
     }
     groups: ClassVar[Mapping[str, str]] = dict.fromkeys(metrics, "5_sharpness")
 
@@ -57,6 +59,8 @@ class Sharpness:
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         names = ["lambda_max", *(f"lambda_{rank}" for rank in range(2, self.top + 1))]
         figures: Metrics = dict(zip(names, raw["eigenvalues"], strict=True))
+        if self.top == TOP:
+            figures["lambda_max_over_10"] = raw["eigenvalues"][0] / raw["eigenvalues"][-1]
         return figures | {"eta_lambda_half": raw["eta_lambda_half"]}, carry
 
 

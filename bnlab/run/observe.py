@@ -233,6 +233,7 @@ class Watch(AbstractContextManager["Watch"]):
             halves=self.halves,
             before=observer.before(self._buffers, self._random),
             probe=self.probe_sites,
+            probe_batch=observer.probe_batch,
             data=observer.data if "training_data" in self._needs else NO_DATA,
             test=observer.test if "test_data" in self._needs else NO_DATA,
         )

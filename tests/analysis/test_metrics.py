@@ -222,7 +222,7 @@ def test_two_metrics_of_one_name_are_refused() -> None:
 def test_every_metric_of_a_run_is_there_after_training(
     norm: str, spec_of: Callable[..., RunSpec], run: Callable[..., Any]
 ) -> None:
-    more = ("probes.representation.batch=24", "probes.sharpness.every=4", "model.depth=3")
+    more = ("probes.representation.batch=24", "probes.channels.batch=24", "probes.sharpness.every=4", "model.depth=3")
     every = "+".join(["probes=full", *PROBES.names()])
     ended = run(spec_of(every, "probes.activations.batch=24", f"norm={norm}", *more))
     trained = read_run(ended.folder, reads())
@@ -232,7 +232,7 @@ def test_every_metric_of_a_run_is_there_after_training(
         if METRICS[name].of == "run" and METRICS[name].shown_with is not None
         if not math.isfinite(value(name, trained, **METRICS[name].shown_with or {}).value)
     }
-    of_norms = {"thm41_error", "bn_mean_gap", "bn_var_gap", "bn_mean_noise", "bn_sd_noise"}
+    of_norms = {"thm41_error", "bn_mean_gap", "bn_var_gap", "bn_mean_noise", "bn_sd_noise", "bn_mean_sd"}
     assert missing == (of_norms if norm == "none" else set())
 
 

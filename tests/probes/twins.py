@@ -393,6 +393,8 @@ def sharpness(moment: Moment) -> Figures:
     """All eigenvalues of the whole Hessian written out, of which the largest."""
     largest = np.linalg.eigvalsh(hessian(moment))[::-1][: moment.option("sharpness", "top")]
     names = ["lambda_max", *(f"lambda_{rank}" for rank in range(2, len(largest) + 1))]
+    if len(largest) == 10:
+        names, largest = [*names, "lambda_max_over_10"], np.append(largest, largest[0] / largest[9])
     return dict(zip(names, largest, strict=True)) | {"eta_lambda_half": moment.spec.optim.lr / 2 * largest[0]}
 
 
@@ -410,10 +412,20 @@ def bn_statistics(moment: Moment) -> Figures:
         for before, name in itertools.pairwise(names):
             if name.endswith("_norm"):
                 inputs.setdefault(name, []).append(channels_of(seen[before]))
-    named = ("mean_gap", "var_gap", "mean_noise", "sd_noise", "gamma_mean", "gamma_sd", "beta_mean", "beta_sd")
+    named = (
+        "mean_gap",
+        "var_gap",
+        "mean_noise",
+        "sd_noise",
+        "mean_sd",
+        "gamma_mean",
+        "gamma_sd",
+        "beta_mean",
+        "beta_sd",
+    )
     found: Figures = {f"bn_{name}": [] for name in named}
     for site in moment.sites:
-        norm, figures = f"{site.name}_norm", [None] * 8
+        norm, figures = f"{site.name}_norm", [None] * 9
         if norm in inputs:
             figures = [*_against_population(inputs[norm], moment.after, norm)]
             for of_channels in (moment.after[f"{norm}.weight"].tolist(), moment.after[f"{norm}.bias"].tolist()):
@@ -426,7 +438,7 @@ def bn_statistics(moment: Moment) -> Figures:
 def _against_population(batches: list[list[list[float]]], state: StateDict, norm: str) -> tuple[float, ...]:
     """Gaps and noises of one site: batches[k][c] are the values of channel c in batch k."""
     gaps: list[tuple[float, float]] = []
-    noises: list[tuple[float, float]] = []
+    noises: list[tuple[float, float, float]] = []
     running = zip(state[f"{norm}.running_mean"].tolist(), state[f"{norm}.running_var"].tolist(), strict=True)
     for c, (running_mean, running_var) in enumerate(running):
         everything = [value for batch in batches for value in batch[c]]
@@ -438,10 +450,9 @@ def _against_population(batches: list[list[list[float]]], state: StateDict, norm
             sd_of_means = math.sqrt(variance_of([mean_of(batch[c]) for batch in batches], ddof=1))
             sd_of_sds = math.sqrt(variance_of([math.sqrt(variance_of(batch[c])) for batch in batches], ddof=1))
             by_law = math.sqrt(var) / math.sqrt(m), math.sqrt(var) * math.sqrt((rho + 2) / (4 * m))
-            noises.append((sd_of_means / by_law[0], sd_of_sds / by_law[1]))
+            noises.append((sd_of_means / by_law[0], sd_of_sds / by_law[1], sd_of_means / math.sqrt(var)))
     mean_gap, var_gap = (mean_of(values) for values in zip(*gaps, strict=True))
-    mean_noise, sd_noise = np.median(noises, axis=0) if noises else (math.nan, math.nan)
-    return mean_gap, var_gap, float(mean_noise), float(sd_noise)
+    return mean_gap, var_gap, *(map(float, np.median(noises, axis=0)) if noises else (math.nan,) * 3)
 
 
 def shift_drift(moment: Moment) -> Figures:
@@ -528,6 +539,48 @@ def representation(moment: Moment) -> Figures:
     return found
 
 
+def channels(moment: Moment) -> Figures:
+    """From a pass through the parts of a net, one after the other, in which the channel really is another one."""
+    names = ("channel_scaled", "channel_scaled_max", "channel_removed", "channel_removed_max")
+    found: Figures = {name: [] for name in names}
+
+    def outputs(after: str = "", channel: int = 0, removed: bool = False) -> Tensor:
+        x = moment.setup.observer.probe_batch.x
+        for name, part in moment.net().named_children():
+            x = part(x)
+            if name == after:
+                x = x.clone()
+                x[:, channel] = x[:, channel].mean() if removed else 10 * x[:, channel]
+        return x
+
+    with torch.no_grad():
+        plain, parts = outputs(), list(dict(moment.net().named_children()))
+        for site, out in zip(moment.sites[:-1], outs(moment), strict=False):
+            last = next(part for part in reversed(parts) if part.startswith(f"{site.name}_"))
+            chosen = evenly(out.shape[1], moment.option("channels", "channels"))
+            for removed in (False, True):
+                moved = [norm_of(outputs(last, channel, removed) - plain) / norm_of(plain) for channel in chosen]
+                found[names[2 * removed]].append(float(np.median(moved)))
+                found[names[2 * removed + 1]].append(max(moved))
+    return {name: [*values, None] for name, values in found.items()}
+
+
+def scale(moment: Moment) -> Figures:
+    """Number by number; of plain gradient descent."""
+    found: Figures = {name: [] for name in ("weight_grad_cos", "weight_norm", "norm_law_error", "effective_lr")}
+    grads, lr = moment.gradient(moment.net()), moment.spec.optim.lr
+    for site in moment.sites:
+        name = f"{site.name}_affine.weight"
+        w, g, after = moment.before[name], grads[name], moment.after[name]
+        square = norm_of(w) ** 2
+        dot = math.fsum(a * b for a, b in zip(w.flatten().tolist(), g.flatten().tolist(), strict=True))
+        found["weight_grad_cos"].append(dot / norm_of(w) / norm_of(g))
+        found["weight_norm"].append(norm_of(w))
+        found["norm_law_error"].append(abs(norm_of(after) ** 2 - square - lr**2 * norm_of(g) ** 2) / square)
+        found["effective_lr"].append(lr / square)
+    return found
+
+
 TWINS: dict[str, Callable[[Moment], Figures]] = {
     "batch_moments": batch_moments,
     "activations": activations,
@@ -540,5 +593,7 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "shift_drift": shift_drift,
     "propagation": propagation,
     "representation": representation,
+    "channels": channels,
+    "scale": scale,
 }
 """By the name of the probe."""

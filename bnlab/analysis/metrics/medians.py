@@ -65,6 +65,7 @@ DRIFT = "Ioffe & Szegedy 2015, section 4.1; Santurkar et al. 2018, figure 8"
 INITIAL = "Bjorck et al. 2018, table 1, at initialization"
 WU = "Wu & Johnson 2021"
 LUO = "Luo et al. 2019"
+ARORA = "Arora, Li & Lyu 2018, lemma 2.4 and section 3"
 SD = "standard deviations"
 for _row in (
     # name, over which sites, meaning, source, unit, the measurement if it has another name
@@ -103,6 +104,13 @@ for _row in (
     ("bn_var_gap", "hidden", "distance of the logs of the running variances from the population's", WU, "log"),
     ("bn_mean_noise", "hidden", "standard deviation of a batch's mean over that of independent values", LUO, "1"),
     ("bn_sd_noise", "hidden", "standard deviation of a batch's sd over that of independent values", LUO, "1"),
+    ("bn_mean_sd", "hidden", "standard deviation of a batch's mean", LUO, SD),
+    ("channel_scaled", "hidden", "relative change of the outputs where one channel is ten times itself", "bnlab", "1"),
+    ("channel_removed", "hidden", "relative change of the outputs where one channel is its mean",
+     "Morcos et al. 2018, section 2", "1"),
+    ("weight_grad_cos", "hidden", "cosine of an affine weight and its gradient", ARORA, "cosine"),
+    ("norm_law_error", "hidden", "error of the law by which a weight's norm grows", ARORA, "1"),
+    ("effective_lr", "hidden", "learning rate over the squared norm of an affine weight", ARORA, "1"),
     ("abs_over_sum", "hidden", "how far the terms of an affine weight's gradient cancel, at step 0", INITIAL, "1", "",
      True),
     ("grad_kurtosis", "hidden", "excess kurtosis of the entries of an affine weight's gradient, at step 0", INITIAL,
