@@ -265,6 +265,8 @@ def test_every_norm_that_keeps_running_statistics_takes_those_of_a_population(na
         wanted["running_norm"] = (4 * norms[0] + 4 * norms[1] + 9 * norms[2]) / 17
     elif name == "batch_renorm":
         wanted["running_sd"] = (x.var(dim=1) + norm.eps).sqrt()  # type: ignore[operator]
+    elif name == "rescale_only":
+        wanted = {"running_square": x.square().mean(dim=1)}
     elif name != "mean_only_batch":
         wanted["running_var"] = x.var(dim=1)
     buffers = dict(norm.named_buffers())
