@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -17,6 +19,7 @@ from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
+    from bnlab.analysis.claims import Verdict
     from bnlab.core.study import Cell, Study
     from bnlab.report.views import Built
     from bnlab.sweep.executors import Executor
@@ -50,9 +53,137 @@ def sweep(
         Path | None,
         typer.Option(metavar="FILE", help="Exit with 4 if a verdict differs from the one in this YAML or JSON."),
     ] = None,
+    all_studies: Annotated[
+        bool, typer.Option("--all", help="Run every study, those first that answer a new statement in the least time.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --all: only studies that fit, such as 2h or 45min.")
+    ] = None,
+    statements: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="With --all: only studies of these statements, such as 3,17.")
+    ] = None,
 ) -> None:
     """Run a grid of runs, or resume it. Runs that have ended are skipped."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
+    asked = Asked(
+        overrides=tuple(overrides or ()), runs=runs, config_dir=config_dir, as_json=as_json, plain=plain, fresh=fresh,
+        retry_failed=retry_failed, fail_fast=fail_fast, dry_run=dry_run, expect_verdicts=expect_verdicts, stop=stop,
+    )  # fmt: skip
+    if not all_studies:
+        for option, value in (("--budget", budget), ("--statements", statements)):
+            if value is not None:
+                raise UsageError(option, "needs --all", value)
+        if config is None:
+            raise cli.no_config(config_dir, "studies", "experiments")
+        done = _sweep(config, asked)
+        if as_json:
+            print_json(done.tree)
+        raise typer.Exit(done.code)
+    if config is not None:
+        raise UsageError("--config", "cannot be used with --all", config)
+    if expect_verdicts is not None:
+        raise UsageError("--expect-verdicts", "cannot be used with --all", str(expect_verdicts))
+    _sweep_all(asked, budget, statements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was typed, besides the study."""
+
+    overrides: tuple[str, ...]
+    runs: Path
+    config_dir: Path | None
+    as_json: bool
+    plain: bool
+    fresh: bool
+    retry_failed: bool
+    fail_fast: bool
+    dry_run: bool
+    expect_verdicts: Path | None
+    stop: cli.Stop
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """The options that every line to type has."""
+        return {"runs": self.runs if self.runs != cli.RUNS else None, "config_dir": self.config_dir}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The exit code of a sweep, its object of --json, and its verdicts."""
+
+    code: int
+    tree: Mapping[str, Any]
+    verdicts: Sequence[Verdict] = ()
+
+
+def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
+    """One study after the other, each as if it alone were swept; at the end a table of their verdicts."""
+    from bnlab.analysis.claims import facts
+    from bnlab.config import config_dirs
+    from bnlab.config.statements import plan, tally
+    from bnlab.terminal.tables import show_tallies
+
+    out = cli.words_out(asked.as_json)
+    chosen = plan(config_dirs(asked.config_dir), minutes_of(budget), numbers_of(numbers))
+    say(f"{count(len(chosen), 'study').replace('studys', 'studies')}: {', '.join(one.name for one in chosen)}", out)
+    trees, rows, failed = [], [], False
+    for study in chosen:
+        if asked.stop.reason is not None:
+            break
+        say(f"{study.name}: {study.title}".rstrip(": "), out)
+        try:
+            done = _sweep(study.name, asked)
+        except UsageError as error:  # of this study, which must not cost the others
+            complain(str(error))
+            failed = True
+            continue
+        failed |= done.code == cli.FAILED
+        trees.append(done.tree)
+        counts = tally({verdict.claim.name: facts(verdict) for verdict in done.verdicts})
+        rows.append((study.name, study.minutes, counts))
+        if failed and asked.fail_fast:
+            break
+    if asked.as_json:
+        print_json({"studies": trees})
+    elif not asked.dry_run:
+        show_tallies(rows, out)
+    if asked.stop.reason is not None:
+        flags = {"budget": budget, "statements": numbers, "json": asked.as_json, "plain": asked.plain}
+        say(f"resume  {command('bnlab', 'sweep', '--all', *asked.overrides, **asked.places, **flags)}", out)
+        raise typer.Exit(cli.INTERRUPTED)
+    raise typer.Exit(cli.FAILED if failed else cli.OK)
+
+
+def minutes_of(budget: str | None) -> float | None:
+    """A time such as `2h`, `1.5h`, `45min`, `90` (minutes), in minutes.
+
+    >>> minutes_of("2h"), minutes_of("45min"), minutes_of("90"), minutes_of(None)
+    (120.0, 45.0, 90.0, None)
+    """
+    if budget is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*) *(h|m|min)?", budget)
+    if found is None:
+        raise UsageError("--budget", "must be a time", budget, "Write 2h, or 45min.")
+    return float(found[1]) * (60 if found[2] == "h" else 1)
+
+
+def numbers_of(text: str | None) -> list[int]:
+    """Numbers between commas."""
+    if text is None:
+        return []
+    if not re.fullmatch(r"\d+(, *\d+)*", text):
+        raise UsageError("--statements", "must be numbers between commas", text, "Write 3,17.")
+    return [int(word) for word in text.split(",")]
+
+
+def _sweep(config: str, asked: Asked) -> Done:
+    """Run or resume one study, and judge it.
+
+    Raises:
+        UsageError: no such study, a claim that cannot be judged, a folder that cannot be written.
+    """
     from bnlab import config as configs
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
     from bnlab.analysis.load import STUDY_FILE
@@ -60,10 +191,8 @@ def sweep(
     from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
 
-    if config is None:
-        raise cli.no_config(config_dir, "studies", "experiments")
-    given = overrides or []
-    study, cells = configs.load_study(config, given, config_dir)
+    given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
+    study, cells = configs.load_study(config, given, asked.config_dir)
     check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
     typed = {override.partition("=")[0].lstrip("+~") for override in given}
     check_reach(study, cells, typed)
@@ -71,16 +200,15 @@ def sweep(
         from bnlab.report.figures import check_figures
 
         check_figures(study, cells, typed)
-    expected = read_expected(expect_verdicts, study) if expect_verdicts else {}
+    expected = read_expected(asked.expect_verdicts, study) if asked.expect_verdicts else {}
     workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
-    places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
     provenance = {"claims": digests(study)} if study.claims else {}
-    grid = Sweep(cells, runs, fresh=fresh, retry_failed=retry_failed, provenance=provenance)
-    if dry_run:
-        _show_cells(study, grid, places, as_json)
-        return
+    grid = Sweep(cells, runs, fresh=asked.fresh, retry_failed=asked.retry_failed, provenance=provenance)
+    if asked.dry_run:
+        return Done(code=cli.OK, tree=_show_cells(study, grid, places, as_json))
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
-    flags = {"fail_fast": fail_fast, "json": as_json, "plain": plain, "expect_verdicts": expect_verdicts}
+    flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain}
+    flags |= {"expect_verdicts": asked.expect_verdicts}
     again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
     if grid.left or claims_differ(root / STUDY_FILE, study):
@@ -89,12 +217,12 @@ def sweep(
     if grid.left:
         if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
-        if _has_data(grid, plain or as_json, stop, out):
+        if _has_data(grid, asked.plain or as_json, stop, out):
             # In this process a breakpoint needs the terminal, which a live display would take from it.
-            live = not plain and not as_json and is_screen(out) and workers.isolated
+            live = not asked.plain and not as_json and is_screen(out) and workers.isolated
             _say_notes(grid, out)
             with cli.writing(root):
-                _run(grid, workers, live, fail_fast, stop, out)
+                _run(grid, workers, live, asked.fail_fast, stop, out)
     else:
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left)
@@ -111,18 +239,17 @@ def sweep(
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
     for line in (*(built.notes if built else ()), *broken, *changed):
         complain(line)
-    if as_json:
-        from bnlab.cli.runs import tree
+    from bnlab.cli.runs import tree
 
-        claims = [tree(verdict) for verdict in verdicts]
-        rows = [_row(standing, places) for standing in grid.standings.values()]
-        print_json({"study": study.name, "runs": rows, "claims": claims, "report": str(built.path) if built else None})
+    claims = [tree(verdict) for verdict in verdicts]
+    rows = [_row(standing, places) for standing in grid.standings.values()]
+    found = {"study": study.name, "runs": rows, "claims": claims, "report": str(built.path) if built else None}
     if interrupted:
         say(f"resume  {again}", out)
-        raise typer.Exit(cli.INTERRUPTED)
-    if grid.failures or grid.left or broken:
-        raise typer.Exit(cli.FAILED)
-    raise typer.Exit(cli.CHANGED if changed else cli.OK)
+        return Done(code=cli.INTERRUPTED, tree=found, verdicts=verdicts)
+    failed = bool(grid.failures or grid.left or broken)
+    code = cli.FAILED if failed else cli.CHANGED if changed else cli.OK
+    return Done(code=code, tree=found, verdicts=verdicts)
 
 
 def _has_data(grid: Sweep, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
@@ -212,16 +339,15 @@ def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str,
         say(f"again   {again} --retry-failed", out)
 
 
-def _show_cells(study: Study, grid: Sweep, places: Mapping[str, Any], as_json: bool) -> None:
+def _show_cells(study: Study, grid: Sweep, places: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     """What a sweep would find: every cell, its state, and with --json the line that runs it alone."""
     rows = [_row(standing, places) for standing in grid.standings.values()]
-    if as_json:
-        print_json({"study": study.name, "cells": rows})
-        return
-    from bnlab.terminal.tables import show_cells
+    if not as_json:
+        from bnlab.terminal.tables import show_cells
 
-    show_cells(rows, sys.stdout)
-    say(f"{count(len(rows), 'run')}: {_counted(grid)}; {len(grid.left)} to run")
+        show_cells(rows, sys.stdout)
+        say(f"{count(len(rows), 'run')}: {_counted(grid)}; {len(grid.left)} to run")
+    return {"study": study.name, "cells": rows}
 
 
 def _row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 
 from bnlab.config.places import available, packaged_dir, verdicts_file
 from bnlab.config.studies import find
+from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
 from bnlab.core.text import command, count, number
 from bnlab.core.typed import check_tree
@@ -185,6 +186,44 @@ def tally_words(counts: Mapping[str, int]) -> str:
     '2 ✓ 1 ?'
     """
     return " ".join(f"{number_} {sign}" for sign, number_ in counts.items())
+
+
+def plan(dirs: Sequence[Path], budget: float | None, wanted: Sequence[int]) -> list[Study]:
+    """The studies with claims in the order to run them: next always the one that takes the fewest minutes for each
+    statement that none before it answers, then those that answer nothing new, then those of unknown length. With a
+    budget, in minutes, only those that fit into what is left of it.
+
+    Raises:
+        UsageError: a statement that there is not, or that no study answers.
+    """
+    known = {one.number for one in statements()}
+    left = {name: study for name, study in studies(dirs).items() if study.claims}
+    answered = {name: {int(key) for claim in study.claims for key in claim.notes} for name, study in left.items()}
+    for number_ in wanted:
+        if number_ not in known:
+            raise UsageError("--statements", "no such statement", number_, f"There are {min(known)} to {max(known)}.")
+        if not any(number_ in answers_ for answers_ in answered.values()):
+            one = next(one for one in statements() if one.number == number_)
+            raise UsageError("--statements", "no study answers it", number_, f"See: {one.command}")
+    open_ = set(wanted) or known
+    if wanted:
+        left = {name: study for name, study in left.items() if answered[name] & open_}
+    chosen: list[Study] = []
+    while left:
+        cost = {name: _cost(study, len(answered[name] & open_)) for name, study in left.items()}
+        study = left.pop(min(left, key=lambda name: cost[name]))
+        if budget is not None and (study.minutes is None or study.minutes > budget):
+            continue
+        budget = None if budget is None else budget - (study.minutes or 0.0)
+        open_ -= answered[study.name]
+        chosen.append(study)
+    return chosen
+
+
+def _cost(study: Study, new: int) -> tuple[bool, bool, float]:
+    """The smaller, the earlier it is run."""
+    minutes_ = study.minutes if study.minutes is not None else math.inf
+    return study.minutes is None, new == 0, minutes_ / max(1, new)
 
 
 # -- by words --------------------------------------------------------------------------------------

@@ -94,6 +94,18 @@ def show_studies(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -
     _show(out, rows_, [heads[index] for index in kept], right={"min", "claims"}, folded={"question"})
 
 
+def show_tallies(rows: Sequence[tuple[str, float | None, Mapping[str, int]]], out: TextIO | None = None) -> None:
+    """Study, its minutes, and how many verdicts of each sign; the sum below."""
+    out = out or sys.stdout
+    signs = list(dict.fromkeys(sign for *_, counts in rows for sign in counts))
+    total = {sign: sum(counts.get(sign, 0) for *_, counts in rows) for sign in signs}
+    lines = [
+        [name, "" if minutes is None else number(minutes), *(str(counts.get(sign, "")) for sign in signs)]
+        for name, minutes, counts in [*rows, ("all", None, total)]
+    ]
+    _show(out, lines, ["study", "min", *(encoded(sign, out) for sign in signs)], right={"min"})
+
+
 def show_hits(hits: Sequence[tuple[str, str, str, str]], out: TextIO | None = None) -> None:
     """Name and text of each, its answer, and the command on a line that can be copied."""
     out = out or sys.stdout
