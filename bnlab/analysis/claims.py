@@ -109,7 +109,8 @@ def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> 
     specs = [{**flat(cell.spec.tree()), ARM: cell.values.get(ARM)} for cell in cells]
     for claim in study.claims:
         wanted = [("where", key, [value]) for key, value in claim.where.items()]
-        wanted += [("contrast", key, _each(key, pair)) for key, pair in claim.contrast.items() if key != METRIC]
+        pairs = [(part, pair) for part in ("contrast", "beyond") for pair in getattr(claim, part).items()]
+        wanted += [(part, key, _each(key, pair)) for part, (key, pair) in pairs if key != METRIC]
         for part, key, values in wanted:
             refuse_absent(f"claims.{claim.name}.{part}", key, values if key not in typed else (), specs)
 

@@ -126,7 +126,7 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
 
     out = cli.words_out(asked.as_json)
     chosen = plan(config_dirs(asked.config_dir), minutes_of(budget), numbers_of(numbers))
-    say(f"{count(len(chosen), 'study').replace('studys', 'studies')}: {', '.join(one.name for one in chosen)}", out)
+    say(f"{count(len(chosen), 'study')}: {', '.join(one.name for one in chosen)}", out)
     trees, rows, failed = [], [], False
     for study in chosen:
         if asked.stop.reason is not None:

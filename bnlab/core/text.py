@@ -63,10 +63,11 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 def count(number: int, noun: str) -> str:
     """
-    >>> count(1, "seed"), count(3, "seed"), count(2, "learning rate")
-    ('1 seed', '3 seeds', '2 learning rates')
+    >>> count(1, "seed"), count(3, "seed"), count(2, "study")
+    ('1 seed', '3 seeds', '2 studies')
     """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def listed(parts: Sequence[str]) -> str:
