@@ -270,11 +270,13 @@ def _words(text: str) -> list[str]:
 
 
 def _fits(word: str, known: Iterable[str]) -> float:
-    """1 for the word itself, 0.7 for one that begins alike: `noisy` and `noise`."""
+    """1 for the word itself, 0.7 for one that has half of the longer of both in common, as `noisy` and `noise`, or
+    `initialization` and `initial`."""
     if word in known:
         return 1.0
-    stem = word[: max(4, len(word) - 2)]
-    return 0.7 if len(word) > 3 and any(other.startswith(stem) for other in known) else 0.0
+    halves = ((other, max(4, (max(len(word), len(other)) + 1) // 2)) for other in known)
+    alike = any(len(word) >= half and word[:half] == other[:half] for other, half in halves)
+    return 0.7 if alike else 0.0
 
 
 def everything(of: Mapping[str, Study], known: Verdicts, metrics: Iterable[Mapping[str, str]]) -> list[Hit]:

@@ -35,6 +35,7 @@ def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     [
         (["learning", "rates"], "statement 9"),
         (["initial weights"], "statement 24"),
+        (["initialization"], "statement 24"),
         (["dropout"], "statement 25"),
         (["roses"], "statement 27"),
         (["noisy", "batches"], "statement 12"),  # by the beginning of a word
