@@ -116,7 +116,7 @@ def _panel(ax: Axes, kind: Literal["ratio", "difference"], verdicts: Sequence[Ve
         ax.annotate("\n".join(lines), (0, row), color=INK, fontsize=NAME_PT, linespacing=1.1, **left)
         _effect(ax, row, verdict, color, low, high)
         unit = "×" if log else ""
-        effect = "" if verdict.effect is None else f"{number(verdict.effect, 2)}{unit}"
+        effect = "" if verdict.effect is None else f"{number(verdict.effect)}{unit}"
         right: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "color": color, "fontweight": "bold"} | beside
         ax.annotate(SIGNS[verdict.decision], (1, row), xytext=(7, 0), fontsize=9, **right)
         ax.annotate(effect, (1, row), xytext=(19, 0), fontsize=8, **right)
