@@ -34,7 +34,7 @@ class Scale:
     metrics: ClassVar[Mapping[str, str]] = {
         "weight_grad_cos": "cosine of w and dL/dw of the site's affine weight: 0 where a norm cancels the scale of w "
         "(Arora, Li & Lyu 2018, lemma 2.4)",
-        "weight_norm": "||w|| before the update",
+        "affine_norm": "||w|| before the update",
         "norm_law_error": "| ||w'||^2 - ||w||^2 - lr^2 ||g||^2 | / ||w||^2 (the same); null where the step is not "
         "-lr g, as with momentum, decay or another optimizer",
         "effective_lr": "lr / ||w||^2: the learning rate of the direction of w where a norm cancels its scale",

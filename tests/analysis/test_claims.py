@@ -144,5 +144,5 @@ def test_the_claims_of_the_documentation_can_be_judged() -> None:
     text = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
     tree = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     documented = Study.from_tree({"name": "s", "base": "b", **tree})
-    assert [claim.at for claim in documented.claims] == ["curve", "best_lr", "best_lr"]
+    assert [claim.at for claim in documented.claims] == ["curve", "best_lr", "best_lr", "every_run"]
     check(documented)

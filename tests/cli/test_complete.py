@@ -43,7 +43,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bnlab train --config q", ["quickstart"]),
         ("bnlab train --config=q", ["--config=quickstart"]),
         ("bnlab train --config lr_", []),  # a study, and train takes experiments
-        ("bnlab sweep --config lr_", ["lr_smoothing"]),
+        ("bnlab sweep --config lr_", ["lr_range", "lr_smoothing"]),
         ("bnlab sweep --fr", ["--fresh"]),
         ("bnlab sweep --fresh --fr", []),
         ("bnlab runs --where norm=none --whe", ["--where"]),

@@ -32,8 +32,8 @@ def _batch(dims: int, seed: int = 0) -> Tensor:
 def _by_channel(x: Tensor, norm: nn.Module, scaled: Any) -> np.ndarray:
     out = x.clone().numpy()
     for c in range(C):
-        out[:, c] = float(norm.get_parameter("weight")[c]) * scaled(x[:, c].numpy(), c)
-        out[:, c] += float(norm.get_parameter("bias")[c])
+        out[:, c] = norm.get_parameter("weight")[c].item() * scaled(x[:, c].numpy(), c)
+        out[:, c] += norm.get_parameter("bias")[c].item()
     return out
 
 

@@ -567,7 +567,7 @@ def channels(moment: Moment) -> Figures:
 
 def scale(moment: Moment) -> Figures:
     """Number by number; of plain gradient descent."""
-    found: Figures = {name: [] for name in ("weight_grad_cos", "weight_norm", "norm_law_error", "effective_lr")}
+    found: Figures = {name: [] for name in ("weight_grad_cos", "affine_norm", "norm_law_error", "effective_lr")}
     grads, lr = moment.gradient(moment.net()), moment.spec.optim.lr
     for site in moment.sites:
         name = f"{site.name}_affine.weight"
@@ -575,7 +575,7 @@ def scale(moment: Moment) -> Figures:
         square = norm_of(w) ** 2
         dot = math.fsum(a * b for a, b in zip(w.flatten().tolist(), g.flatten().tolist(), strict=True))
         found["weight_grad_cos"].append(dot / norm_of(w) / norm_of(g))
-        found["weight_norm"].append(norm_of(w))
+        found["affine_norm"].append(norm_of(w))
         found["norm_law_error"].append(abs(norm_of(after) ** 2 - square - lr**2 * norm_of(g) ** 2) / square)
         found["effective_lr"].append(lr / square)
     return found

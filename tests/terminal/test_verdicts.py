@@ -132,6 +132,7 @@ def test_what_json_says_of_a_verdict() -> None:
         "n": 6,
         "why": "ratio 31.6, above 2",
         "cautions": ["the best learning rate of none is at the grid's edge"],
+        "repeat": None,
     }
 
 
