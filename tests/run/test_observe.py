@@ -51,8 +51,10 @@ USUAL = ("batch", "none", "noisy_batch", "group")
 
 
 def _pairs(norm: str, model: str) -> list[tuple[str, str]]:
-    if model not in LARGER:
+    if model == "mlp" or (model not in LARGER and norm in USUAL):
         return PAIRS
+    if model not in LARGER:
+        return [PAIRS[0], PAIRS[-1]]
     return [PAIRS[0], PAIRS[-1]] if norm in ("batch", "none") else PAIRS[:1]
 
 
