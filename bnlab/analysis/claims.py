@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS
+from bnlab.analysis.metrics import METRICS, measurements, refuse_unknown
 from bnlab.core import theory
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
@@ -97,6 +97,9 @@ def check(study: Study, plugins: Iterable[str] = ()) -> None:
             key = "metric" if metric == claim.metric else "options.of"
             raise UsageError(f"claims.{claim.name}.{key}", "no such metric", metric, nearest(metric, METRICS.names()))
         check_claim(claim)
+        if METRICS[claim.metric].of_measurement:  # whose names may be others in old journals
+            place, name = f"claims.{claim.name}.options.of", claim.options["of"]
+            refuse_unknown(place, "measurement", name, measurements())
 
 
 def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> None:
@@ -111,6 +114,7 @@ def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> 
         wanted = [("where", key, [value]) for key, value in claim.where.items()]
         pairs = [(part, pair) for part in ("contrast", "beyond") for pair in getattr(claim, part).items()]
         wanted += [(part, key, _each(key, pair)) for part, (key, pair) in pairs if key != METRIC]
+        wanted += [("options.factor", claim.options["factor"], [])] if "factor" in claim.options else []
         for part, key, values in wanted:
             refuse_absent(f"claims.{claim.name}.{part}", key, values if key not in typed else (), specs)
 
@@ -145,6 +149,11 @@ def check_claim(claim: Claim) -> None:
     key, metric = f"claims.{claim.name}", METRICS[claim.metric]
     options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
     _check_form(claim, key)
+    if claim.metric == "slope":
+        refuse_unknown(f"{key}.options.of", "metric", options["of"], METRICS.names())
+        METRICS.checked(options["of"], options["of_options"], f"{key}.options.of_options")
+        if METRICS[options["of"]].of != "run":
+            raise UsageError(f"{key}.options.of", "must be a metric of a run", options["of"])
     if (metric.of == "curve") != (claim.at == "curve"):
         fit = "at: curve" if metric.of == "curve" else "at: matched_lr or best_lr"
         raise UsageError(f"{key}.at", f"{claim.metric} is a metric of a {metric.of}", claim.at, f"Write {fit}.")
@@ -177,8 +186,12 @@ def _check_form(claim: Claim, key: str) -> None:
     if bool(claim.contrast) == (claim.against is not None):
         got = {"contrast": dict(claim.contrast), "against": claim.against}
         raise UsageError(key, "must have either contrast or against", got, "Write contrast: {norm: [batch, none]}.")
+    if claim.beyond and (claim.against is not None or METRIC in {*claim.contrast, *claim.beyond}):
+        raise UsageError(f"{key}.beyond", "needs a contrast of runs to be beyond", dict(claim.beyond))
     if isinstance(claim.against, str):
         reference(claim.against, f"{key}.against")
+        if claim.at == "curve":
+            raise UsageError(f"{key}.against", "has a value for each run, and a curve has many", claim.against)
     if METRIC in claim.contrast:
         if len(claim.contrast) > 1 or claim.metric != claim.contrast[METRIC][0]:
             raise UsageError(f"{key}.contrast", "must be of metrics alone, the claim's own first", dict(claim.contrast))

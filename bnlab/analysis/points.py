@@ -43,6 +43,8 @@ class Paired:
     cautions: tuple[str, ...]
     lost: bool = False
     """Whether the treated arm failed somewhere where the control did not: then `low` is minus infinity."""
+    control_lost: bool = False
+    """Whether the control failed somewhere where the treated arm did not: such pairs are left out."""
 
 
 class Pair(NamedTuple):
@@ -85,7 +87,8 @@ def _less(first: Paired, second: Paired) -> Paired:
         first,
         seeds=tuple(common),
         values=first.values[a] - second.values[b],
-        low=first.low[a] - second.high[b],
+        # A pair that the second contrast leaves out could have had any effect.
+        low=np.full(len(common), -np.inf) if second.control_lost else first.low[a] - second.high[b],
         high=first.high[a] - second.low[b],
         cautions=(*first.cautions, *second.cautions),
         lost=first.lost or second.lost,
@@ -228,6 +231,7 @@ class _Comparison:
             control=control,
             cautions=tuple(self.cautions),
             lost=self.lost[0] > 0,
+            control_lost=self.lost[1] > 0,
         )
 
     def _say_lost(self) -> None:
@@ -304,9 +308,10 @@ class _Comparison:
         found, metric = self._of_runs(arm, point), self.metrics[arm]
         if metric.of == "arm":
             found = metric.values(np.array([value.value for value in found]), **self.options)
-        if (metric.better is None or metric.of == "arm") and self.claim.at != "every_run":
+        if metric.better is None or metric.of == "arm":
             # There is no worst value, and that of a net that does not train may be better than all others.
-            failed = [run.diverged if metric.of == "arm" else not run.trains for run in runs]
+            chance_counts = metric.of == "arm" or self.claim.at == "every_run"
+            failed = [run.diverged if chance_counts else not run.trains for run in runs]
             found = [Value(math.nan) if lost else value for lost, value in zip(failed, found, strict=True)]
         return dict(zip(self.grid.seeds, found, strict=True))
 
@@ -314,7 +319,12 @@ class _Comparison:
         """What a claim without a control compares this run with."""
         against = self.claim.against
         assert against is not None
-        return reference(against, "against")(run.spec) if isinstance(against, str) else against
+        if not isinstance(against, str):
+            return against
+        try:
+            return reference(against, "against")(run.spec)
+        except (KeyError, TypeError, ValueError) as error:
+            raise NotTestedError(f"{against} has no value for {self.collection.place(run)}: {error}") from None
 
     def _of_runs(self, arm: int, point: GridPoint) -> list[Value]:
         """The metric's value of each seed's run; of a spread over seeds, that of the metric whose spread it is."""

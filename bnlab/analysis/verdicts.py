@@ -26,7 +26,7 @@ from bnlab.analysis.statistics import (
     repeated,
     seeds_to_decide,
 )
-from bnlab.core.study import METRIC, Claim
+from bnlab.core.study import METRIC, Claim, label
 from bnlab.core.text import command, count
 
 
@@ -169,7 +169,8 @@ def _compared(claim: Claim, found: Paired) -> str:
     if claim.against is not None:
         return f"{claim.metric} of {treated} {relation} {control}"
     word = "as" if claim.expect == "same" else "than"
-    return f"{claim.metric} {claim.expect} with {treated} {word} with {control}"
+    more = "".join(f", beyond {label({key: a})} against {label({key: b})}" for key, (a, b) in claim.beyond.items())
+    return f"{claim.metric} {claim.expect} with {treated} {word} with {control}{more}"
 
 
 def _to_decide(one: _Weighed, tested: int) -> str:

@@ -28,8 +28,8 @@ def _metrics() -> Rows:
 
 
 def _measurements() -> Rows:
+    from bnlab.analysis.metrics import measurements
     from bnlab.core.registry import load_plugins
-    from bnlab.report.figures import measurements
 
     load_plugins([])
     return [{"name": name, "description": text, "probe": probe} for name, (text, probe) in measurements().items()]

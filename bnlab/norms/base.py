@@ -287,29 +287,39 @@ def statistics_in_use(norm: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return (kept["running_mean"], kept.get("running_var")) if "running_mean" in kept else None
 
 
-class Noise(nn.Module):
-    """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in evaluation.
-
-    Each step draws for each channel a mean mu ~ U(-n_mu, n_mu) and a scale sigma ~ U(1, n_sigma), then for each element
-
-        m ~ U(mu - r_mu, mu + r_mu),    s ~ N(sigma, r_sigma^2),    x <- s * x + m
-
-    The draws are a function of the run's seed, the site's name, and the number of training forwards so far (a buffer):
-    the same after a resume, and on every device.
-    """
+class DrawsEachStep(nn.Module):
+    """A part whose draws are a function of the run's seed, its name, and the number of training forwards so far (a
+    buffer): the same after a resume, on every device, and in a pass made for measuring."""
 
     steps: Tensor
-    in_turn: ClassVar[bool] = True
 
-    def __init__(self, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
         self.register_buffer("steps", torch.tensor(0))
         self.bind(0, "")
 
     def bind(self, seed: int, name: str) -> None:
         """See `DrawsNumbers`."""
         self._seed, self._name = seed, name
+
+    def draws(self) -> torch.Generator:
+        """The generator of the next step."""
+        return stream(self._seed, "noise", self._name, int(self.steps))
+
+
+class Noise(DrawsEachStep):
+    """The noise of Santurkar et al. 2018, algorithm 1, in training; nothing in evaluation.
+
+    Each step draws for each channel a mean mu ~ U(-n_mu, n_mu) and a scale sigma ~ U(1, n_sigma), then for each element
+
+        m ~ U(mu - r_mu, mu + r_mu),    s ~ N(sigma, r_sigma^2),    x <- s * x + m
+    """
+
+    in_turn: ClassVar[bool] = True
+
+    def __init__(self, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> None:
+        super().__init__()
+        self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -321,7 +331,7 @@ class Noise(nn.Module):
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """s and m of the next step, each of the given shape; always in float32. The channels' mu and sigma come first,
         so that they do not depend on the size of the batch."""
-        generator = stream(self._seed, "noise", self._name, int(self.steps))
+        generator = self.draws()
         channels = (1, shape[1], *(1 for _ in shape[2:]))
         mu = self.n_mu * (2 * torch.rand(channels, generator=generator) - 1)
         sigma = 1 + (self.n_sigma - 1) * torch.rand(channels, generator=generator)

@@ -39,6 +39,29 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
             {"at": "matched_loss"},
             r"at: final_train_loss has no value at a step, got 'matched_loss'. These have: .*loss_range",
         ),
+        (
+            {"beyond": {"norm": ("layer", "none")}, "contrast": {}, "against": 1.0},
+            r"beyond: needs a contrast of runs to be beyond, got",
+        ),
+        (
+            {"metric": "max_stable_lr", "at": "curve", "contrast": {}, "against": "theory.gradient_growth"},
+            r"against: has a value for each run, and a curve has many, got 'theory.gradient_growth'",
+        ),
+        (
+            {
+                "metric": "course",
+                "options": {"of": "act_men.pre", "sites": "hidden", "window": [0, 1], "over": "median"},
+            },
+            r"options.of: no such measurement, got 'act_men.pre'. Did you mean: act_mean",
+        ),
+        (
+            {
+                "metric": "slope",
+                "at": "curve",
+                "options": {"of": "final_los", "of_options": {}, "factor": "model.depth", "log": "xy"},
+            },
+            r"options.of: no such metric, got 'final_los'",
+        ),
         ({"smallest_effect": 0}, r"smallest_effect: a ratio must be above 0, got 0. 2 means twice as much."),
         ({"smallest_effect": None}, r"smallest_effect: missing. It says which effect matters."),
         ({"within": 1.1}, r"within: has no meaning with expect: larger|smaller, got 1.1"),

@@ -130,6 +130,43 @@ def test_beyond_takes_off_the_effect_of_a_second_contrast(run_of: RunOf, collect
     assert found.values == pytest.approx([0.5 - 0.2, 0.7 - 0.4])
     one = replace(claim, beyond={})
     assert one.digest != claim.digest
+    assert judge(collect(runs, [claim]))[0].why.startswith(
+        "final_train_loss smaller with batch than with none, beyond layer against group: 0.3"
+    )
+
+
+def test_a_pair_that_the_second_contrast_leaves_out_rules_out_support(
+    run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    """The control of the second contrast diverges: its effect, which is taken off, may have been of any size."""
+    series = {"batch": 0.1, "none": 0.9, "layer": 0.5, "group": 0.5}
+    runs = [
+        run_of(norm=norm, seed=seed, series={"loss_range": [x, x]}, status="diverged" if lost else "finished")
+        for norm, x in series.items()
+        for seed in range(8)
+        for lost in (norm == "group" and seed == 3,)
+    ]
+    claim = claim_of(
+        metric="loss_range",
+        contrast={"norm": ("batch", "none")},
+        beyond={"norm": ("layer", "group")},
+        compare="difference",
+        smallest_effect=0.1,
+        at="every_run",
+    )
+    assert judge(collect(runs, [claim]))[0].decision == "inconclusive"
+    whole = [
+        run_of(norm=run.spec["norm"], seed=run.seed, series={"loss_range": [series[run.spec["norm"]]] * 2})
+        for run in runs
+    ]
+    assert judge(collect(whole, [claim]))[0].decision == "supported"
+
+
+def test_a_formula_without_a_value_for_a_run_is_not_tested(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [run_of(seed=s, spec={"data.batch_size": "full", "model.activation": "tanh"}) for s in range(6)]
+    (verdict,) = judge(collect(runs, [one_arm(claim_of, against="theory.gradient_growth", at="every_run")]))
+    assert verdict.decision == "not tested"
+    assert verdict.why.startswith("theory.gradient_growth has no value for ")
 
 
 def test_at_every_run_nets_that_do_not_train_count(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
@@ -137,8 +174,11 @@ def test_at_every_run_nets_that_do_not_train_count(run_of: RunOf, collect: Colle
     runs = [run_of(norm=norm, seed=s, dead=True, series=series) for norm in ("batch", "none") for s in range(3)]
     claim = claim_of(metric="loss_range", at="every_run")
     assert paired(collect(runs), claim).values == pytest.approx([0.0] * 3)
-    with pytest.raises(NotTestedError):
+    with pytest.raises(NotTestedError, match="there is no learning rate at which both arms train"):
         paired(collect(runs), replace(claim, at="matched_lr"))
+    diverged = run_of(norm="batch", seed=1, status="diverged", series=series)
+    worse = paired(collect([run if run.seed != 1 or run.spec["norm"] != "batch" else diverged for run in runs]), claim)
+    assert (worse.seeds, worse.lost, set(worse.low)) == ((0, 2), True, {-math.inf})
 
 
 def armed(collect: Collect, runs: Sequence[Run], arms: Mapping[str, Any], claims: Sequence[Claim]) -> Collection:
@@ -209,17 +249,18 @@ def test_medians_do_not_count_the_dense_first_steps(run_of: RunOf) -> None:
     [
         (
             {"sites": "hidden", "window": [0, 1], "over": "median"},
-            np.median([np.median(v) for v in ((1, 2), (3, 4), (5, 6), (9, 8))]),
+            np.median([2, 3, 6, 9]),
         ),
         ({"sites": "first", "window": [0, 1], "over": "mean"}, (1 + 3 + 5 + 9) / 4),
-        ({"sites": "last", "window": [0, 1], "over": "max"}, 8.0),
+        ({"sites": "last", "window": [0, 1], "over": "max"}, 30.0),
         ({"sites": "all", "window": [0, 0], "over": "last"}, 2.0),
         ({"sites": [2], "window": [0.5, 1], "over": "last"}, 30.0),
         ({"sites": [7], "window": [0, 1], "over": "mean"}, math.nan),
+        ({"sites": [0, 3], "window": [0, 0], "over": "last"}, 1.0),
     ],
 )
 def test_course(options: Mapping[str, Any], expected: float, run_of: RunOf) -> None:
-    rows = [[1, 2, 10], [3, 4, 0], [5, 6, 20], [9, 8, 30]]
+    rows = [[1, 2, 10, math.nan], [3, 4, 0, math.nan], [5, 6, 20, math.nan], [9, 8, 30, math.nan]]
     run = run_of(series={"mine": ([0, 25, 50, 75], rows)}, spec={"probes.points": 4})
     assert METRICS["course"].value(run, of="mine", **options).value == pytest.approx(expected, nan_ok=True)
 

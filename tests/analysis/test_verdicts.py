@@ -268,6 +268,10 @@ PATHS: dict[str, dict[str, object]] = {
     "matched_lr, a loss": {"at": "matched_lr"},
     "matched_lr, a measurement": {"metric": "loss_range", "at": "matched_lr"},
     "matched_loss": {"metric": "loss_range", "at": "matched_loss"},
+    "every_run, a loss": {"at": "every_run"},
+    "every_run, a measurement": {"metric": "loss_range", "at": "every_run"},
+    "against a number": {"at": "every_run", "contrast": {}, "against": 0.6, "where": {"norm": "batch"}},
+    "beyond another contrast": {"at": "every_run", "beyond": {"norm": ("none", "none")}},
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnlab.core.errors import UsageError, cause
+from bnlab.core.errors import UsageError, cause, nearest
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.text import capital
 from bnlab.core.typed import option_names
@@ -69,6 +69,8 @@ class Metric(Entry):
     """The value at every measured step, where there is one: what can be compared at equal training loss."""
     shown_with: Mapping[str, Any] | None = field(default_factory=dict)
     """Options in tables of runs. None, where the metric has others: only a claim can give them."""
+    of_measurement: bool = False
+    """Its option `of` names a measurement of the journal."""
     about_failure: bool = False
     """It is constant over runs that train, so it says nothing where only those are compared."""
 
@@ -130,6 +132,29 @@ def over_finite(statistic: Callable[[Floats], Any], values: Floats) -> float:
 def reads() -> frozenset[str]:
     """The measurements that some metric reads."""
     return frozenset({"train_loss"}).union(*(metric.reads for metric in METRICS.entries()))
+
+
+def measurements() -> dict[str, tuple[str, str]]:
+    """What a journal may have: name, or for several `name.*` -> what it is, and its probe if it has one."""
+    from bnlab.core.registry import PROBES  # these import torch
+    from bnlab.run.train import MEASUREMENTS
+
+    found = {name: (text, "") for name, text in MEASUREMENTS.items()}
+    for probe in PROBES.names():
+        named: Mapping[str, str] = PROBES.entry(probe).constructor.metrics  # type: ignore[attr-defined]
+        found |= {name: (text, probe) for name, text in named.items()}
+    return found
+
+
+def refuse_unknown(place: str, noun: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that is none of these, of which `name.*` stands for several.
+
+    Raises:
+        UsageError: naming `place`.
+    """
+    names = list(names)
+    if name not in names and not any(known.endswith(".*") and name.startswith(known[:-1]) for known in names):
+        raise UsageError(place, f"no such {noun}", name, nearest(name, names))
 
 
 def table(plugins: Iterable[str] = ()) -> list[dict[str, str]]:

@@ -189,17 +189,13 @@ def spikes(run: Run) -> float:
     return float((~(now <= 2 * before) & ~(now <= 0.1 * values[0])).mean())
 
 
-def _step_s(run: Run) -> float:
-    timing = run.status.get("timing") or {}
-    took: float = timing.get("run_s", math.nan) - timing.get("measure_s", math.nan)
-    return took / max(1, run.step)
-
-
 @METRICS.register("step_s", of="run", source="status.json", unit="s", better="lower", shown_with=None)
 def step_s(run: Run) -> float:
-    """Seconds of a training step without measuring, those at the start and the end of the run among them. Of a run in a
-    stack, its share of the stack's."""
-    return _step_s(run)
+    """Seconds of a run without its probes, evaluations of the test split included, over its training steps; for a run
+    in a stack, its share of the stack's. Not measured for a run that diverged: it has little but a start."""
+    timing = run.status.get("timing") or {}
+    took: float = timing.get("run_s", math.nan) - timing.get("measure_s", math.nan)
+    return math.nan if run.diverged else took / max(1, run.step)
 
 
 @METRICS.register(
@@ -211,10 +207,9 @@ def step_s(run: Run) -> float:
     reads=get_args(Outcome),
 )
 def time_to_s(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
-    """Seconds of training, without measuring, to the first measured step at which `of` is at `target` or better, as for
-    steps_to."""
+    """steps_to times step_s: seconds to the first measured step at which `of` is at `target` or better."""
     steps = steps_to(run, of=of, target=target, smooth=smooth)
-    return Value(steps.value * _step_s(run), steps.bound)
+    return Value(steps.value * step_s(run), steps.bound)
 
 
 @METRICS.register(

@@ -30,9 +30,13 @@ def over_sites(values: Floats, over: Over) -> Floats:
     sites = values[:, :-1] if values.shape[1] > 1 else values
     if over == "below one" and sites.shape[1] > 1:
         sites = sites[:, 1:]
-    # A site without a value at any step, such as one without a norm, does not count.
+    return _median(sites)
+
+
+def _median(sites: Floats) -> Floats:
+    """Over sites, without those that have no value at any step, such as one without a norm. [T, L] -> [T]"""
     measured = sites[:, ~np.isnan(sites).all(axis=0)]
-    return np.median(measured, axis=1) if measured.shape[1] else np.full(len(values), math.nan)
+    return np.median(measured, axis=1) if measured.shape[1] else np.full(len(sites), math.nan)
 
 
 def _register(
@@ -138,7 +142,7 @@ def at_sites(raw: Series, sites: Sites) -> Series:
     count = raw.values.shape[1]
     named: dict[str, list[int]] = {"first": [0], "last": [max(0, count - 2)], "all": list(range(count))}
     chosen = [index for index in (named[sites] if isinstance(sites, str) else sites) if index < count]
-    return Series(raw.steps, np.median(raw.values[:, chosen], axis=1) if chosen else np.full(len(raw), math.nan))
+    return Series(raw.steps, _median(raw.values[:, chosen]))
 
 
 def within(run: Run, raw: Series, window: Window) -> Series:
@@ -152,7 +156,14 @@ def _course(run: Run, *, of: str, sites: Sites) -> Series:
     return at_sites(run.series(of), sites)
 
 
-@METRICS.register("course", of="run", source="the measurement's own", unit="that of the measurement", course=_course)
+@METRICS.register(
+    "course",
+    of="run",
+    source="the measurement's own",
+    unit="that of the measurement",
+    course=_course,
+    of_measurement=True,
+)
 def course(
     run: Run,
     *,
@@ -167,7 +178,9 @@ def course(
     return over_finite(STATISTICS[over], within(run, at_sites(run.spaced(of), sites), window).values)
 
 
-@METRICS.register("growth", of="run", source="Yang et al. 2019, section 4: exponential in depth", unit="1")
+@METRICS.register(
+    "growth", of="run", source="Yang et al. 2019, section 4: exponential in depth", unit="1", of_measurement=True
+)
 def growth(
     run: Run,
     *,

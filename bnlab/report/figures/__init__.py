@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bnlab.analysis.claims import reference, refuse_absent
-from bnlab.analysis.metrics import METRICS
+from bnlab.analysis.metrics import METRICS, measurements, refuse_unknown
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.study import ARM, Cell, Study
@@ -80,29 +80,11 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         if isinstance(options.get("reference"), str):
             reference(options["reference"], f"{place}.reference")
         if "of" in options:
-            _known(f"{place}.of", "measurement", options["of"], measurements())
+            refuse_unknown(f"{place}.of", "measurement", options["of"], measurements())
         if "metric" in options:
-            _known(f"{place}.metric", "metric", options["metric"], METRICS.names())
+            refuse_unknown(f"{place}.metric", "metric", options["metric"], METRICS.names())
             METRICS.checked(options["metric"], options.get("options") or {}, f"{place}.options")
             if (of := METRICS[options["metric"]].of) != "run":
                 raise UsageError(
                     f"{place}.metric", f"must be a metric of a run; this is one of a {of}", options["metric"]
                 )
-
-
-def _known(place: str, noun: str, name: str, names: Iterable[str]) -> None:
-    names = list(names)
-    if name not in names and not any(known.endswith(".*") and name.startswith(known[:-1]) for known in names):
-        raise UsageError(place, f"no such {noun}", name, nearest(name, names))
-
-
-def measurements() -> dict[str, tuple[str, str]]:
-    """What a journal may have: name, or for several `name.*` -> what it is, and its probe if it has one."""
-    from bnlab.core.registry import PROBES  # these import torch
-    from bnlab.run.train import MEASUREMENTS
-
-    found = {name: (text, "") for name, text in MEASUREMENTS.items()}
-    for probe in PROBES.names():
-        named: Mapping[str, str] = PROBES.entry(probe).constructor.metrics  # type: ignore[attr-defined]
-        found |= {name: (text, probe) for name, text in named.items()}
-    return found
