@@ -71,7 +71,7 @@ def paired(collection: Collection, claim: Claim) -> Paired:
         "matched_lr": comparison.equal_rates,
         "best_lr": comparison.best_rates,
         "matched_loss": comparison.equal_losses,
-        "every_run": comparison.every_run,
+        "every_run": comparison.equal_rates,
     }
     compare[claim.at]()
     return comparison.result()
@@ -79,8 +79,7 @@ def paired(collection: Collection, claim: Claim) -> Paired:
 
 def _less(first: Paired, second: Paired) -> Paired:
     """The effects of one contrast beyond those of another, at the seeds that both have."""
-    common = [seed for seed in first.seeds if seed in second.seeds]
-    if not common:
+    if not (common := [seed for seed in first.seeds if seed in second.seeds]):
         raise NotTestedError("the two contrasts have no seed in common")
     a, b = ([each.seeds.index(seed) for seed in common] for each in (first, second))
     return replace(
@@ -120,7 +119,6 @@ class _Comparison:
         self.collection, self.claim, self.metric = collection, claim, METRICS[claim.metric]
         self.options = METRICS.checked(claim.metric, claim.options, f"claims.{claim.name}.options")
         self.metrics = [self.metric, METRICS[claim.contrast[METRIC][1]] if METRIC in claim.contrast else self.metric]
-        self.one_arm = claim.against is not None or METRIC in claim.contrast
         self.factor = self.options.get("factor", RATE)
         self.grid = sides(collection, claim, self.factor)
         self.pairs: list[Pair] = []
@@ -158,14 +156,6 @@ class _Comparison:
         if not rates:
             self.nothing = "there is no learning rate at which both arms train"
         self.places = self._over(rates)
-
-    def every_run(self) -> None:
-        for point in self.grid.points:
-            values = [self._values(arm, point) for arm in (0, 1)]
-            for seed in self.grid.seeds:
-                runs = [[side.runs[seed][point]] for side in self.grid.arms]
-                self._add(seed, [of_arm[seed] for of_arm in values], runs)
-        self.places = self._over({seed: {point.rate for point in self.grid.points} for seed in self.grid.seeds})
 
     def equal_losses(self) -> None:
         rates: dict[int, set[float]] = {}
@@ -290,11 +280,13 @@ class _Comparison:
         self.lost[1] += control and not treated
 
     def _training(self) -> Iterator[tuple[int, GridPoint, list[Run]]]:
-        """Seed, grid point and both runs, where both train."""
+        """Seed, grid point and both runs, where both train; or everywhere."""
         for seed in self.grid.seeds:
             for point in self.grid.points:
                 runs = [side.runs[seed][point] for side in self.grid.arms]
-                if all(run.trains for run in runs):
+                if self.claim.at == "every_run":
+                    yield seed, point, runs
+                elif all(run.trains for run in runs):
                     self.compared += 1
                     yield seed, point, runs
                 else:
@@ -310,17 +302,16 @@ class _Comparison:
             found = metric.values(np.array([value.value for value in found]), **self.options)
         if metric.better is None or metric.of == "arm":
             # There is no worst value, and that of a net that does not train may be better than all others.
-            chance_counts = metric.of == "arm" or self.claim.at == "every_run"
-            failed = [run.diverged if chance_counts else not run.trains for run in runs]
+            with_chance = metric.of == "arm" or self.claim.at == "every_run"
+            failed = [run.diverged if with_chance else not run.trains for run in runs]
             found = [Value(math.nan) if lost else value for lost, value in zip(failed, found, strict=True)]
         return dict(zip(self.grid.seeds, found, strict=True))
 
     def _reference(self, run: Run) -> float:
         """What a claim without a control compares this run with."""
         against = self.claim.against
-        assert against is not None
         if not isinstance(against, str):
-            return against
+            return against or 0.0
         try:
             return reference(against, "against")(run.spec)
         except (KeyError, TypeError, ValueError) as error:
@@ -330,8 +321,7 @@ class _Comparison:
         """The metric's value of each seed's run; of a spread over seeds, that of the metric whose spread it is."""
         metric, options = self.metrics[arm], self.options if self.metrics[arm] is self.metric else {}
         if metric.of == "arm":
-            metric = METRICS[options["of"]]
-            options = {}
+            metric, options = METRICS[options["of"]], {}
         options = options or dict(metric.shown_with or {})
         runs = [self.grid.arms[arm].runs[seed][point] for seed in self.grid.seeds]
         return [self.collection.value(run, metric.name, options) for run in runs]
@@ -342,7 +332,7 @@ class _Comparison:
         metric whose spread it is: at a rate that is too large all seeds fail alike."""
         if len(points) == 1:
             return points[0]
-        arm = 0 if self.one_arm else arm  # one arm has one best rate
+        arm = 0 if METRIC in self.claim.contrast or not self.claim.contrast else arm  # one arm has one best rate
         others = [index for index, other in enumerate(self.grid.seeds) if other != seed] or [0]
         return min(points, key=lambda point: [float(np.median(of[others])) for of in self._score(arm, point)])
 

@@ -50,6 +50,7 @@ def render(
     return _filled(
         "report.html.j2",
         title=title_of(collection),
+        question=collection.study.title if collection.study else "",
         subtitle=[*subtitle, *_versions(runs)],
         cards=[card_of(verdict, collection, lines) for verdict in verdicts],
         words=counted(verdicts),
