@@ -30,6 +30,9 @@ from bnlab.net.build import Net
 from bnlab.net.stack import Stack, apart, stack_of
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, not_infinite
 
+DIVERGED = 1e3
+"""A loss so many times the present one counts as divergence (Bjorck et al. 2018)."""
+
 ALONG_GRADIENT = {
     "loss_lo": "min over k of L(theta - a_k g): the lowest loss within reach of a step along the gradient",
     "loss_hi": "max over k of L(theta - a_k g)",
@@ -38,6 +41,8 @@ ALONG_GRADIENT = {
     "grad_change_rel": "grad_change / ||g||",
     "eta_beta_half": "lr / 2 * max over k of ||dL(theta) - dL(theta - a_k g)|| / ||a_k g||: the effective smoothness "
     "in units of 2 / lr; near 1 at the edge of stability, with and without a norm",
+    "reach": f"the smallest a with L(theta - a g) above {DIVERGED:g} L(theta) (Bjorck et al. 2018, figure 3), "
+    "between points on a line in log a and log L; the largest a_k where there is none, so at least that",
 }
 
 
@@ -77,7 +82,7 @@ class Landscape:
         directions = {"": grads}
         if self.random:
             directions["random_"] = random_direction(grads, norm, snapshot.seed, snapshot.step)
-        raw = {"loss": loss, "norm": norm}
+        raw = {"loss": loss, "norm": norm, "lr": torch.tensor(snapshot.lr, dtype=loss.dtype)}
         for prefix, direction in directions.items():
             if stack is not None and batch.x.device.type == "cpu":
                 losses, changes = self._at_once(snapshot, stack, direction, grads)
@@ -119,10 +124,27 @@ class Landscape:
             with np.errstate(all="ignore"):  # the journal marks what is not finite
                 # With a_k = f_k lr and a direction as long as g: lr / 2 / ||a_k g|| = 1 / (2 f_k ||g||).
                 smoothness = (changes / np.asarray(self.factors, changes.dtype)).max() / (2 * norm)
-                figures = (lo, hi, (hi - lo) / loss, change, change / norm, smoothness)
+                reached = raw["lr"] * reach(np.asarray(self.factors), losses / loss)
+                figures = (lo, hi, (hi - lo) / loss, change, change / norm, smoothness, reached)
             named = zip(ALONG_GRADIENT, figures, strict=True)
             metrics |= {f"{prefix}{name}": np.asarray(figure) for name, figure in named}
         return metrics, carry
+
+
+def reach(steps: HostArray, losses: HostArray) -> float:
+    """The smallest step at which the loss, relative to that at 0, is above `DIVERGED`, both [K], steps ascending; NaN
+    counts as above.
+
+    >>> float(reach(np.array([1.0, 100.0]), np.array([1.0, 1e6])))
+    10.0
+    """
+    above = np.flatnonzero(~(losses <= DIVERGED))
+    if len(above) == 0 or above[0] == 0:
+        return steps[0 if len(above) else -1]
+    last, first = above[0] - 1, above[0]
+    limits = np.finfo(losses.dtype)
+    low, high = np.log(np.clip(np.nan_to_num(losses[[last, first]], nan=limits.max), limits.tiny, limits.max))
+    return steps[last] * (steps[first] / steps[last]) ** ((math.log(DIVERGED) - low) / (high - low))
 
 
 def norm_of(tensors: list[Tensor]) -> Tensor:

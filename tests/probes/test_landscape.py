@@ -17,7 +17,7 @@ from bnlab.core.state import State
 from bnlab.data.base import Split
 from bnlab.net.build import Net
 from bnlab.probes.base import Snapshot, figures
-from bnlab.probes.landscape import Landscape, random_direction
+from bnlab.probes.landscape import Landscape, random_direction, reach
 from bnlab.run.setup import assemble
 
 SpecOf = Callable[..., RunSpec]
@@ -50,6 +50,34 @@ def test_the_range_and_the_number_of_points_are_options(spec_of: SpecOf, trained
         walked = walk(moment, moment.gradient(moment.net()), [0.01, math.sqrt(0.3), 30.0])
         for name, value in walked.items():
             assert record[name] == pytest.approx(value, rel=1e-8), (step, name)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_the_reach_of_a_gradient_ends_where_the_loss_is_a_thousand_times_the_present_one(
+    model: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    options = ("probes.landscape.low=0.01", "probes.landscape.high=1e6", "probes.landscape.points=12", "norm=none")
+    run = trained(spec_of(*PROBED, *options, model=model))
+    for step, record in enumerate(run.records):
+        moment = run.moment(step)
+        walked = walk(moment, moment.gradient(moment.net()), [0.01 * 1e8 ** (k / 11) for k in range(12)])
+        assert 0.01 * record["lr"] < record["reach"] < 1e6 * record["lr"]
+        assert record["reach"] == pytest.approx(walked["reach"], rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 2.0, 3.0], 100.0),  # never: at least the last step
+        ([1.0, 1000.0, 1e9], 10.0),
+        ([1e4, 1.0, 1.0], 1.0),  # at most the first step
+        ([10.0, 1e5, 1.0], 10**0.5),
+        ([1e-3, 1e9, 1e9], 10**0.5),
+        ([0.0, math.nan, 1.0], 10 ** (715.3 / 1418.2)),
+    ],
+)
+def test_the_reach_of_known_losses(losses: list[float], expected: float) -> None:
+    assert reach(np.array([1.0, 10.0, 100.0]), np.array(losses)) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

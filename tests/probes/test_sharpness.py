@@ -43,6 +43,23 @@ def test_the_eigenvalues_are_those_of_the_whole_hessian(
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
+def test_the_share_of_the_gradient_in_the_top_directions_is_that_of_the_whole_hessian(
+    norm: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    run = trained(
+        spec_of(*PROBED, "probes.sharpness.top=10", "probes.sharpness.tolerance=1e-10", "dtype=float64", f"norm={norm}")
+    )
+    for step, record in list(enumerate(run.records))[::4]:
+        moment = run.moment(step)
+        values, vectors = np.linalg.eigh(hessian(moment))
+        g = torch.cat([grad.flatten() for grad in moment.gradient(moment.net()).values()]).numpy()
+        share = np.sum((vectors[:, -10:].T @ g) ** 2) / np.sum(g**2)
+        assert 0 < share < 1
+        assert record["gradient_in_top_10"] == pytest.approx(share, rel=1e-6)
+        assert record["lambda_max_over_10"] == pytest.approx(values[-1] / values[-10], rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
 def test_in_single_precision_at_the_default_tolerance_it_is_right_to_a_thousandth(
     norm: str, spec_of: SpecOf, trained: Callable[..., Any]
 ) -> None:
@@ -79,18 +96,20 @@ def test_of_a_quadratic_they_are_known() -> None:
 
 def test_the_largest_is_not_the_largest_in_size() -> None:
     diagonal = torch.linspace(-50, 3, 40, dtype=torch.float64)
-    assert largest(lambda v: diagonal * v, torch.ones(40).double(), 1, 1e-10).item() == pytest.approx(3, rel=1e-9)
+    assert largest(lambda v: diagonal * v, torch.ones(40).double(), 1, 1e-10)[0].item() == pytest.approx(3, rel=1e-9)
 
 
 def test_a_hessian_that_is_not_finite_has_none() -> None:
     def broken(v: Tensor) -> Tensor:
         return v * math.nan
 
-    assert torch.isnan(largest(broken, torch.ones(30), 2, 1e-4)).tolist() == [True, True]
+    values, vectors = largest(broken, torch.ones(30), 2, 1e-4)
+    assert torch.isnan(values).tolist() == [True, True]
+    assert torch.isnan(vectors).all()
 
 
 def test_those_of_a_hessian_that_is_0_are_0() -> None:
-    assert largest(torch.zeros_like, torch.ones(30), 2, 1e-4).tolist() == [0.0, 0.0]
+    assert largest(torch.zeros_like, torch.ones(30), 2, 1e-4)[0].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -107,5 +126,5 @@ def test_eigenvalues_that_are_not_found_are_null(
         raise error
 
     monkeypatch.setattr(sharpness, "eigsh", gives_up)
-    found = largest(lambda v: v, torch.ones(30), 2, 1e-4).tolist()
+    found = largest(lambda v: v, torch.ones(30), 2, 1e-4)[0].tolist()
     assert [None if math.isnan(value) else value for value in found] == expected

@@ -303,7 +303,20 @@ def walk(moment: Moment, direction: Mapping[str, Tensor], factors: Sequence[floa
         "grad_change": max(changes),
         "grad_change_rel": max(changes) / norm_of(*start.values()),
         "eta_beta_half": lr * max(smoothness) / 2,
+        "reach": reach([factor * lr for factor in factors], [x / moment.loss(moment.net()).item() for x in losses]),
     }
+
+
+def reach(steps: Sequence[float], losses: Sequence[float]) -> float:
+    """The first step, on lines between points in the logs, above 1000, by bisection."""
+    for (a, low), (b, high) in itertools.pairwise(zip(steps, losses, strict=True)):
+        if high > 1000:
+            for _ in range(100):
+                middle = math.sqrt(a * b)
+                there = math.sqrt(low * high)
+                a, b, low, high = (a, middle, low, there) if there > 1000 else (middle, b, there, high)
+            return a
+    return steps[-1]
 
 
 def landscape(moment: Moment) -> Figures:
@@ -394,7 +407,10 @@ def sharpness(moment: Moment) -> Figures:
     largest = np.linalg.eigvalsh(hessian(moment))[::-1][: moment.option("sharpness", "top")]
     names = ["lambda_max", *(f"lambda_{rank}" for rank in range(2, len(largest) + 1))]
     if len(largest) == 10:
-        names, largest = [*names, "lambda_max_over_10"], np.append(largest, largest[0] / largest[9])
+        vectors = np.linalg.eigh(hessian(moment))[1][:, -10:]
+        g = torch.cat([grad.flatten() for grad in moment.gradient(moment.net()).values()]).numpy()
+        names = [*names, "lambda_max_over_10", "gradient_in_top_10"]
+        largest = np.append(largest, [largest[0] / largest[9], np.sum((vectors.T @ g) ** 2) / np.sum(g**2)])
     return dict(zip(names, largest, strict=True)) | {"eta_lambda_half": moment.spec.optim.lr / 2 * largest[0]}
 
 
@@ -508,6 +524,19 @@ def propagation(moment: Moment) -> Figures:
     return found
 
 
+def shatter(moment: Moment) -> Figures:
+    """The derivative of the summed output to every t of the line, and lag 1 as sums over numbers."""
+    draws = stream(moment.spec.seed, "probe", "shatter")
+    like = moment.batch.x[0]
+    x0, u = (torch.randn(like.shape, generator=draws).to(like) for _ in range(2))
+    t = torch.tensor([-2 + 4 * k / 255 for k in range(256)], dtype=like.dtype, requires_grad=True)
+    output = moment.net().train()(torch.stack([x0 + a * u for a in t]))[:, 0].sum()
+    g = torch.autograd.grad(output, t)[0].tolist()
+    mean = math.fsum(g) / 256
+    lagged = math.fsum((a - mean) * (b - mean) for a, b in itertools.pairwise(g))
+    return {"input_grad_lag_1": lagged / math.fsum((a - mean) ** 2 for a in g)}
+
+
 def outs(moment: Moment) -> list[Tensor]:
     """`out` of every site on the probe batch, of a net that is a sequence of its parts."""
     with torch.no_grad():
@@ -593,6 +622,7 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "shift_drift": shift_drift,
     "propagation": propagation,
     "representation": representation,
+    "shatter": shatter,
     "channels": channels,
     "scale": scale,
 }
