@@ -18,23 +18,22 @@ from PIL import Image
 
 from bnlab.analysis.statistics import LEVEL
 from bnlab.config.statements import (
-    AGREES,
-    CONTRADICTS,
-    NOT_JUDGED,
+    SIGNS,
     SURE,
-    UNDECIDED,
     Answer,
+    Outcome,
     Statement,
     Verdicts,
-    answers,
     found,
     line,
     minutes,
     papers,
+    rows,
     sources,
     statements,
     studies,
     verdicts,
+    wrong,
 )
 from bnlab.core.study import Study
 from bnlab.core.text import count, number
@@ -46,12 +45,6 @@ WIDTH, MOST_BYTES = 480, 60_000
 """Of a study's thumbnail."""
 PERCENT = round(100 * LEVEL)
 NOTE = "*Written from the code and [verdicts.json](verdicts.json) by `make docs`; edits here are overwritten.*\n"
-SIGNS = {
-    AGREES: "agrees with the sentence",
-    CONTRADICTS: "contradicts it",
-    UNDECIDED: "undecided, or in its direction but less than the smallest effect that counts",
-    NOT_JUDGED: "not judged",
-}
 
 
 # -- verdicts of runs ------------------------------------------------------------------------------
@@ -67,7 +60,7 @@ def merge(roots: Iterable[Path]) -> None:
             if name not in own:
                 print(f"left out: {part.path.parent}, no study of bnlab's own")
                 continue
-            kept[name] = {key: value for key, value in part.facts.items() if key not in ("study", "title")}
+            kept[name] = {key: value for key, value in part.facts.items() if key not in ("study", "title", "figures")}
             if figure := part.facts["figure"]:
                 IMAGES.mkdir(parents=True, exist_ok=True)
                 (IMAGES / f"{name}.png").write_bytes(thumbnail(part.path.parent / "figures" / f"{figure}.png"))
@@ -96,7 +89,7 @@ def thumbnail(file: Path) -> bytes:
 def page() -> str:
     known, own = verdicts(), studies()
     told = {number_: one for one in statements() if (number_ := one.number)}
-    parts = ["# What the notes say, and what came out\n", NOTE, *_top(known), _statements(told.values(), own, known)]
+    parts = ["# What the notes say, and what came out\n", NOTE, *_top(known), _statements(own, known)]
     parts += ["## Studies\n", "One block a study, with every claim that it makes.\n"]
     parts += [text for name, study in own.items() if study.claims for text in _study(study, told, known)]
     parts += ["## What papers say\n", _papers(own, known)]
@@ -104,13 +97,12 @@ def page() -> str:
 
 
 def _top(known: Verdicts) -> Iterator[str]:
-    judged = sum(any(claim["p"] is not None for claim in of["claims"].values()) for of in known.values())
     notes = "; ".join(f"{index}, *{title}*" for index, title in sources().items())
     yield (
         f"Three introductions to batch normalization ({notes}) make {len(statements())} statements, here in a\n"
         "newcomer's words, with what bnlab's studies found and the command that shows it.\n"
-        f"Claims are judged study by study at {PERCENT} % after Holm's adjustment ([how](claims.md)): of the {judged}\n"
-        f"studies judged here, about {PERCENT * judged / 100:.2g} may have a wrong verdict.\n"
+        f"Claims are judged study by study at {PERCENT} % after Holm's adjustment ([how](claims.md)):\n"
+        f"{wrong(known)}.\n"
         "A verdict holds for the nets, data and sizes of its study, which are small, and for one kind of processor.\n"
     )
     yield (
@@ -128,33 +120,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |" for cells in lines) + "\n"
 
 
-def _statements(of: Iterable[Statement], own: dict[str, Study], known: Verdicts) -> str:
-    rows = []
-    for one in of:
-        found_ = answers(one, own.values(), known)
-        asked = list(dict.fromkeys(answer.study.name for answer in found_))
-        lines = [line(own[name]) for name in asked] or [one.command]
-        took = [minutes(own[name], known) for name in asked]
-        rows.append(
+def _statements(own: dict[str, Study], known: Verdicts) -> str:
+    cells = []
+    for row in rows(own, known):
+        one = row.statement
+        cells.append(
             [
                 str(one.number),
                 f"{one.text} *({', '.join(map(str, one.note))})*",
-                "<br>".join(_outcomes(found_)) or f"{NOT_JUDGED} see {one.shows}",
-                "<br>".join(f"`{text}`" for text in lines),
-                "<br>".join("" if value is None else number(value, 2) for value in took),
+                "<br>".join(map(_outcome, row.outcomes)),
+                "<br>".join(f"`{command}`" for command, _ in row.commands),
+                "<br>".join("" if took is None else number(took, 2) for _, took in row.commands),
             ]
         )
-    return table(["", "statement", "what came out", "command", "minutes"], rows)
+    return table(["", "statement", "what came out", "command", "minutes"], cells)
 
 
-def _outcomes(of: Sequence[Answer]) -> Iterator[str]:
-    """A line for each claim, and one for each study that has not run."""
-    for name in dict.fromkeys(answer.study.name for answer in of):
-        mine = [answer for answer in of if answer.study.name == name]
-        for answer in (one for one in mine if one.found is not None):
-            yield f"{answer.sign} {answer.words} [{answer.claim.name}](#{name})"
-        if all(answer.found is None for answer in mine):
-            yield f"{NOT_JUDGED} not run [{name}](#{name})"
+def _outcome(of: Outcome) -> str:
+    return f"{of.sign} {of.words}" + (f" [{of.claim or of.study}](#{of.study})" if of.study else "")
 
 
 def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterator[str]:

@@ -19,7 +19,7 @@ from bnlab.core.study import ARM, METRIC, Cell, Claim, Study
 from bnlab.record.runs import flat
 
 Decision = Literal["supported", "refuted", "inconclusive", "direction only", "not tested"]
-SIGNS: Mapping[Decision, str] = dict(zip(get_args(Decision), "✓✕~→·", strict=True))
+SIGNS: Mapping[Decision, str] = dict(zip(get_args(Decision), "✓✕?→·", strict=True))
 """The sign of each decision, in terminals and reports."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli import FAILED, RUNS, Json, Plain, Runs, app, writing
+from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Runs, app, writing
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
@@ -226,8 +226,22 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 @app.command()
-def report(runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Build verdicts, figures and report.html from runs."""
+def report(
+    runs: Runs = RUNS,
+    of_all: Annotated[
+        bool, typer.Option("--gallery", help="One page over all studies below RUNS: RUNS/gallery/index.html.")
+    ] = False,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Build verdicts, figures and report.html from runs.
+
+    With --gallery: the page over all studies that were run below RUNS. Reports that are older than their runs are built
+    first; studies of --config-dir that were not run are listed.
+    """
+    if of_all:
+        _gallery(runs, config_dir, as_json)
+        return
     from bnlab.report.build import build
 
     start = time.perf_counter()
@@ -257,6 +271,22 @@ def report(runs: Runs = RUNS, as_json: Json = False) -> None:
     for line in (*built.notes, *built.failed):
         complain(line)
     if built.failed:
+        raise typer.Exit(FAILED)
+
+
+def _gallery(runs: Path, config_dir: Path | None, as_json: bool) -> None:
+    from bnlab.cli.gallery import gallery
+
+    with writing(runs, "RUNS"):
+        made = gallery(runs, config_dir)
+    if as_json:
+        print_json({"gallery": str(made.path), "studies": list(made.studies), "failed": list(made.failed)})
+    else:
+        say(f"gallery    {made.path}")
+        say(f"made of    {count(len(made.studies), 'study')}")
+    for line in made.failed:
+        complain(line)
+    if made.failed:
         raise typer.Exit(FAILED)
 
 

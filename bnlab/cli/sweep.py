@@ -20,6 +20,7 @@ from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
+    from bnlab.cli.gallery import Gallery
     from bnlab.core.study import Cell, Study
     from bnlab.report.views import Built
     from bnlab.sweep.executors import Executor
@@ -118,7 +119,8 @@ class Done:
 
 
 def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
-    """One study after the other, each as if it alone were swept; at the end a table of their verdicts."""
+    """One study after the other, each as if it alone were swept; at the end a table of their verdicts, and the gallery
+    of all that ran."""
     from bnlab.analysis.claims import facts
     from bnlab.config import config_dirs
     from bnlab.config.statements import plan, tally
@@ -144,15 +146,36 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
         rows.append((study.name, study.minutes, counts))
         if failed and asked.fail_fast:
             break
-    if asked.as_json:
-        print_json({"studies": trees})
-    elif not asked.dry_run:
+    if not asked.as_json and not asked.dry_run:
         show_tallies(rows, out)
+    page = None if asked.dry_run or asked.stop.reason is not None else _gallery(asked)
+    if asked.as_json:
+        print_json({"studies": trees, "gallery": str(page.path) if page else None})
+    elif page:
+        say(f"gallery  {page.path}", out)
+    for line in page.failed if page else ():
+        complain(line)
     if asked.stop.reason is not None:
         flags = {"budget": budget, "statements": numbers, "json": asked.as_json, "plain": asked.plain}
         say(f"resume  {command('bnlab', 'sweep', '--all', *asked.overrides, **asked.places, **flags)}", out)
         raise typer.Exit(cli.INTERRUPTED)
     raise typer.Exit(cli.FAILED if failed else cli.OK)
+
+
+def _gallery(asked: Asked) -> Gallery | None:
+    """The page over all studies below --runs; None where no run has ended.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from bnlab.cli.gallery import gallery
+    from bnlab.record.folder import NoRunsError
+
+    try:
+        with cli.writing(asked.runs):
+            return gallery(asked.runs, asked.config_dir)
+    except NoRunsError:
+        return None
 
 
 def minutes_of(budget: str | None) -> float | None:

@@ -21,6 +21,13 @@ from bnlab.core.text import command, count, number
 from bnlab.core.typed import check_tree
 
 AGREES, CONTRADICTS, UNDECIDED, NOT_JUDGED = "✓✕?–"
+SIGNS = {
+    AGREES: "agrees with the sentence",
+    CONTRADICTS: "contradicts it",
+    UNDECIDED: "undecided, or in its direction but less than the smallest effect that counts",
+    NOT_JUDGED: "not judged",
+}
+"""What each says on a statement."""
 SURE = 0.9
 """A verdict that another draw of seeds repeats less often depends on the draw."""
 Verdicts = Mapping[str, Mapping[str, Any]]
@@ -47,6 +54,26 @@ class Paper:
     text: str
     expected: str
     study: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came out on a statement: by a `claim` of a study, or that the study has not run, or without a study, where
+    to see it."""
+
+    sign: str
+    words: str
+    study: str = ""
+    claim: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A statement as every table shows it: what came out, and the commands to type with their minutes."""
+
+    statement: Statement
+    outcomes: tuple[Outcome, ...]
+    commands: tuple[tuple[str, float | None], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +187,34 @@ def answers(statement: Statement, of: Iterable[Study], known: Verdicts) -> list[
         for claim in study.claims
         if (support := claim.notes.get(str(statement.number)))
     ]
+
+
+def rows(of: Mapping[str, Study], known: Verdicts) -> list[Row]:
+    """All statements in their order, with what these studies found."""
+    found_ = []
+    for one in statements():
+        mine = answers(one, of.values(), known)
+        asked = dict.fromkeys(answer.study.name for answer in mine)
+        commands = [(line(of[name]), minutes(of[name], known)) for name in asked] or [(one.command, None)]
+        outcomes = [outcome for name in asked for outcome in _outcomes(name, mine)]
+        outcomes = outcomes or [Outcome(sign=NOT_JUDGED, words=f"see {one.shows}")]
+        found_.append(Row(statement=one, outcomes=tuple(outcomes), commands=tuple(commands)))
+    return found_
+
+
+def _outcomes(name: str, of: Iterable[Answer]) -> list[Outcome]:
+    """One for each claim of a study, or one if it has not run."""
+    judged = [answer for answer in of if answer.study.name == name and answer.found is not None]
+    known = [Outcome(sign=one.sign, words=one.words, study=name, claim=one.claim.name) for one in judged]
+    return known or [Outcome(sign=NOT_JUDGED, words="not run", study=name)]
+
+
+def wrong(known: Verdicts) -> str:
+    """How many of these studies may be wrong: each keeps the chance of a wrong verdict at `LEVEL`, all have more."""
+    from bnlab.analysis.statistics import LEVEL  # which imports numpy
+
+    judged = sum(any(claim["p"] is not None for claim in of["claims"].values()) for of in known.values())
+    return f"of the {count(judged, 'study')} judged here, about {LEVEL * judged:.2g} may have a wrong verdict"
 
 
 def line(study: Study) -> str:
@@ -300,7 +355,7 @@ def everything(of: Mapping[str, Study], known: Verdicts, metrics: Iterable[Mappi
     for row in metrics:
         name, text = row["name"], row["description"]
         users = [study for study in of.values() if any(claim.metric == name for claim in study.claims)]
-        said = f"used by {count(len(users), 'study')}".replace("studys", "studies") if users else ""
+        said = f"used by {count(len(users), 'study')}" if users else ""
         typed_ = line(users[0]) if users else "bnlab list metrics"
         found_.append(Hit(kind="metric", name=name, text=text, answer=said, command=typed_))
     return found_

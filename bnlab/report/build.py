@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -112,8 +113,25 @@ def _facts(
         "runs": len(collection.runs),
         "minutes": float(f"{run_s / 120:.2g}"),
         "figure": figures[0].drawn.name if figures else None,
+        "figures": {figure.drawn.name: figure.drawn.alt for figure in figures},
         "claims": {verdict.claim.name: facts(verdict) for verdict in verdicts},
     }
+
+
+def facts_of(root: Path) -> Mapping[str, Any]:
+    """What `verdicts.json` of a study has. Its report is built first, if there is none or a run ended after it.
+
+    Raises:
+        NoRunsError: no run has ended.
+        UsageError: a study.yaml that is not a study.
+    """
+    file = root / VERDICTS_FILE
+    changed = max(path.stat().st_mtime_ns for path in (root / STUDY_FILE, *root.glob("*/*/*/status.json")))
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if "figures" in found and file.stat().st_mtime_ns >= changed:
+            return found
+    return build(root).facts
 
 
 def _line(out: Mapping[str, str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def render(
         question=collection.study.title if collection.study else "",
         subtitle=[*subtitle, *_versions(runs)],
         cards=[card_of(verdict, collection, lines) for verdict in verdicts],
-        words=counted(verdicts),
+        words=counted(verdict.decision for verdict in verdicts),
         table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
         pictures=[_picture(figure) for figure in figures],
         missing=missing,
@@ -77,11 +78,16 @@ def index(root: Path, parts: Sequence[Built]) -> str:
             "link": part.path.relative_to(root).as_posix(),
             "runs": part.runs,
             "unfinished": len(part.unfinished),
-            "words": counted(part.verdicts),
+            "words": counted(verdict.decision for verdict in part.verdicts),
         }
         for part in parts
     ]
     return _filled("index.html.j2", title=root.absolute().name, studies=studies, css=_css())
+
+
+def gallery(**content: Any) -> str:
+    """The page over several studies and the statements on which they bear."""
+    return _filled("gallery.html.j2", css=_css(), **content)
 
 
 def title_of(collection: Collection) -> str:
@@ -133,7 +139,7 @@ def _picture(figure: Written) -> dict[str, Any]:
     return {
         "name": drawn.name,
         "title": drawn.title,
-        "alt": f"{drawn.title}. {drawn.about}",
+        "alt": drawn.alt,
         "about": drawn.about,
         "light": _data("image/svg+xml", figure.svg),
         "dark": _data("image/svg+xml", figure.dark_svg),
@@ -226,6 +232,7 @@ def _filled(name: str, **content: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["duration"] = lambda minutes: _duration(60 * minutes)
     page: str = environment.get_template(name).render(content)
     return page
 
@@ -271,13 +278,10 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     }
 
 
-def counted(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+def counted(decisions: Iterable[Decision]) -> list[tuple[str, str, str]]:
     """Sign, class and `3 supported`, for every decision that occurs."""
-    return [
-        (SIGNS[decision], KINDS[decision], f"{there} {decision}")
-        for decision in SIGNS
-        if (there := sum(verdict.decision == decision for verdict in verdicts))
-    ]
+    found = Counter(decisions)
+    return [(SIGNS[one], KINDS[one], f"{found[one]} {one}") for one in SIGNS if found[one]]
 
 
 def line(run: Run, study: Study | None) -> str | None:

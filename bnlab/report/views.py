@@ -146,6 +146,11 @@ class Drawn:
     rows: Sequence[tuple[Number, ...]]
     figure: Figure = field(repr=False, compare=False)
 
+    @property
+    def alt(self) -> str:
+        """The text in the place of the picture."""
+        return f"{self.title}. {self.about}"
+
 
 class Missing(Exception):  # noqa: N818  (an answer, not an error)
     """A figure cannot be drawn from these runs; the message says what is missing, `remedy` how to measure it."""
@@ -307,7 +312,7 @@ def apart(one: Seeds, other: Seeds, log: bool) -> str:
     if log:
         times = ratio(one, other)
         words = "lower" if times is None or times.value < 1 else "higher"
-        return f"{times.times} {words}" if times is not None and times.clear else ""
+        return f"{times.times} {words}" if times is not None and times.clear and times.times != "1×" else ""
     differences = [one[seed] - other[seed] for seed in one if seed in other]
     ends = interval(differences, False)
     if ends is None or ends[0] <= 0 <= ends[1]:

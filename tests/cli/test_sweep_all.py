@@ -111,7 +111,11 @@ def test_all_studies_run_in_order_and_are_skipped_when_they_have_ended(bnlab: Ca
     code, out, _ = bnlab("--all", "--plain")
     assert code == 0
     assert out.index("first: Which is better, first?") < out.index("later: Which is better, later?")
-    assert [line.split() for line in out.splitlines()[-3:]] == [["first", "1", "1"], ["later", "5", "1"], ["all", "2"]]
+    *_, first, later, all_, last = out.splitlines()
+    assert [line.split() for line in (first, later, all_)] == [["first", "1", "1"], ["later", "5", "1"], ["all", "2"]]
+    assert last == "gallery  runs/gallery/index.html"
+    page = Path("runs/gallery/index.html").read_text()
+    assert page.index("Which is better, first?") < page.index("Which is better, later?")
     code, out, _ = bnlab("--all", "--plain")
     assert code == 0
     assert out.count("all ended, nothing to do") == 2
@@ -125,6 +129,15 @@ def test_a_study_that_cannot_run_does_not_cost_the_others(bnlab: Callable[..., S
     assert code == 3
     assert "claims.lower.metric: no such metric" in err
     assert [study["study"] for study in json.loads(out)["studies"]] == ["later"]
+    assert json.loads(out)["gallery"] == "runs/gallery/index.html"
+
+
+@pytest.mark.parametrize("words", [["--all", "--dry-run"], ["--all", "--budget", "0min"]])
+def test_where_nothing_ran_there_is_no_gallery(words: list[str], bnlab: Callable[..., Said]) -> None:
+    code, out, _ = bnlab(*words)
+    assert code == 0
+    assert "gallery" not in out
+    assert not Path("runs/gallery").exists()
 
 
 @pytest.mark.parametrize(
