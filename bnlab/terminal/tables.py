@@ -36,7 +36,7 @@ STYLES = {
 LOOKS = {
     "supported": ("+", "green"),
     "refuted": ("-", "red"),
-    "inconclusive": ("?", "yellow"),
+    "inconclusive": ("~", "yellow"),
     "direction only": (">", "cyan"),
     "not tested": (".", "dim"),
 }
