@@ -126,6 +126,36 @@ def test_an_axis_of_the_study_that_is_not_drawn_makes_a_figure_for_each_value(si
     assert [view.setting for view in axis_view(sizes, "arm")] == ["batch size 8", "batch size 64"]
 
 
+def test_the_title_says_of_which_sites_and_when(run_of: MakeRun, view: Make) -> None:
+    def arm(factor: float) -> list[Run]:
+        spec = [{"data.batch_size": size} for size in (8, 64)]
+        rows = [[factor, factor, 9.0]] * 3
+        return [run_of(seed=seed, spec=one, my__x=([0, 20, 40], rows)) for seed in range(3) for one in spec]
+
+    arms = view({"no norm": arm(1.0), "batch norm": arm(2.0)})
+
+    def title(**changes: Any) -> str:
+        options = {"of": "my.x", "sites": "last", "window": [0, 0], "over": "median"} | changes
+        where = {"by": "data.batch_size", "metric": "course", "log": "y"}
+        return FIGURES["by"].constructor(arms, "x", options=options, **where).title.partition(":")[0]
+
+    assert title() == "my.x at step 0, last hidden site"
+    assert title(sites=[0, 1], window=[0.9, 1]) == "my.x in the last 10 % of the run, sites 0 and 1, counted from 0"
+    assert title(sites="hidden", window=[0, 1], over="max") == ("my.x, largest over steps, median over hidden sites")
+
+
+def test_a_ratio_that_rounds_to_one_is_no_difference(run_of: MakeRun, view: Make) -> None:
+    def arm(losses: tuple[float, float]) -> list[Run]:
+        sizes = zip((8, 64), losses, strict=True)
+        return [run_of(seed=s, loss=x, spec={"data.batch_size": size}) for size, x in sizes for s in range(3)]
+
+    arms = view({"no norm": arm((1.0, 1.0)), "batch norm": arm((1.002, 3.0))})
+    found = FIGURES["by"].constructor(arms, "x", by="data.batch_size", metric="final_train_loss", log="y")
+    assert found.title == (
+        "Final train loss: no clear difference at batch size 8, 3× higher with batch norm at batch size 64"
+    )
+
+
 def test_a_formula_is_a_dotted_line_of_the_runs_own_settings(sizes: Path) -> None:
     (view,) = axis_view(sizes, "data.batch_size")
     options = {"by": "data.batch_size", "metric": "final_train_loss", "reference": "theory.gradient_growth"}
@@ -170,7 +200,7 @@ def test_steps_are_the_median_of_the_seeds_with_the_smallest_and_the_largest(cou
     assert [float(row["median"]) for row in rows] == pytest.approx([2.5 * 2 * (step + 1) for step in range(5)])
     assert [float(row["smallest"]) for row in rows] == pytest.approx([2.5 * (step + 1) for step in range(5)])
     assert [float(row["largest"]) for row in rows] == pytest.approx([7.5 * (step + 1) for step in range(5)])
-    assert found.title == "my.x: 10× lower with batch norm"
+    assert found.title == "my.x, median over hidden sites, mean over steps: 10× lower with batch norm"
 
 
 @pytest.mark.parametrize(("sites", "times"), [("first", 1), ("last", 4), ("all", 4), ([2], 100), ([0, 1], 2.5)])
@@ -185,12 +215,14 @@ def test_a_profile_is_the_median_over_a_window_of_the_run(courses: View) -> None
     rows = rows_of(found, arm="no norm")
     assert [float(row["layer"]) for row in rows] == [1, 2]
     assert [float(row["median"]) for row in rows] == pytest.approx([2 * 3, 2 * 3 * 4])
-    assert found.title == "my.x grows 4× a layer with batch norm, grows 4× a layer with no norm"
+    assert found.title == (
+        "my.x in the first 10 % of the run grows 4× a layer with batch norm, grows 4× a layer with no norm"
+    )
     start = FIGURES["profile"].constructor(courses, "x", of="my.x", window=[0, 0])
     assert [float(row["median"]) for row in rows_of(start, arm="no norm")] == pytest.approx([2, 8])
     assert "step 0" in start.note
-    assert (
-        start.title == "my.x: from 0.2 in the first layer to 0.8 in the last with batch norm; from 2 to 8 with no norm"
+    assert start.title == (
+        "my.x at step 0: from 0.2 in the first layer to 0.8 in the last with batch norm; from 2 to 8 with no norm"
     )
 
 

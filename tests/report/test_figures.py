@@ -83,14 +83,14 @@ def test_the_band_is_the_t_interval_of_the_log() -> None:
 def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
     # 1 is the grid's end, so that no more than a bound is known; the losses are half as large in every seed.
     title = rates.loss_title(arms)
-    assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower loss"
+    assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower final training loss"
 
 
 def test_equal_arms_are_said_to_be_equal(run_of: MakeRun, view: Make) -> None:
     same = [run_of(lr, s, loss=0.1 + 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     other = [run_of(lr, s, loss=0.12 - 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     title = rates.loss_title(view({"no norm": same, "batch norm": other}))
-    assert title == "No clear difference between batch norm and no norm, in rates or in loss"
+    assert title == "No clear difference between batch norm and no norm, in rates or in final training loss"
 
 
 def test_a_rate_above_one_that_fails_does_not_count(run_of: MakeRun, view: Make) -> None:
@@ -157,7 +157,7 @@ def test_a_claim_s_target_and_smoothing_are_those_of_the_figure(run_of: MakeRun,
     runs = [run_of(lr, train_loss=[1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]) for lr in (0.1, 1.0)]
     claimed = dataclasses.replace(view({"a": runs}), target=Target(loss=0.5, smooth=3))
     drawn = rates.steps_to_target(claimed, "steps")
-    assert "loss of 0.5" in drawn.title
+    assert "training loss of 0.5" in drawn.title
     assert "median of the last 3 measured steps. The target is the claim's." in drawn.note
     assert [row[3:5] for row in drawn.rows] == [(0.5, 3), (0.5, 3)]  # two of the three up to step 3 are low
 
@@ -179,9 +179,8 @@ def test_growth_with_depth_excludes_the_head_and_is_drawn_beside_the_theory(run_
     assert profile.rate == pytest.approx(2)
     assert profile.theory == pytest.approx(math.sqrt(gradient_growth(64, "relu")))
     drawn = gradient_depth.draw(arms, "x")
-    assert (
-        drawn.title == "Towards the input, gradients grow 2.00× a layer with batch norm; they stay level with no norm"
-    )
+    grow = "grow 2.00× a layer with batch norm; they stay level with no norm"
+    assert drawn.title == f"Towards the input, norms of gradients at step 0 {grow}"
     theory = [float(row["theory"]) for row in rows_of(drawn) if row["theory"]]
     assert theory == pytest.approx([gradient_growth(64, "relu"), math.sqrt(gradient_growth(64, "relu")), 1])
 
@@ -212,11 +211,74 @@ def test_drift_says_the_ratio_of_medians(run_of: MakeRun, view: Make) -> None:
         return [run_of(seed=s, drift_mean__pre=([2, 4, 6], [[size, size * (s + 1)]] * 3)) for s in range(3)]
 
     assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
-        "Median drift is 10× smaller with batch norm"
+        "In 2 steps, means of pre-activations move 10× less with batch norm"
     )
     assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(1.0)}), "x").title == (
-        "No clear difference in drift between batch norm and no norm"
+        "In 2 steps, no clear difference in how far means of pre-activations move between batch norm and no norm"
     )
+
+
+MEASURES = {
+    "loss_by_rate": "final training loss",
+    "steps_to_target": "reaches a training loss of",
+    "learning_curves": "steps to the training loss",
+    "drift": "In 2 steps, means of pre-activations move",
+    "ridges": "From the first to the last step, pre-activations of layer 2 move",
+    "landscape": "Along the gradient, the training loss varies, relative to itself,",
+    "gradient_depth": "norms of gradients at step 0",
+}
+"""What a title that states a direction says, by its figure: what is larger or smaller, where, and from when to when."""
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in in_order() if entry.order < 100])
+def test_a_title_that_states_a_direction_names_its_measure(name: str, run_of: MakeRun, view: Make) -> None:
+    def arm(factor: float) -> list[Run]:
+        losses = [2.0 * (0.95**factor) ** step for step in range(20)]
+        counts = np.zeros((3, 122))
+        for row, width in enumerate((1, 1 + round(4 / factor), 1 + round(8 / factor))):
+            counts[row, 60 : 60 + width] = 10
+        return [
+            run_of(lr, seed, loss=lr / factor * (1 + 0.01 * seed), train_loss=losses, loss_range=[factor] * 4,
+                loss_lo=[1.0] * 4, loss_hi=[2.0] * 4, delta_norm=[[factor**2, factor, 1.0, 9.0]],
+                drift_mean__pre=([2, 4, 6], [[factor, factor]] * 3),
+                **{"histogram.pre.L01_fc": counts, "histogram.pre.L02_fc": counts})
+            for lr in (0.1, 1.0) for seed in range(3)
+        ]  # fmt: skip
+
+    title = FIGURES[name].constructor(view({"no norm": arm(1.0), "batch norm": arm(4.0)}), name).title
+    assert "no clear difference" not in title.lower()
+    assert "batch norm" in title.lower()
+    assert MEASURES[name] in title
+
+
+def test_titles_of_the_drift_of_a_step_and_of_a_whole_run_say_which_they_are(run_of: MakeRun, view: Make) -> None:
+    """As in figure 1 of Ioffe & Szegedy 2015: from step to step batch norm moves more, over the run less."""
+
+    def arm(step: float, run: float) -> list[Run]:
+        far = ([2, 4, 6], [[9.0, run * (1 + 0.01 * seed), 9.0] for seed in range(3)])
+        near = ([2, 4, 6], [[step, step, 9.0]] * 3)
+        return [run_of(seed=seed, drift_mean__pre=near, drift50__act_in=far) for seed in range(3)]
+
+    arms = view({"no norm": arm(1.0, 3.0), "batch norm": arm(2.0, 1.0)})
+    drift = preactivations.drift(arms, "drift")
+    assert drift.title == "In 2 steps, means of pre-activations move 2× more with batch norm"
+    assert "drift_mean.pre" in drift.note
+    assert "Over a whole run means can move less or more than that" in drift.note
+    whole = FIGURES["steps"].constructor(arms, "x", of="drift50.act_in", sites="last", log="y")
+    assert whole.title == "drift50.act_in, last hidden site, mean over steps: 3× lower with batch norm"
+
+
+def test_titles_leave_the_dense_first_steps_out(run_of: MakeRun, view: Make) -> None:
+    steps, spec = ([0, 1, 2, 3, 20, 40], {"probes.points": 2})
+
+    def arm(early: float, late: float) -> list[Run]:
+        values = [early] * 4 + [late] * 2
+        series = {"loss_range": (steps, values), "drift_mean.pre": (steps, [[value] for value in values])}
+        series |= {"loss_lo": (steps, [1.0] * 6), "loss_hi": (steps, [2.0] * 6)}
+        return [run_of(seed=seed, spec=spec, **series) for seed in range(3)]
+
+    arms = view({"no norm": arm(1.0, 2.0), "batch norm": arm(9.0, 1.0)})
+    assert "varies, relative to itself, 2× less with batch norm" in landscape.draw(arms, "x").title
 
 
 def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: MakeRun, view: Make) -> None:
@@ -268,7 +330,7 @@ def test_curves_are_drawn_at_each_arms_best_rate(run_of: MakeRun, view: Make) ->
     drawn = learning_curves.draw(view({"no norm": slow, "batch norm": fast}), "x")
     assert {(row["arm"], row["lr"]) for row in rows_of(drawn)} == {("no norm", "0.1"), ("batch norm", "1")}
     assert drawn.title.startswith("Each at its best rate, batch norm takes 1")
-    assert drawn.title.endswith("steps to the loss at which no norm ends after 20")
+    assert drawn.title.endswith("steps to the training loss at which no norm ends after 20")
     alone = learning_curves.draw(view({"no norm": slow[3:], "batch norm": fast}), "x")
     assert alone.title.startswith("At the one rate tried, batch norm takes 1")
 

@@ -7,7 +7,7 @@ one it is the mean, and arms are compared by their difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from bnlab.analysis.arms import frozen
 from bnlab.analysis.claims import reference as formula
 from bnlab.analysis.metrics import METRICS, Metric, Value
+from bnlab.analysis.metrics.medians import Sites, Window
 from bnlab.analysis.sides import RATE
 from bnlab.core.study import ARM
-from bnlab.core.text import capital, number, short_key, typed
+from bnlab.core.text import capital, listed, number, short_key, typed
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
 from bnlab.report.sheet import (
@@ -64,6 +65,30 @@ def constants(reference: float | str | None, runs: Sequence[Run]) -> list[float]
 
 def named(reference: float | str | None, value: float) -> str:
     return f"{reference}: {number(value)}" if isinstance(reference, str) else f"reference: {number(value)}"
+
+
+def site(of: str, sites: Sites, runs: Iterable[Run]) -> str:
+    """Of which sites a measurement is, in words; empty where it has one value a step."""
+    if not any(run.series(of).values.ndim > 1 for run in runs):
+        return ""
+    words = {"first": "first site", "last": "last hidden site", "all": "median over all sites"}
+    if isinstance(sites, str):
+        return words.get(sites, "median over hidden sites")
+    return f"site{'s' * (len(sites) > 1)} {listed(list(map(str, sites)))}, counted from 0"
+
+
+def when(window: Window) -> str:
+    """A part of a run in words; empty for the whole.
+
+    >>> when((0, 0)), when((0.9, 1)), when((0, 0.5)), when((0.2, 0.4)), when((0, 1))
+    ('at step 0', 'in the last 10 % of the run', 'in the first 50 % of the run', 'from 20 to 40 % of the run', '')
+    """
+    low, high = (round(100 * share) for share in window)
+    if (low, high) in ((0, 0), (0, 100)):
+        return "" if high else "at step 0"
+    if low and high < 100:
+        return f"from {low} to {high} % of the run"
+    return f"in the {'last' if low else 'first'} {100 - low if low else high} % of the run"
 
 
 def _unit(unit: str) -> str:
@@ -112,6 +137,8 @@ class Measure:
         of, target = self.options.get("of"), self.options.get("target")
         if self.metric.name == "course":
             return str(of)
+        if (power := self.options.get("power", 1)) != 1:
+            of = f"{of}²" if power == 2 else f"{of}^{number(power)}"
         if target is not None:
             return f"{self.metric.title} {of} {number(target)}"
         return f"{self.metric.title} of {of}" if of else self.metric.title
@@ -120,6 +147,19 @@ class Measure:
     def shown(self) -> str:
         """At the start of a sentence; a measurement keeps its name."""
         return self.what if self.metric.name == "course" else capital(self.what)
+
+    def titled(self, runs: Sequence[Run]) -> str:
+        """The same with the place and the time that it is of, so that titles of one report can be told apart."""
+        options = self.options
+        parts = [self.shown]
+        if options.get("direction") == "down":
+            parts[0] += " towards the input"
+        if "window" in options:
+            parts[0] = f"{parts[0]} {when(options['window'])}".rstrip()
+        if self.metric.name == "course":
+            over = {"max": "largest over steps", "mean": "mean over steps", "p90": "90th percentile over steps"}
+            parts += [over.get(options["over"], ""), site(options["of"], options["sites"], runs)]
+        return ", ".join(filter(None, parts))
 
     def value(self, run: Run) -> Value:
         """NaN for a run that does not train, of a metric that has no worst value."""
@@ -214,7 +254,7 @@ def by(
         }
         for place in places
     }
-    title = finding(view, measure.shown, at_places, measure.log)
+    title = finding(view, measure.titled([run for group in view.groups for run in group.runs]), at_places, measure.log)
     note = measure.note(view, by, found)
     columns = ("arm", *([] if arms else [by]), "lr", "seed", metric, "bound", "mean", "low_95", "high_95", "reference")
     rows = [

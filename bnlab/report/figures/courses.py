@@ -11,11 +11,11 @@ import numpy as np
 from annotated_types import MinLen
 
 from bnlab.analysis.metrics.medians import Sites, Window, at_sites, within
-from bnlab.core.text import count, listed, number
+from bnlab.core.text import count, number
 from bnlab.record.journal import Series
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.figures.against import MOST_BANDS, constants, named
+from bnlab.report.figures.against import MOST_BANDS, constants, named, site, when
 from bnlab.report.sheet import Chart, layer_ticks, open_marker, step_axis, value_axis
 from bnlab.report.views import Drawn, Floats, Group, Missing, View, average, finding, finite, median, together
 
@@ -123,14 +123,11 @@ def steps(
         }
         for course in found
     }
-    words = {"hidden": "median over hidden sites", "first": "first site", "last": "last hidden site"}
-    words["all"] = "median over all sites"
-    where = words[sites] if isinstance(sites, str) else f"site {listed(list(map(str, sites)))}, counted from 0"
-    has_sites = any(run.series(of).values.ndim > 1 for course in found for run in course.runs)
-    note = f"{of}{f', {where}' if has_sites else ''}. {note} In the title: "
-    note += f"{'geometric mean' if log_y else 'mean'} over equally spaced steps."
+    what = ", ".join(filter(None, (of, site(of, sites, [run for course in found for run in course.runs]))))
+    mean = "geometric mean" if log_y else "mean"
+    note = f"{what}. {note} In the title: {mean} over equally spaced steps."
     across = sorted({value for course in found for value in constants(reference, course.runs[:1])})
-    chart = _chart(view, finding(view, of, {"": means}, log_y), note, found, log_y, across)
+    chart = _chart(view, finding(view, f"{what}, mean over steps", {"": means}, log_y), note, found, log_y, across)
     chart.ax.set_ylabel(of)
     step_axis(chart.ax, max(1.0, *(float(course.x[-1]) for course in found)))
     for value in across:
@@ -171,9 +168,9 @@ def profile(
     found, rate, note = _courses(view, lr, of, log_y, read)
     length = max(run.steps for course in found for run in course.runs)
     low, high = (round(share * length) for share in window)
-    when = f"step {low}" if low == high else f"median over equally spaced steps from {low} to {high}"
-    note = f"{of} of every hidden site, {when}. {note}"
-    chart = _chart(view, _along_depth(view, of, found, log_y), note, found, log_y)
+    steps = f"step {low}" if low == high else f"median over equally spaced steps from {low} to {high}"
+    note = f"{of} of every hidden site, {steps}. {note}"
+    chart = _chart(view, _along_depth(view, f"{of} {when(window)}".rstrip(), found, log_y), note, found, log_y)
     ax, depth = chart.ax, max(len(course.x) for course in found)
     ax.set_xlim(1 - 0.03 * depth, depth + 0.03 * depth)
     ax.set_xticks(layer_ticks(depth) if depth > 10 else range(1, depth + 1))

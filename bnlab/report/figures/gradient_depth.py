@@ -94,9 +94,10 @@ def headline(view: View, profiles: list[DepthProfile]) -> str:
     first = max(profiles, key=lambda p: abs(math.log(p.rate)))
     last = min(profiles, key=lambda p: abs(math.log(p.rate)))
     words = f"{grows(first)} a layer" if "×" in grows(first) else grows(first)
+    what = f"Towards the input, norms of gradients at step 0 {words}"
     if first is last:
-        return f"Towards the input, gradients {words} at step 0 ({first.group.label})"
-    return f"Towards the input, gradients {words} with {first.group.label}; they {grows(last)} with {last.group.label}"
+        return f"{what} ({first.group.label})"
+    return f"{what} with {first.group.label}; they {grows(last)} with {last.group.label}"
 
 
 @FIGURES.register("gradient_depth", order=6, subject="gradient norm against depth at step 0")

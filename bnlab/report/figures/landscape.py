@@ -58,15 +58,15 @@ def draw(view: View, name: str) -> Drawn:
     title = compared(
         view,
         lr,
-        lambda run: float(np.median(finite(run.series("loss_range").values) or [math.nan])),
+        lambda run: float(np.median(finite(run.spaced("loss_range").values) or [math.nan])),
         alone="Range of the loss within one gradient step",
-        unclear="Along the gradient, no clear difference in the loss's range between {} and {}",
-        clear="Along the gradient, the loss varies",
+        unclear="Along the gradient, no clear difference in the relative range of the training loss between {} and {}",
+        clear="Along the gradient, the training loss varies, relative to itself,",
     )
     note = (
         f"Band: lowest to highest loss of the training batch at {reach(view)} times the learning rate along the "
         f"gradient (Santurkar et al. 2018, figure 4a), geometric mean of {seeds_of(view)}. Learning rate "
-        f"{number(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over steps."
+        f"{number(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over equally spaced steps."
     )
     chart = Chart(view, title, note, [group.label for group in view.groups])
     ax = chart.ax

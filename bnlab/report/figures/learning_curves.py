@@ -69,7 +69,7 @@ def headline(view: View, curves: list[Curve]) -> str:
     if found is None or not found.clear:
         return f"{at}, the arms end with no clear difference in training loss"
     return (
-        f"{at}, {fast.group.label} takes {when:.0f} steps to the loss at which {slow.group.label} ends after "
+        f"{at}, {fast.group.label} takes {when:.0f} steps to the training loss at which {slow.group.label} ends after "
         f"{slow.steps[-1] + 1:.0f}{found.proviso}"
     )
 

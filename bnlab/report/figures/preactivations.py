@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from bnlab.core.study import evenly
-from bnlab.core.text import listed, number
+from bnlab.core.text import count, listed, number
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
 from bnlab.report.sheet import WIDTH, Sheet, layer_ticks, log_ticks, seeds_of
@@ -59,16 +59,17 @@ def drift(view: View, name: str) -> Drawn:
     title = compared(
         view,
         lr,
-        lambda run: float(np.median(finite(run.series(DRIFT).values.ravel()) or [math.nan])),
+        lambda run: float(np.median(finite(run.spaced(DRIFT).values.ravel()) or [math.nan])),
         alone="Drift of the pre-activations, layer by layer",
-        unclear="No clear difference in drift between {} and {}",
-        clear="Median drift is",
-        words=("smaller", "larger"),
+        unclear=f"In {count(panels[0].gap, 'step')}, no clear difference in how far means of pre-activations move "
+        "between {} and {}",
+        clear=f"In {count(panels[0].gap, 'step')}, means of pre-activations move",
     )
     note = (
-        f"Median over channels of |Δ mean| / sd of the pre-activations between measurements {panels[0].gap} steps "
-        f"apart, on a fixed probe batch; median of {seeds_of(view)}. Learning rate {number(lr)}, {why}. One "
-        "logarithmic colour scale; grey: not finite."
+        f"Median over channels of |Δ mean| / sd of the pre-activations (drift_mean.pre) between measurements "
+        f"{count(panels[0].gap, 'step')} apart, on a fixed probe batch; median of {seeds_of(view)}; in the title, over "
+        "layers and steps too. Over a whole run means can move less or more than that: drift_mean_total, drift50. "
+        f"Learning rate {number(lr)}, {why}. One logarithmic colour scale; grey: not finite."
     )
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=2.75)
     values = np.concatenate([p.drift[np.isfinite(p.drift) & (p.drift > 0)] for p in panels])
@@ -191,8 +192,8 @@ def ridges(view: View, name: str) -> Drawn:
         lr,
         lambda run: moved(run, site),
         alone=f"Pre-activations of {where} over training",
-        unclear=f"Pre-activations of {where} move about as far with {{}} as with {{}}",
-        clear=f"Pre-activations of {where} move",
+        unclear=f"From the first to the last step, pre-activations of {where} move about as far with {{}} as with {{}}",
+        clear=f"From the first to the last step, pre-activations of {where} move",
     )
     reach = _reach(found)
     note = (

@@ -20,6 +20,7 @@ from bnlab.report.views import Drawn, Group, Missing, Number, View, geometric_me
 
 MOST_BANDS = 4
 """Arms; with more, only the two of the title have bands."""
+LOSS = "final training loss"
 SMALLEST = 1e-9
 """The lowest loss that is drawn: a loss of exactly 0 has no place on a logarithmic axis."""
 
@@ -110,13 +111,12 @@ def loss_title(view: View) -> str:
         found = f"{capital(winner.label)} trains at rates {least}{number(max(reach, 1 / reach))}× larger than "
         found += loser.label
         if lower and reach < 1:
-            return f"{found}; {treated.label} reaches a {lower} loss"
-        return f"{found}, {'but' if lower == 'higher' else 'and'} to a {lower} loss" if lower else found
+            return f"{found}; {treated.label} reaches a {lower} {LOSS}"
+        return f"{found}, {'but' if lower == 'higher' else 'and'} to a {lower} {LOSS}" if lower else found
     if best is not None and lower:
-        return (
-            f"{capital(treated.label)}: {best.times} {lower} loss at its best rate, over the same rates{best.proviso}"
-        )
-    return f"No clear difference between {treated.label} and {control.label}, in rates or in loss"
+        at = "at its best rate, over the same rates"
+        return f"{capital(treated.label)}: {best.times} {lower} {LOSS} {at}{best.proviso}"
+    return f"No clear difference between {treated.label} and {control.label}, in rates or in {LOSS}"
 
 
 def _title_of_many(view: View) -> str:
@@ -159,7 +159,7 @@ def loss_by_rate(view: View, name: str) -> Drawn:
     if view.chance_loss and view.chance_loss > max(losses) / 30:
         high = max(high, view.chance_loss * 1.5)
     log_ticks(chart.ax, low, high)
-    chart.ax.set_ylabel("final training loss")
+    chart.ax.set_ylabel(LOSS)
     for group, spots in zip(view.groups, found, strict=True):
         ends = np.array([spot.band or (math.nan, math.nan) for spot in spots])
         chart.ax.fill_between([spot.lr for spot in spots], *ends.T, color=group.look.color, alpha=0.15, linewidth=0)
@@ -232,7 +232,7 @@ def step_spots(group: Group, losses: Losses, target: float) -> list[Spot]:
 
 def step_title(view: View, found: Sequence[Sequence[Spot]], target: float) -> str:
     """Which arm reaches the target first, each at its fastest rate."""
-    words = f"a loss of {number(target)}"
+    words = f"a training loss of {number(target)}"
     fastest = {
         group.label: min(spots, key=lambda spot: (spot.middle, spot.without))
         for group, spots in zip(view.groups, found, strict=True)
@@ -254,7 +254,7 @@ def step_title(view: View, found: Sequence[Sequence[Spot]], target: float) -> st
     if times is None or not times.clear:
         return f"No clear difference in the steps to {words}, each at its fastest rate"
     fast = treated if times.value < 1 else control
-    return f"At its fastest rate, {fast} reaches {words} {times.times} sooner{times.proviso}"
+    return f"At its fastest rate, {fast} reaches {words} in {times.times} fewer steps{times.proviso}"
 
 
 @FIGURES.register(
