@@ -12,7 +12,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import ARM
+from bnlab.core.study import ARM, tied
 from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 
@@ -102,13 +102,15 @@ def arms_of(collection: Collection, along: str = "") -> Arms:
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
-    """The keys that tell runs apart beside learning rate and seed. An option of a group counts only where it differs
-    between two runs of the same choice: `norm.ghost_size` is no axis because one norm has it and the other does not."""
+    """The keys that tell runs apart beside learning rate, seed, and what is tied to the seed. An option of a group
+    counts only where it differs between two runs of the same choice: `norm.ghost_size` is no axis because one norm has
+    it and the other does not."""
     values: dict[str, dict[Any, set[str]]] = {}
+    left_out = {*NOT_AN_AXIS, *tied([run.spec for run in runs])}
     for run in runs:
         for key, value in run.spec.items():
             group = key.partition(".")[0]
-            if group != "probes" and key not in NOT_AN_AXIS:
+            if group != "probes" and key not in left_out:
                 choice = run.spec.get(group) if key != group else None
                 values.setdefault(key, {}).setdefault(choice, set()).add(canonical(value))
     return sorted(key for key, by_choice in values.items() if any(len(found) > 1 for found in by_choice.values()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from bnlab.analysis.load import Collection
 from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import ARM, METRIC, Claim, label, varying
+from bnlab.core.study import ARM, METRIC, Claim, label, tied, varying
 from bnlab.record.runs import Run
 
 RATE = "optim.lr"
@@ -138,7 +138,8 @@ def _matched(collection: Collection, claim: Claim, arms: Sequence[Sequence[Run]]
     bundles = collection.study.settings_of_arms() if collection.study and ARM in claim.contrast else ()
     contrasted = {*claim.contrast, *bundles}
     own = tuple(f"{key}." for key in contrasted if key in GROUPS)
-    differing = set(varying(run.spec for arm in arms for run in arm)) - {"seed", factor, RATE, *contrasted}
+    specs = [run.spec for arm in arms for run in arm]
+    differing = set(varying(specs)) - {"seed", factor, RATE, *contrasted, *tied(specs)}
     return [key for key in sorted(differing) if key in axes or not key.startswith(own)]
 
 

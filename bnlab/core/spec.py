@@ -32,7 +32,7 @@ Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
 NotNegative = Annotated[float, Ge(0), Lt(math.inf)]
 AtLeastOne = Annotated[int, Ge(1)]
 Activation = Literal["relu", "sigmoid", "tanh", "linear"]
-Shift = Literal["none", "brightness", "contrast", "blur", "noise", "rotation", "colour", "prior"]
+Shift = Literal["none", "brightness", "contrast", "blur", "noise", "rotation", "colour", "hue", "prior"]
 EvalBN = Literal["running", "batch", "population", "adapted"]
 """The statistics that norms use in an evaluation; see bnlab/net/evaluate.py."""
 

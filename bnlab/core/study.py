@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -209,6 +209,17 @@ def varying(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     settings = list(settings)
     keys = dict.fromkeys(key for setting in settings for key in setting)
     return [key for key in keys if len({canonical(setting.get(key)) for setting in settings}) > 1]
+
+
+def tied(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys that have the seed as their value in every setting, such as `data.data_seed: ${seed}` in a study, which
+    draws other data for each seed.
+
+    >>> tied([{"seed": 0, "data.data_seed": 0, "model.depth": 1}, {"seed": 1, "data.data_seed": 1, "model.depth": 1}])
+    {'data.data_seed'}
+    """
+    keys = settings[0] if settings else {}
+    return {key for key in keys if key != "seed" and all(key in it and it[key] == it.get("seed") for it in settings)}
 
 
 def evenly(count: int, wanted: int) -> list[int]:

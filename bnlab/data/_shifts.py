@@ -71,6 +71,14 @@ def colour(x: Tensor, s: float) -> Tensor:
     return x + s * torch.tensor([1.0, 0.0, -1.0]).to(x).view(1, 3, 1, 1)
 
 
+def hue(x: Tensor, s: float) -> Tensor:
+    """Every colour turned by s degrees about the line of greys: at 120 red becomes green, green blue, and blue red. The
+    mean of red, green and blue stays, and so do greys, but for rounding."""
+    cos, sin = math.cos(math.radians(s)), math.sin(math.radians(s)) / 3**0.5
+    row = torch.tensor([(1 + 2 * cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin], dtype=torch.float64)
+    return torch.einsum("dc,nchw->ndhw", torch.stack([row.roll(k) for k in range(3)]).to(x), x)
+
+
 SHIFTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "brightness": brightness,
     "contrast": contrast,
@@ -78,12 +86,14 @@ SHIFTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "noise": noise,
     "rotation": rotation,
     "colour": colour,
+    "hue": hue,
 }
 """Those of inputs; `prior` is one of which examples there are."""
 
 RANGES = {"contrast": (-math.inf, 1.0), "blur": (0.0, math.inf), "noise": (0.0, math.inf), "prior": (0.0, math.inf)}
 """The strengths that mean something; of the others, all."""
-OF_IMAGES = ("contrast", "blur", "rotation", "colour")
+OF_COLOURS = ("colour", "hue")
+OF_IMAGES = ("contrast", "blur", "rotation", *OF_COLOURS)
 
 
 def class_counts(counts: list[int], s: float) -> list[int]:
@@ -122,7 +132,7 @@ def refuse(spec: DataSpec, input_shape: tuple[int, ...], classes: int | None) ->
         raise UsageError("data.shift_strength", f"of {shift} must be {bound}", s)
     if shift in OF_IMAGES and len(input_shape) != 3:
         raise UsageError("data.shift", f"needs images, and {name} has none", shift, "Use brightness, noise or prior.")
-    if shift == "colour" and input_shape[0] != 3:
+    if shift in OF_COLOURS and input_shape[0] != 3:
         raise UsageError("data.shift", f"needs colour images, and those of {name} are grey", shift, "Use brightness.")
     if shift == "prior" and classes is None:
         raise UsageError("data.shift", f"needs classes, and {name} has none", shift, "Use brightness or noise.")

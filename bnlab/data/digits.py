@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from annotated_types import Gt, Lt
 
 from bnlab.core.registry import DATA
 from bnlab.core.seeds import stream
+from bnlab.data import _shipped
 from bnlab.data.base import Dataset, Split
 
 
 @DATA.register("digits")
 def digits(*, test_fraction: Annotated[float, Gt(0), Lt(1)]) -> Dataset:
     """x [N, 1, 8, 8] with grey values 0 to 1; the test split takes the same share of each class, and never changes."""
-    table = torch.from_numpy(_table())  # [1797, 65]: 64 grey values 0 to 16, then the class
+    # [1797, 65]: 64 grey values 0 to 16, then the class
+    table = torch.from_numpy(_shipped.table("digits.csv.gz", delimiter=",", loader="load_digits"))
     x = (table[:, :64] / 16).reshape(-1, 1, 8, 8)
     y = table[:, 64].long()
     shuffled = torch.randperm(len(y), generator=stream(0, "data", "digits"))
@@ -29,17 +28,3 @@ def digits(*, test_fraction: Annotated[float, Gt(0), Lt(1)]) -> Dataset:
     is_test = torch.zeros(len(y), dtype=torch.bool)
     is_test[torch.cat(tests)] = True
     return Dataset(train=Split(x[~is_test], y[~is_test]), test=Split(x[is_test], y[is_test]), classes=10)
-
-
-def _table() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """scikit-learn's file, read without importing scikit-learn: that takes as long as importing torch."""
-    found = importlib.util.find_spec("sklearn")
-    assert found is not None, "scikit-learn is a dependency of bnlab"
-    assert found.origin is not None
-    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if path.is_file():
-        return np.loadtxt(path, delimiter=",", dtype=np.float32)
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return np.column_stack([bunch.data, bunch.target]).astype(np.float32)

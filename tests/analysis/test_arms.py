@@ -40,6 +40,12 @@ def test_learning_rate_seed_and_what_is_measured_are_no_axes(run_of: RunOf) -> N
     assert axes_of(runs) == []
 
 
+def test_data_that_are_drawn_by_the_run_s_seed_make_no_axis(run_of: RunOf) -> None:
+    tied = [run_of(seed=seed, spec={"data.data_seed": seed}) for seed in (3, 4)]
+    assert axes_of(tied) == []
+    assert axes_of([*tied, run_of(seed=5, spec={"data.data_seed": 0})]) == ["data.data_seed"]
+
+
 def test_an_option_is_an_axis_where_runs_of_one_choice_differ_in_it(run_of: RunOf, collect: Collect) -> None:
     one = [run_of(norm="none"), run_of(norm="ghost_batch", spec={"norm.ghost_size": 16})]
     assert axes_of(one) == ["norm"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 
 from bnlab import config
 from bnlab.core.errors import UsageError
@@ -21,6 +21,7 @@ from bnlab.data.base import Batches, Dataset, Split, first, normalized, probe_ba
 from bnlab.run.setup import assemble
 
 NAMES = list(config.available("data", [config.packaged_dir()]))
+REGRESSIONS = ("diabetes", "linear_teacher")
 
 
 def _digits(test_fraction: float = 0.2) -> Dataset:
@@ -47,7 +48,7 @@ def _teacher(**options: Any) -> Dataset:
 def test_a_data_set_is_finite_typed_and_the_same_every_time(
     name: str, spec_of: Callable[..., RunSpec], bits_of: Callable[[Any], Any]
 ) -> None:
-    loss = "mse" if name == "linear_teacher" else "cross_entropy"
+    loss = "mse" if name in REGRESSIONS else "cross_entropy"
     spec = spec_of(f"data={name}", f"loss={loss}")
     dataset: Dataset = DATA.build(name, spec.data.options)
     torch.manual_seed(12345)
@@ -71,7 +72,7 @@ def test_a_data_set_is_finite_typed_and_the_same_every_time(
 def test_a_run_s_seed_moves_the_batches_and_not_the_data(
     name: str, spec_of: Callable[..., RunSpec], bits_of: Callable[[Any], Any]
 ) -> None:
-    loss = "mse" if name == "linear_teacher" else "cross_entropy"
+    loss = "mse" if name in REGRESSIONS else "cross_entropy"
     setups = [assemble(spec_of(f"data={name}", f"loss={loss}", f"seed={seed}")) for seed in (0, 1)]
     one, other = ([s.dataset.train.x, s.dataset.train.y, s.dataset.test.x, s.dataset.test.y] for s in setups)
     assert bits_of(one) == bits_of(other)
@@ -83,7 +84,7 @@ def test_a_run_s_seed_moves_the_batches_and_not_the_data(
 def test_inputs_and_values_take_the_run_s_dtype_and_classes_stay_classes(
     name: str, dtype: torch.dtype, spec_of: Callable[..., RunSpec]
 ) -> None:
-    loss = "mse" if name == "linear_teacher" else "cross_entropy"
+    loss = "mse" if name in REGRESSIONS else "cross_entropy"
     options = spec_of(f"data={name}", f"loss={loss}").data.options
     dataset = DATA.build(name, options).to(torch.device("cpu"), dtype)
     for split in (dataset.train, dataset.test):
@@ -140,13 +141,78 @@ def test_a_test_split_of_nothing_or_everything_is_refused(fraction: float) -> No
         _digits(fraction)
 
 
-def test_digits_are_read_also_where_scikit_learn_keeps_them_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, bits_of: Callable[[Any], Any]
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_tables_are_read_also_where_scikit_learn_keeps_them_elsewhere(
+    name: str, monkeypatch: pytest.MonkeyPatch, bits_of: Callable[[Any], Any]
 ) -> None:
-    direct = _digits()
-    monkeypatch.setattr("bnlab.data.digits.Path.is_file", lambda self: False)
-    loaded = _digits()
+    made = {"digits": _digits, "diabetes": _diabetes}[name]
+    direct = made()
+    monkeypatch.setattr("bnlab.data._shipped.Path.is_file", lambda self: False)
+    loaded = made()
     assert bits_of([direct.train.x, direct.test.y]) == bits_of([loaded.train.x, loaded.test.y])
+
+
+# -- tinted digits ---------------------------------------------------------------------------------
+
+
+def test_tinted_digits_are_the_digits_in_one_ink(bits_of: Callable[[Any], Any]) -> None:
+    found: Dataset = DATA.build("tinted_digits", {"test_fraction": 0.2, "tint": [1.0, 0.5, 0.0]})
+    grey = _digits()
+    for one, other in ((found.train, grey.train), (found.test, grey.test)):
+        expected = torch.cat([other.x, 0.5 * other.x, 0 * other.x], dim=1)
+        assert bits_of([one.x, one.y]) == bits_of([expected, other.y])
+    assert (found.classes, found.input_shape) == (10, (3, 8, 8))
+
+
+@pytest.mark.parametrize("tint", [[1.0, 0.5], [1.0, 0.5, 1.5]])
+def test_a_tint_that_is_no_colour_is_refused(tint: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^data\.tint"):
+        DATA.build("tinted_digits", {"test_fraction": 0.2, "tint": tint})
+
+
+# -- diabetes --------------------------------------------------------------------------------------
+
+
+def _diabetes(**options: Any) -> Dataset:
+    given_options = {"test_fraction": 0.3, "by": "bmi", "train": "all", "test": "all", "data_seed": 0}
+    found: Dataset = DATA.build("diabetes", given_options | options)
+    return found
+
+
+def test_patients_are_scikit_learn_s_own_with_standardized_targets() -> None:
+    bunch = load_diabetes(scaled=False)
+    target = (bunch.target - bunch.target.mean()) / bunch.target.std()
+    expected = np.column_stack([bunch.data, target])
+    found = _diabetes()
+    assert (len(found.train), len(found.test), found.classes) == (310, 132, None)
+    rows = np.concatenate([torch.cat([split.x, split.y], dim=1).numpy() for split in (found.train, found.test)])
+    np.testing.assert_allclose(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("by", "column"), [("bmi", 2), ("s5", 8)])
+def test_patients_are_halved_by_a_measurement_and_both_splits_of_a_half_are_of_it(by: str, column: int) -> None:
+    median = float(np.median(load_diabetes(scaled=False).data[:, column]))
+    whole = _diabetes(by=by)
+    halves = {name: _diabetes(by=by, train=name, test=name) for name in ("low", "high")}
+    for split, count in (("train", 155), ("test", 66)):
+        low, high = (getattr(halves[name], split).x for name in ("low", "high"))
+        assert (len(low), len(high)) == (count, count)
+        assert float(low[:, column].max()) <= np.float32(median) <= float(high[:, column].min())
+        both = torch.cat([low, high]).tolist()
+        assert sorted(both) == sorted(getattr(whole, split).x.tolist())
+
+
+def test_where_a_net_is_tested_does_not_change_what_it_is_trained_on(bits_of: Callable[[Any], Any]) -> None:
+    home, away = _diabetes(train="high", test="high"), _diabetes(train="high", test="low")
+    assert bits_of([home.train.x, home.train.y]) == bits_of([away.train.x, away.train.y])
+    assert bits_of([away.test.x]) == bits_of([_diabetes(train="low", test="low").test.x])
+
+
+def test_another_data_seed_is_another_split_of_the_same_patients() -> None:
+    one, other = _diabetes(train="low", test="low"), _diabetes(train="low", test="low", data_seed=1)
+    assert sorted(one.test.x.tolist()) != sorted(other.test.x.tolist())
+    whole = [sorted(torch.cat([found.train.x, found.test.x])[:, 2].tolist()) for found in (one, other)]
+    assert whole[0] == whole[1]  # ties at the median may go to either half
 
 
 # -- gaussian clusters -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec, Shift
-from bnlab.data._shifts import SHIFTS, blurring, class_counts
+from bnlab.data._shifts import OF_COLOURS, SHIFTS, blurring, class_counts
 from bnlab.data.base import Dataset, Images, Split, shifted
 from bnlab.run.setup import assemble
 
@@ -120,9 +120,28 @@ def test_a_shift_of_priors_keeps_the_stated_counts_of_whole_examples(strength: f
     assert stronger < set(found.x[:, 0].tolist())
 
 
+def test_a_third_of_a_turn_of_hue_puts_red_into_green() -> None:
+    x = _images(4, 3, 8, 7)
+    torch.testing.assert_close(SHIFTS["hue"](x, 120.0), x.roll(1, dims=1), rtol=0, atol=1e-15)
+    torch.testing.assert_close(SHIFTS["hue"](x, -480.0), x.roll(2, dims=1), rtol=0, atol=1e-14)
+
+
+def test_hue_turns_colours_by_rodrigues_formula_about_the_line_of_greys() -> None:
+    x, axis, angle = _images(5, 3, 4, 4), np.ones(3) / 3**0.5, math.radians(47)
+    found = SHIFTS["hue"](x, 47.0).numpy()
+    for image, turned in zip(x.numpy(), found, strict=True):
+        for before, after in zip(image.reshape(3, -1).T, turned.reshape(3, -1).T, strict=True):
+            by_hand = math.cos(angle) * before + math.sin(angle) * np.cross(axis, before)
+            by_hand = by_hand + (1 - math.cos(angle)) * axis * (axis @ before)
+            np.testing.assert_allclose(after, by_hand, atol=1e-14)
+    grey = _images(2, 1, 4, 4).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(SHIFTS["hue"](grey, 200.0), grey, rtol=0, atol=1e-14)
+
+
 # -- in a run --------------------------------------------------------------------------------------
 
 STRENGTHS = {"brightness": 0.4, "contrast": 0.6, "blur": 1.0, "noise": 0.3, "rotation": 30, "colour": 0.2, "prior": 1}
+STRENGTHS |= {"hue": 40}
 
 
 def _data(spec: RunSpec) -> Dataset:
@@ -130,11 +149,11 @@ def _data(spec: RunSpec) -> Dataset:
 
 
 @pytest.mark.parametrize("shift", sorted(STRENGTHS))
-@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("data", ["digits", "tinted_digits", "mnist", "cifar10"])
 def test_the_test_split_is_shifted_before_it_is_normalized_and_training_never(
     data: str, shift: str, spec_of: SpecOf, bits_of: Callable[[Any], Any]
 ) -> None:
-    if shift == "colour" and data != "cifar10":
+    if shift in OF_COLOURS and data in ("digits", "mnist"):
         return
     given = (f"data={data}", "model.depth=1", "data.normalize=none")
     wanted = (f"data.shift={shift}", f"data.shift_strength={STRENGTHS[shift]}")
