@@ -9,8 +9,11 @@ norm behind it and before dropout. With its Gram matrix G = H H' [B, B] and the 
     cosine               mean over pairs i < j of h_i h_j / (||h_i|| ||h_j||) (the same)
     isometry gap         log(mean of e_i) - mean of log(e_i) (Joudaki et al. 2023)
     orthogonality gap    || G / ||H||_F^2 - I / ||I||_F^2 ||_F (Daneshmand et al. 2021, section 3)
+    outliers             B less the largest cluster: examples are in one cluster if a chain of pairs with cosines above
+                         0.9 joins them (after Nachum et al. 2024, from the abstract; the 0.9 is bnlab's)
 
-Orthogonal examples of one norm have r(H) = B and cosines and gaps of 0; equal examples have r(H) = 1 and cosines of 1.
+Orthogonal examples of one norm have r(H) = B, cosines and gaps of 0 and B - 1 outliers; equal examples have r(H) = 1,
+cosines of 1 and no outlier. An example that is 0 has no cosine and is in no cluster.
 At `pre`, over the probe batch (and H W), the two means over channels of Brock et al. 2021, section 3:
 
     squared mean         mean over channels of the square of the channel mean
@@ -31,8 +34,10 @@ from bnlab.core.registry import PROBES
 from bnlab.core.state import State, outputs_at
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
-OF_GRAM = ("gram_rank", "gram_cos", "isometry_gap", "orthogonality_gap")
+OF_GRAM = ("gram_rank", "gram_cos", "isometry_gap", "orthogonality_gap", "gram_outliers")
 OF_PRE = ("channel_squared_mean", "channel_variance")
+NEAR = 0.9
+"""Two examples are neighbours if their cosine is above it."""
 
 
 @PROBES.register("representation")
@@ -47,6 +52,8 @@ class Representation:
         "isometry_gap": "log(mean eigenvalue) - mean(log eigenvalue) of HH' (Joudaki et al. 2023); null where HH' has "
         "an eigenvalue that is 0 to rounding, as with more examples than units",
         "orthogonality_gap": "|| HH' / ||H||_F^2 - I / ||I||_F^2 ||_F (Daneshmand et al. 2021)",
+        "gram_outliers": "examples outside the largest cluster at out; a chain of pairs with cosines above 0.9 joins "
+        "the examples of a cluster (after Nachum et al. 2024)",
         "channel_squared_mean": "mean over channels of the squared channel mean of pre, probe batch (Brock et al. "
         "2021)",
         "channel_variance": "mean over channels of the channel variance (biased) of pre, probe batch (Brock et al. "
@@ -60,7 +67,7 @@ class Representation:
     def measure(self, snapshot: Snapshot) -> Raw:
         of_gram = [of_representation(out.flatten(1)) for out in outs(snapshot)]
         of_pre = [of_channels(pre) for pre in snapshot.probe.pre]
-        return {"gram": torch.stack(of_gram, dim=1), "pre": torch.stack(of_pre, dim=1)}  # [4, L], [2, L]
+        return {"gram": torch.stack(of_gram, dim=1), "pre": torch.stack(of_pre, dim=1)}  # [5, L], [2, L]
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry) -> tuple[Metrics, Carry]:
         return dict(zip((*OF_GRAM, *OF_PRE), (*raw["gram"], *raw["pre"]), strict=True)), carry
@@ -85,12 +92,12 @@ def outs(snapshot: Snapshot) -> list[Tensor]:
 
 
 def of_representation(h: Tensor) -> Tensor:
-    """Rank, mean cosine, isometry gap and orthogonality gap, [4], of H [B, n].
+    """Rank, mean cosine, isometry gap, orthogonality gap and outliers, [5], of H [B, n].
 
     >>> [round(x, 4) for x in of_representation(torch.tensor([[2.0, 0.0], [0.0, 2.0]])).tolist()]
-    [2.0, 0.0, 0.0, 0.0]
+    [2.0, 0.0, 0.0, 0.0, 1.0]
     >>> [round(x, 4) for x in of_representation(torch.tensor([[1.0, 0.0], [1.0, 0.0]])).tolist()]
-    [1.0, 1.0, nan, 0.7071]
+    [1.0, 1.0, nan, 0.7071, 0.0]
     """
     wide = h.to(h.dtype if h.device.type == "mps" else torch.float64)
     wide = wide / wide.abs().max().clamp_min(torch.finfo(h.dtype).tiny)  # every figure is of H up to a factor
@@ -105,8 +112,21 @@ def of_representation(h: Tensor) -> Tensor:
         cos,
         isometry_gap(gram),
         torch.linalg.matrix_norm(gram / trace - torch.eye(count).to(gram) / count),
+        count - largest_cluster(rows @ rows.T > NEAR) if len(rows) else torch.full_like(trace, torch.nan),
     ]
     return torch.stack(figures).to(h.dtype)
+
+
+def largest_cluster(neighbours: Tensor) -> Tensor:
+    """Size of the largest connected component of a graph [N, N], a scalar; every node is its own neighbour.
+
+    >>> largest_cluster(torch.eye(4) + torch.eye(4).roll(1, 0).triu(1) + torch.eye(4).roll(1, 0).triu(1).T).item()
+    2.0
+    """
+    joined = neighbours.float()
+    for _ in range(len(joined).bit_length()):  # paths of 1, 2, 4, ... edges
+        joined = (joined @ joined > 0).float()
+    return joined.sum(dim=1).max()
 
 
 def isometry_gap(gram: Tensor) -> Tensor:

@@ -274,6 +274,18 @@ def test_growth_is_the_slope_of_the_log_over_sites(run_of: RunOf) -> None:
     assert METRICS["growth"].value(run, direction="up", **fixed | {"window": [0.5, 1]}).value == pytest.approx(1.0)
 
 
+def test_growth_fit_is_1_for_an_exponential_and_the_share_that_its_line_explains_else(run_of: RunOf) -> None:
+    rows = [[3.0**-site for site in range(6)], [math.exp(y) for y in (1, 2, 1, 5, 0, 9)], [2.0] * 6]
+    run = run_of(series={"mine": ([0, 25, 50], rows), "net": ([0], [1.0])}, spec={"probes.points": 4})
+    fixed = {"of": "mine", "skip_first": 0, "skip_last": 1}
+    assert METRICS["growth_fit"].value(run, window=[0, 0], **fixed).value == pytest.approx(1.0)
+    share = np.corrcoef(range(4), [1, 2, 1, 5])[0, 1] ** 2
+    assert METRICS["growth_fit"].value(run, window=[0.2, 0.3], **fixed).value == pytest.approx(share)
+    assert math.isnan(METRICS["growth_fit"].value(run, window=[0.5, 1], **fixed).value)  # it has no variance
+    for none in ({"of": "net"}, {"skip_last": 4}, {"skip_last": 9}):
+        assert math.isnan(METRICS["growth_fit"].value(run, window=[0, 0], **fixed | none).value)
+
+
 def test_slope_largest_and_spread_of_a_curve(run_of: RunOf) -> None:
     losses = {1.0: 0.1, 10.0: 0.2, 100.0: 5.0}
     facts = {"loss": "cross_entropy", "reduction": "mean"}

@@ -27,7 +27,7 @@ def test_figures_are_those_of_loops_over_eigenvalues_pairs_and_channels(
     run = trained(spec_of(*PROBED, *more, "model.activation=tanh", "optim.lr=0.3", model=model))
     for step, record in enumerate(run.records):
         expected = twins.representation(run.moment(step))
-        assert len(expected) == 6
+        assert len(expected) == 7
         if position == "before":  # after it, the examples add up to 0
             assert expected["isometry_gap"][0] is not None
         for name, values in expected.items():
@@ -49,6 +49,30 @@ def test_rank_and_cosine_at_depth_are_those_of_collapse_without_a_norm_and_not_w
     assert last["none"][1] > 0.95
     assert 5 < last["batch"][0] < 12
     assert last["batch"][1] == pytest.approx(1 / np.pi, abs=0.05)  # of independent normal values after ReLU
+
+
+def test_outliers_are_the_examples_that_no_chain_of_small_angles_joins_to_the_largest_cluster() -> None:
+    def outliers(degrees: list[float]) -> float:
+        angles = torch.tensor(degrees).deg2rad()
+        return of_representation(torch.stack([angles.cos(), angles.sin()], dim=1))[4].item()
+
+    assert outliers([0, 25, 50, 75, 100]) == 0  # a cosine of 0.906 from one to the next
+    assert outliers([0, 27, 54, 81]) == 3  # 0.891
+    assert outliers([0, 5, 10, 90, 95, 180]) == 3
+    with_zero = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 0.0]])
+    assert of_representation(with_zero)[4].item() == 1
+
+
+def test_with_centring_and_relu_at_depth_one_example_is_far_from_all_others(
+    spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    """Nachum et al. 2024; with batch norm's scaling, every example is far from every other one."""
+    deep = ("model.activation=relu", "model.depth=100", "model.width=128", "probes.representation.batch=32")
+    last = {}
+    for norm in ("mean_only_batch", "batch"):
+        record = trained(spec_of(*PROBED, *deep, f"norm={norm}", "optim.lr=1e-12")).records[0]
+        last[norm] = record["gram_outliers"][-2]
+    assert last == {"mean_only_batch": 1, "batch": 31}
 
 
 def test_examples_that_are_0_have_no_cosine_and_a_layer_that_is_0_has_no_figures() -> None:

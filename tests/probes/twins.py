@@ -546,7 +546,8 @@ def outs(moment: Moment) -> list[Tensor]:
 
 def representation(moment: Moment) -> Figures:
     """Eigenvalues, pairs of examples and channels one by one."""
-    names = ("gram_rank", "gram_cos", "isometry_gap", "orthogonality_gap", "channel_squared_mean", "channel_variance")
+    of_gram = ("gram_rank", "gram_cos", "isometry_gap", "orthogonality_gap", "gram_outliers")
+    names = (*of_gram, "channel_squared_mean", "channel_variance")
     found: Figures = {name: [] for name in names}
     for out, pre in zip(outs(moment), probed(moment)["pre"], strict=True):
         h = out.flatten(1).numpy()
@@ -563,9 +564,23 @@ def representation(moment: Moment) -> Figures:
         found["gram_cos"].append(mean_of(cosines))
         found["isometry_gap"].append(gap)
         found["orthogonality_gap"].append(norm_of(torch.tensor(gram / np.trace(gram) - np.eye(count) / count)))
+        found["gram_outliers"].append(count - max(map(len, clusters_of(h))))
         found["channel_squared_mean"].append(mean_of([mean**2 for mean, _ in moments_of(pre)]))
         found["channel_variance"].append(mean_of([var for _, var in moments_of(pre)]))
     return found
+
+
+def clusters_of(h: np.ndarray) -> list[set[int]]:
+    """The examples that a walk from neighbour to neighbour reaches; neighbours have a cosine above 0.9."""
+    left, clusters = set(range(len(h))), []
+    while left:
+        reached = [left.pop()]
+        for i in reached:
+            near = {j for j in left if float(h[i] @ h[j]) > 0.9 * math.sqrt(float(h[i] @ h[i]) * float(h[j] @ h[j]))}
+            left -= near
+            reached += near
+        clusters.append(set(reached))
+    return clusters
 
 
 def channels(moment: Moment) -> Figures:
@@ -610,6 +625,15 @@ def scale(moment: Moment) -> Figures:
     return found
 
 
+def margins(moment: Moment) -> Figures:
+    """Example by example, output by output."""
+    pres, _ = forward(moment.setup, moment.before, moment.batch.x)
+    rows = zip(pres[-1].tolist(), moment.batch.y.tolist(), strict=True)
+    found = [f[y] - max(f[:y] + f[y + 1 :]) for f, y in rows]
+    low, high = min(found), max(found)
+    return {"margin_min": low, "margin_max": high, "margin_ratio": low / high if high > 0 else None}
+
+
 TWINS: dict[str, Callable[[Moment], Figures]] = {
     "batch_moments": batch_moments,
     "activations": activations,
@@ -625,5 +649,6 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "shatter": shatter,
     "channels": channels,
     "scale": scale,
+    "margins": margins,
 }
 """By the name of the probe."""

@@ -194,16 +194,43 @@ def growth(
     """Growth per layer of the measurement `of` to this `power`, towards the output or `down` to the input: exp of the
     slope of its log over the hidden sites, by least squares, without the first `skip_first` and the last `skip_last`;
     median over the equally spaced steps of a `window` of the run."""
+    logs, x = _by_layer(run, of, window, skip_first, skip_last)
+    return over_finite(np.median, np.exp((power if direction == "up" else -power) * (logs @ x / (x @ x))))
+
+
+@METRICS.register(
+    "growth_fit",
+    of="run",
+    source="coefficient of determination R^2",
+    unit="share",
+    better="higher",
+    of_measurement=True,
+)
+def growth_fit(
+    run: Run,
+    *,
+    of: Annotated[str, MinLen(1)],
+    window: Window,
+    skip_first: Annotated[int, Ge(0)],
+    skip_last: Annotated[int, Ge(0)],
+) -> float:
+    """How exponential in depth the measurement `of` is: the share of the variance of its log over the hidden sites,
+    without the first `skip_first` and the last `skip_last`, that the line of `growth` explains; median over the equally
+    spaced steps of a `window` of the run."""
+    logs, x = _by_layer(run, of, window, skip_first, skip_last)
+    around = logs - logs.mean(axis=1, keepdims=True)
+    with np.errstate(all="ignore"):  # no variance, no share
+        return over_finite(np.median, (logs @ x) ** 2 / (x @ x) / (around**2).sum(axis=1))
+
+
+def _by_layer(run: Run, of: str, window: Window, skip_first: int, skip_last: int) -> tuple[Floats, Floats]:
+    """Logs of the measurement at the steps of the window at which all of these sites have one, [T, hidden], and the
+    sites' places around their mean, [hidden]; without steps where there are fewer than two sites."""
     raw = within(run, run.spaced(of), window)
-    if raw.values.ndim < 2:
-        return math.nan
-    hidden = raw.values[:, skip_first : raw.values.shape[1] - 1 - skip_last]  # [T, hidden]
-    kept = hidden[(hidden > 0).all(axis=1)]
-    if not len(kept) or kept.shape[1] < 2:
-        return math.nan
-    x = np.arange(kept.shape[1]) - (kept.shape[1] - 1) / 2
-    slopes = np.log(kept) @ x / (x @ x)  # [T]
-    return float(np.median(np.exp((power if direction == "up" else -power) * slopes)))
+    values = raw.values if raw.values.ndim > 1 else raw.values[:, None]
+    hidden = values[:, skip_first : values.shape[1] - 1 - skip_last]
+    kept = hidden[(hidden > 0).all(axis=1)] if hidden.shape[1] > 1 else np.empty((0, 2))
+    return np.log(kept), np.arange(kept.shape[1]) - (kept.shape[1] - 1) / 2
 
 
 @METRICS.register(
