@@ -174,9 +174,11 @@ def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterato
         )
     yield table(["claim", "statements", "effect", "verdict", "p", "seeds", "same with other seeds"], rows)
     numbers = sorted({int(key) for claim in study.claims for key in claim.notes})
-    if numbers:
+    limits = [(key, told[key].does_not_show) for key in numbers]
+    limits += [(one.paper, one.does_not_show) for one in papers() if one.study == study.name and one.does_not_show]
+    if limits:
         yield "What it does not show:\n"
-        yield "\n".join(f"- {told[key].does_not_show} ({key})" for key in numbers) + "\n"
+        yield "\n".join(f"- {text} ({of})" for of, text in limits) + "\n"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -48,12 +48,13 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paper:
-    """What a paper says; the `study` that asks the same, where there is one."""
+    """What a paper says; the `study` that asks the same, where there is one, and what that one does not show."""
 
     paper: str
     text: str
     expected: str
     study: str = ""
+    does_not_show: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,7 +228,7 @@ def _by_layer(run: Run, of: str, window: Window, skip_first: int, skip_last: int
     sites' places around their mean, [hidden]; without steps where there are fewer than two sites."""
     raw = within(run, run.spaced(of), window)
     values = raw.values if raw.values.ndim > 1 else raw.values[:, None]
-    hidden = values[:, skip_first : values.shape[1] - 1 - skip_last]
+    hidden = values[:, skip_first : max(0, values.shape[1] - 1 - skip_last)]
     kept = hidden[(hidden > 0).all(axis=1)] if hidden.shape[1] > 1 else np.empty((0, 2))
     return np.log(kept), np.arange(kept.shape[1]) - (kept.shape[1] - 1) / 2
 
