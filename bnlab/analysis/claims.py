@@ -149,11 +149,14 @@ def check_claim(claim: Claim) -> None:
     key, metric = f"claims.{claim.name}", METRICS[claim.metric]
     options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
     _check_form(claim, key)
-    if claim.metric == "slope":
-        refuse_unknown(f"{key}.options.of", "metric", options["of"], METRICS.names())
-        METRICS.checked(options["of"], options["of_options"], f"{key}.options.of_options")
-        if METRICS[options["of"]].of != "run":
-            raise UsageError(f"{key}.options.of", "must be a metric of a run", options["of"])
+    for option in ("of", "to"):
+        if f"{option}_options" not in options:
+            continue
+        place, named = f"{key}.options.{option}", options[option]
+        refuse_unknown(place, "metric", named, METRICS.names())
+        METRICS.checked(named, options[f"{option}_options"], f"{place}_options")
+        if METRICS[named].of != "run":
+            raise UsageError(place, "must be a metric of a run", named)
     if (metric.of == "curve") != (claim.at == "curve"):
         fit = "at: curve" if metric.of == "curve" else "at: matched_lr or best_lr"
         raise UsageError(f"{key}.at", f"{claim.metric} is a metric of a {metric.of}", claim.at, f"Write {fit}.")

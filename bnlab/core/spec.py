@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 NOT_HASHED = ("name", "launch")
 """Keys that say where a run runs and what it is called: recorded, but two runs that differ only here are one run."""
 
+NEWER = (("model", "dropout", 0), ("data", "shuffle", "every_epoch"))
+"""Group, key and value of what runs had before there was such a key: it is no part of their ids."""
+
 Options = Mapping[str, Any]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
@@ -78,6 +81,7 @@ class DataSpec:
     shift: Shift
     shift_strength: Finite | None
     options: Options
+    shuffle: Literal["every_epoch", "once"] = "every_epoch"
 
     @property
     def augments(self) -> bool:
@@ -171,8 +175,9 @@ class RunSpec:
     def id(self) -> str:
         """First 10 hex digits of the sha256 of the whole spec: one id, one set of bits (on one kind of machine)."""
         hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
-        if self.model.dropout == 0:  # as in runs from before there was dropout
-            hashed["model"] = {key: value for key, value in hashed["model"].items() if key != "dropout"}
+        for group, key, value in NEWER:
+            if hashed[group][key] == value:
+                hashed[group] = {name: item for name, item in hashed[group].items() if name != key}
         hashed["plugins"] = [digest(file) or file for file in self.plugins]
         text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
         return hashlib.sha256(text.encode()).hexdigest()[:10]

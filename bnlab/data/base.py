@@ -326,12 +326,18 @@ class Batches:
     run sees what it would have seen.
 
     Each epoch is a fresh permutation from the `order` stream, cut into batches of equal size; what is left over is not
-    used that epoch, since a smaller batch would have other batch statistics. Images are augmented from the `augment`
-    stream of their step.
+    used that epoch, since a smaller batch would have other batch statistics. With `shuffle` once, every epoch has the
+    batches of the first, and what is left over is never used. Images are augmented from the `augment` stream of their
+    step.
     """
 
     def __init__(
-        self, split: Split, batch_size: int | Literal["full"], seed: int, augment: Augment | None = None
+        self,
+        split: Split,
+        batch_size: int | Literal["full"],
+        seed: int,
+        augment: Augment | None = None,
+        shuffle: Literal["every_epoch", "once"] = "every_epoch",
     ) -> None:
         if batch_size != "full" and batch_size > len(split):
             raise UsageError(
@@ -340,7 +346,7 @@ class Batches:
                 batch_size,
                 "Use a smaller one, or full.",
             )
-        self.split, self.seed, self.augment = split, seed, augment
+        self.split, self.seed, self.augment, self.once = split, seed, augment, shuffle == "once"
         self.size = len(split) if batch_size == "full" else batch_size
         self.per_epoch = len(split) // self.size
         self._epoch, self._order = -1, torch.empty(0)
@@ -350,6 +356,7 @@ class Batches:
         if self.size == len(self.split):
             return self._whole(step)
         epoch, index = divmod(step, self.per_epoch)
+        epoch = 0 if self.once else epoch
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=stream(self.seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.split.device)

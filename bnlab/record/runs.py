@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnlab.core.errors import UsageError
-from bnlab.core.spec import GROUPS, NOT_HASHED, canonical
+from bnlab.core.spec import GROUPS, NEWER, NOT_HASHED, canonical
 from bnlab.core.study import varying
 from bnlab.core.text import leaves, typed
 from bnlab.record.folder import ENDED, RunFolder, find_runs
@@ -166,11 +166,12 @@ class Run:
 def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
     """The run in a folder. A file that cannot be read counts as empty, and the run as not ended."""
     tree, status = folder.spec(), state_of(folder)[1]
+    newer = {f"{group}.{key}": value for group, key, value in NEWER if group in tree}
     provenance = tree.pop("provenance", None)
     return Run(
         path=folder.path,
         id=run_id(folder.path, tree),
-        spec=flat(tree),
+        spec=newer | flat(tree),
         provenance=provenance if isinstance(provenance, dict) else {},
         status=status if isinstance(status, dict) and tree else {},
         keep=keep,

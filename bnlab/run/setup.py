@@ -78,7 +78,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
     dataset = _dataset(spec, device, dtype, {} if shared is None else shared)
     if dataset.classes is None and spec.loss == "cross_entropy":
         raise UsageError("loss", f"data={spec.data.name} has no classes", spec.loss, "Use loss=mse.")
-    batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data))
+    batches = Batches(dataset.train, spec.data.batch_size, spec.seed, augmentation(spec.data), spec.data.shuffle)
     net = build_net(spec.model, spec.norm, dataset.input_shape, dataset.outputs, spec.seed)
     _refuse_other_dtypes(net, dtype, f"model={spec.model.name}")
     net.module.to(device, dtype)

@@ -62,6 +62,28 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
             },
             r"options.of: no such metric, got 'final_los'",
         ),
+        (
+            {
+                "metric": "correlation",
+                "at": "curve",
+                "options": {"of": "trains", "of_options": {}, "to": "slope", "to_options": {}, "factor": "model.depth"},
+            },
+            r"options.to_options.of: missing",
+        ),
+        (
+            {
+                "metric": "correlation",
+                "at": "curve",
+                "options": {
+                    "of": "trains",
+                    "of_options": {},
+                    "to": "max_stable_lr",
+                    "to_options": {},
+                    "factor": "model.depth",
+                },
+            },
+            r"options.to: must be a metric of a run, got 'max_stable_lr'",
+        ),
         ({"smallest_effect": 0}, r"smallest_effect: a ratio must be above 0, got 0. 2 means twice as much."),
         ({"smallest_effect": None}, r"smallest_effect: missing. It says which effect matters."),
         ({"within": 1.1}, r"within: has no meaning with expect: larger|smaller, got 1.1"),

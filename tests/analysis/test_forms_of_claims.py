@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from bnlab.analysis.arms import arms_of
 from bnlab.analysis.load import Collection
@@ -308,6 +309,31 @@ def test_slope_largest_and_spread_of_a_curve(run_of: RunOf) -> None:
         math.log(math.log(10) / 0.1)
     )
     assert math.isnan(METRICS["slope"].value(diverged, log="xy", **of).value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.1], -1),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.4], 1 - 6 * 2 / (4 * 15)),
+        ([0.1, 0.2, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4], 4.5 / math.sqrt(4.5 * 5)),  # ranks 1, 2.5, 2.5, 4
+        ([0.1, 0.1, 0.1], [0.1, 0.2, 0.3], math.nan),
+        ([0.1, 0.2], [0.1, 0.2], math.nan),
+        ([0.1, math.nan, 0.3], [0.1, 0.2, 0.3], math.nan),
+    ],
+)
+def test_correlation_is_that_of_ranks(
+    losses: Sequence[float], accuracies: Sequence[float], expected: float, run_of: RunOf
+) -> None:
+    curve = {
+        float(10**index): run_of(seed=index, train_loss=loss, test_accuracy=accuracy)
+        for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    }
+    of = {"of": "final_train_loss", "of_options": {}, "to": "final_test_accuracy", "to_options": {}, "factor": "x"}
+    found = METRICS["correlation"].value(curve, **of).value
+    assert found == pytest.approx(expected, nan_ok=True)
+    if math.isfinite(expected):
+        assert found == pytest.approx(spearmanr(losses, accuracies).statistic)
 
 
 def test_spikes(run_of: RunOf) -> None:

@@ -103,6 +103,12 @@ def test_the_loss_at_the_end_is_that_of_the_last_tenth(run_of: RunOf) -> None:
     assert value("end_batch_loss", run) == Value(3.0)
 
 
+def test_what_is_lost_in_use_is_the_accuracy_of_late_batches_less_that_of_the_whole_split(run_of: RunOf) -> None:
+    run = run_of(series={"train_accuracy": (range(0, 101, 10), [0.1] * 9 + [0.9, 1.0])}, train_accuracy=0.7)
+    assert value("lost_in_use", run).value == pytest.approx(0.25)
+    assert math.isnan(value("lost_in_use", run_of(series={})).value)
+
+
 def test_a_course_leaves_the_head_out(run_of: RunOf) -> None:
     values = [[1.0, 3.0, 5.0, 99.0], [2.0, 4.0, 6.0, 99.0], [NAN, NAN, NAN, NAN]]
     run = run_of(series={"drift_mean.pre": ([5, 10, 15], values), "ics_rel": ([5, 10, 15], values)})

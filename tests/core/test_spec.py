@@ -58,6 +58,7 @@ TREE: dict[str, Any] = {
     "data": {
         "name": "digits",
         "batch_size": 60,
+        "shuffle": "every_epoch",
         "subset": None,
         "normalize": "channel",
         "binarize": False,
@@ -103,7 +104,7 @@ def test_the_id_of_a_spec_is_golden() -> None:
 
 def test_the_id_is_the_sha256_of_the_sorted_spec_without_its_name_and_launch() -> None:
     hashed = {key: value for key, value in copy.deepcopy(TREE).items() if key not in ("name", "launch")}
-    del hashed["model"]["dropout"]  # 0, as in every run from before there was dropout
+    del hashed["model"]["dropout"], hashed["data"]["shuffle"]  # as in every run from before there were such keys
     text = json.dumps(hashed, sort_keys=True, separators=(",", ":")).replace("1.0,", "1,").replace("0.0,", "0,")
     text = text.replace('"weight_decay":0.0', '"weight_decay":0')
     digest = hashlib.sha256(f"bnlab schema {SCHEMA_VERSION} {text}".encode()).hexdigest()
@@ -143,6 +144,7 @@ def test_where_it_runs_and_what_it_is_called_are_not_part_of_the_id() -> None:
         ("model.depth", 4),
         ("model.bias", True),
         ("model.dropout", 0.5),
+        ("data.shuffle", "once"),
         ("model.init_scale", 2.0),
         ("norm.name", "batch_reference"),
         ("norm.momentum", None),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from bnlab.core.theory import gradient_growth
+from bnlab.core.theory import OF_SPEC, equilibrium_angle, gradient_growth
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,25 @@ def test_what_has_no_closed_form_is_refused() -> None:
         gradient_growth(3, "relu")
     with pytest.raises(ValueError, match="got 'tanh'"):
         gradient_growth(8, "tanh")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_weight_of_random_gradients_at_right_angles_turns_by_the_equilibrium_angle(momentum: float) -> None:
+    lr, decay, draws = 0.1, 0.02, np.random.default_rng(0)
+    w, velocity, angles = draws.standard_normal(2000), np.zeros(2000), []
+    for step in range(3000):
+        g = draws.standard_normal(2000)
+        g -= (g @ w) / (w @ w) * w
+        velocity = momentum * velocity + g + decay * w
+        after = w - lr * velocity
+        if step >= 1500:
+            angles.append(math.acos(w @ after / np.linalg.norm(w) / np.linalg.norm(after)))
+        w = after
+    assert np.mean(angles) == pytest.approx(equilibrium_angle(lr, decay, momentum), rel=0.02)
+    spec = {"optim.lr": lr, "optim.weight_decay": decay, "optim.momentum": momentum}
+    assert OF_SPEC["equilibrium_angle"](spec) == equilibrium_angle(lr, decay, momentum)
+
+
+def test_without_decay_there_is_no_equilibrium() -> None:
+    with pytest.raises(ValueError, match=r"^decay: there is no equilibrium without decay, got 0"):
+        equilibrium_angle(0.1, 0.0)

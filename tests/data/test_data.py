@@ -17,7 +17,7 @@ from bnlab import config
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import DATA
 from bnlab.core.spec import RunSpec
-from bnlab.data.base import Batches, Dataset, Split, first, normalized, probe_batch
+from bnlab.data.base import Augment, Batches, Dataset, Images, Split, first, normalized, probe_batch
 from bnlab.run.setup import assemble
 
 NAMES = list(config.available("data", [config.packaged_dir()]))
@@ -417,6 +417,22 @@ def test_every_epoch_is_a_permutation_cut_into_whole_batches(count: int, size: i
         orders.append(order)
     if count > 20 and size < count:
         assert orders[0] != orders[1] != orders[2]
+
+
+@given(count=st.integers(21, 60), size=st.integers(1, 20), seed=st.integers(0, 5))
+def test_shuffled_once_every_epoch_has_the_batches_of_the_first(count: int, size: int, seed: int) -> None:
+    once, fresh = (Batches(_numbered(count), size, seed, shuffle=how) for how in ("once", "every_epoch"))
+    first = [fresh.at(step).y.tolist() for step in range(fresh.per_epoch)]
+    for epoch in (2, 0, 1):  # whatever came before
+        steps = range(epoch * once.per_epoch, (epoch + 1) * once.per_epoch)
+        assert [once.at(step).y.tolist() for step in steps] == first
+
+
+def test_shuffled_once_images_are_still_augmented_anew_in_every_epoch() -> None:
+    images = Images(torch.arange(640).to(torch.uint8).view(10, 1, 8, 8), torch.arange(10))
+    batches = Batches(images, 5, 0, Augment(crop=2, flip=True), "once")
+    assert torch.equal(batches.at(0).y, batches.at(2).y)
+    assert not torch.equal(batches.at(0).x, batches.at(2).x)
 
 
 @given(steps=st.lists(st.integers(0, 200), min_size=1, max_size=20))

@@ -63,11 +63,16 @@ def test_a_measured_run_is_the_run_and_its_passes_have_the_step_s_masks(
         assert max(record["propagation.all"]) < 1e-4
 
 
-def test_without_it_an_id_is_what_it_was_before_there_was_dropout(spec_of: SpecOf) -> None:
+@pytest.mark.parametrize(
+    ("group", "key", "absent", "other"), [("model", "dropout", 0, "0.1"), ("data", "shuffle", "every_epoch", "once")]
+)
+def test_without_a_newer_key_an_id_is_what_it_was_before_there_was_one(
+    group: str, key: str, absent: object, other: str, spec_of: SpecOf
+) -> None:
     tree = spec_of("norm=batch").tree()
-    assert tree["model"].pop("dropout") == 0
+    assert tree[group].pop(key) == absent
     assert RunSpec.from_tree(tree).id == spec_of("norm=batch").id
-    assert spec_of("norm=batch", "model.dropout=0.1").id != spec_of("norm=batch").id
+    assert spec_of("norm=batch", f"{group}.{key}={other}").id != spec_of("norm=batch").id
 
 
 def test_a_module_of_the_user_has_its_own(spec_of: SpecOf) -> None:

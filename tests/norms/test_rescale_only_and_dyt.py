@@ -1,4 +1,4 @@
-"""rescale_only and dyt against their formulas, value by value."""
+"""rescale_only, dyt and derf against their formulas, value by value."""
 
 from __future__ import annotations
 
@@ -68,3 +68,14 @@ def test_dyt_is_tanh_of_alpha_x_in_training_and_in_use(dims: int, training: bool
     np.testing.assert_allclose(norm(x).detach().numpy(), expected, rtol=1e-12)
     assert dict(norm.named_buffers()) == {}
     assert norm.get_parameter("alpha").shape == (1,)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dims", [0, 2])
+def test_derf_is_erf_of_alpha_x_and_s_in_training_and_in_use(dims: int, training: bool) -> None:
+    norm, x = _norm("derf", dims, alpha=0.5, affine=True).train(training), _batch(dims)
+    assert norm.get_parameter("s").tolist() == [0.0]
+    with torch.no_grad():
+        norm.get_parameter("s").fill_(-0.3)
+    expected = _by_channel(x, norm, lambda values, c: np.vectorize(math.erf)(0.5 * values - 0.3))
+    np.testing.assert_allclose(norm(x).detach().numpy(), expected, rtol=1e-12)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import twins
+from torch import nn
 
 from bnlab.core.spec import RunSpec
+from bnlab.core.theory import equilibrium_angle
+from bnlab.probes.scale import _of_weight
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=none+scale", "dtype=float64", "steps=4")
@@ -32,6 +37,21 @@ def test_below_a_batch_norm_the_norm_of_a_weight_grows_by_its_law(spec_of: SpecO
         assert record["norm_law_error"][:-1] == pytest.approx([0.0, 0.0], abs=1e-12)
         assert abs(record["weight_grad_cos"][-1]) > 1e-3
         assert record["norm_law_error"][-1] > 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_weight_of_equal_length_turns_by_the_angle_of_the_law(dtype: str) -> None:
+    """w' = (1 - lr decay) w - lr g with g at a right angle to w, so long that ||w'|| = ||w||."""
+    lr, decay = 0.1, 1e-4
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=getattr(torch, dtype)))
+    before = w.detach().clone()
+    g = torch.tensor([-4.0, 3.0], dtype=w.dtype) * math.sqrt(1 - (1 - lr * decay) ** 2) / lr
+    w.grad = g + decay * before
+    with torch.no_grad():
+        w -= lr * w.grad
+    angle = float(_of_weight(before, w, lr)[4])
+    assert angle == pytest.approx(math.acos(1 - lr * decay), rel=1e-4 if dtype == "float32" else 1e-9)
+    assert angle == pytest.approx(equilibrium_angle(lr, decay), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -611,7 +611,8 @@ def channels(moment: Moment) -> Figures:
 
 def scale(moment: Moment) -> Figures:
     """Number by number; of plain gradient descent."""
-    found: Figures = {name: [] for name in ("weight_grad_cos", "affine_norm", "norm_law_error", "effective_lr")}
+    names = ("weight_grad_cos", "affine_norm", "norm_law_error", "effective_lr", "weight_angle")
+    found: Figures = {name: [] for name in names}
     grads, lr = moment.gradient(moment.net()), moment.spec.optim.lr
     for site in moment.sites:
         name = f"{site.name}_affine.weight"
@@ -622,6 +623,8 @@ def scale(moment: Moment) -> Figures:
         found["affine_norm"].append(norm_of(w))
         found["norm_law_error"].append(abs(norm_of(after) ** 2 - square - lr**2 * norm_of(g) ** 2) / square)
         found["effective_lr"].append(lr / square)
+        turned = math.fsum(a * b for a, b in zip(w.flatten().tolist(), after.flatten().tolist(), strict=True))
+        found["weight_angle"].append(math.acos(turned / norm_of(w) / norm_of(after)))
     return found
 
 

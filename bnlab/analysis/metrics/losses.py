@@ -131,6 +131,15 @@ def end_batch_loss(run: Run) -> float:
     return float(late.mean()) if len(late) else math.nan
 
 
+@METRICS.register("lost_in_use", of="run", source="Wang et al. 2022", unit="share", reads=("train_accuracy",))
+def lost_in_use(run: Run) -> float:
+    """Mean accuracy of the training batches over the last tenth of the steps, each with its own statistics, less that
+    over the whole training split at the end, with those of eval_bn."""
+    raw = run.series("train_accuracy")
+    late = raw.values[raw.steps >= 0.9 * run.steps]
+    return float(late.mean()) - run.final("train_accuracy") if len(late) else math.nan
+
+
 @_scored("loss_area", "loss", source="area under the training curve on a log scale")
 def loss_area(run: Run) -> Value:
     """Exp of the mean over the steps of the log of the training batches' loss (trapezoids between measured steps): the

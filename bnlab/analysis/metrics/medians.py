@@ -115,6 +115,8 @@ for _row in (
     ("weight_grad_cos", "hidden", "cosine of an affine weight and its gradient", ARORA, "cosine"),
     ("norm_law_error", "hidden", "error of the law by which a weight's norm grows", ARORA, "1"),
     ("effective_lr", "hidden", "learning rate over the squared norm of an affine weight", ARORA, "1"),
+    ("weight_angle", "hidden", "angle by which an affine weight turns a step", "Wan et al. 2021; Kosson et al. 2024",
+     "radians"),
     ("abs_over_sum", "hidden", "how far the terms of an affine weight's gradient cancel, at step 0", INITIAL, "1", "",
      True),
     ("grad_kurtosis", "hidden", "excess kurtosis of the entries of an affine weight's gradient, at step 0", INITIAL,

@@ -160,6 +160,28 @@ def slope(
     return float(np.polyfit(x, y, 1)[0])
 
 
+@METRICS.register("correlation", of="curve", source="Spearman 1904", unit="1")
+def correlation(
+    curve: Curve,
+    *,
+    of: Annotated[str, MinLen(1)],
+    of_options: dict[str, Any],
+    to: Annotated[str, MinLen(1)],
+    to_options: dict[str, Any],
+    factor: Factor,
+) -> float:
+    """Rank correlation of the run metrics `of` and `to` over the values of `factor`, ties by their mean rank.
+
+    NaN with fewer than three values, where one is a bound or was not measured, or where a metric is constant."""
+    from scipy.stats import spearmanr  # takes half a second
+
+    pairs = [[METRICS[of].value(run, **of_options), METRICS[to].value(run, **to_options)] for run in curve.values()]
+    found = np.array([[math.nan if value.bound else value.value for value in pair] for pair in pairs])
+    if len(found) < 3 or not np.isfinite(found).all() or (np.ptp(found, axis=0) == 0).any():
+        return math.nan
+    return float(spearmanr(found).statistic)
+
+
 @METRICS.register(
     "largest", of="curve", source="Yang et al. 2019, figure 2", unit="that of the factor", better="higher"
 )
