@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from bnlab.core.registry import NORMS
 from bnlab.norms.base import ChannelNorm
 
-Alpha = Annotated[float, Gt(0), Lt(math.inf)]
-
 
 @NORMS.register("dyt", title="dynamic tanh")
 class DynamicTanh(ChannelNorm):
@@ -21,7 +19,7 @@ class DynamicTanh(ChannelNorm):
 
     in_turn = True
 
-    def __init__(self, channels: int, dims: int, *, alpha: Alpha, affine: bool) -> None:
+    def __init__(self, channels: int, dims: int, *, alpha: Annotated[float, Gt(0), Lt(math.inf)], affine: bool) -> None:
         """`alpha`: its value at the start."""
         super().__init__(channels, dims, gamma=affine, beta=affine)
         self.alpha = nn.Parameter(torch.full((1,), alpha))

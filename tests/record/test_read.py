@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bnlab.core.spec import NEWER, RunSpec
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal, columns, read
 from bnlab.record.runs import flat, read_run
@@ -40,6 +42,22 @@ def test_a_spec_is_flat_and_a_group_is_its_choice(tmp_path: Path) -> None:
     assert flat({"model": {"name": "mlp", "name_of": 1}, "probes": {"landscape": {"low": 0.5}}}) == {
         "model": "mlp", "model.name_of": 1, "probes.landscape.low": 0.5,
     }  # fmt: skip
+
+
+def test_a_run_from_before_there_was_a_key_is_one_with_its_default(
+    tmp_path: Path, spec_of: Callable[..., RunSpec]
+) -> None:
+    found = []
+    for name, kept in (("now", True), ("before", False)):
+        (tmp_path / name).mkdir()
+        tree = spec_of().tree()
+        for group, key, default in NEWER:
+            assert tree[group][key] == default
+            if not kept:
+                del tree[group][key]
+        RunFolder(tmp_path / name).write_spec(tree, {})
+        found.append(read_run(RunFolder(tmp_path / name)).spec)
+    assert found[0] == found[1]
 
 
 def test_series_are_those_of_the_records(tmp_path: Path) -> None:
