@@ -87,6 +87,10 @@ def list_command(
             from bnlab.terminal.tables import show_studies
 
             show_studies(listed)
+            if not any(row["last_run"] for row in listed):
+                say(
+                    f"none of them has run below {runs}; the shortest way to a first verdict: bnlab sweep --config quickstart"
+                )
     elif as_json:
         print_json({kind: found})
     elif found:
@@ -156,7 +160,8 @@ def ask(
 ) -> None:
     """Find statements about batch norm, studies and metrics by words.
 
-    Prints the five that fit best: each with the verdicts that come with bnlab, and a command that shows it.
+    Prints the five that fit best, each with the verdicts that come with bnlab and a command that shows it; the first
+    with every claim that bears on it.
     """
     from bnlab.analysis.metrics import table
     from bnlab.config import config_dirs, statements
@@ -168,11 +173,16 @@ def ask(
         raise UsageError("WORDS", "no statement, study or metric has them", " ".join(words), remedy)
     if as_json:
         keys = ("kind", "name", "text", "answer", "command")
-        print_json({"hits": [{key: getattr(hit, key) for key in keys} for hit in hits]})
+        claims = [[claim for _, lines in hit.parts for claim in lines] for hit in hits]
+        rows = [{key: getattr(hit, key) for key in keys} for hit in hits]
+        print_json({"hits": [row | {"claims": of_hit} for row, of_hit in zip(rows, claims, strict=True)]})
     else:
         from bnlab.terminal.tables import show_hits
 
-        show_hits([(hit.name, hit.text, hit.answer, hit.command) for hit in hits])
+        best, *others = hits
+        parts = [best.parts, *(((hit.command, (hit.answer,) * bool(hit.answer)),) for hit in others)]
+        headed = [(f"{hit.name}: {hit.text}", some) for hit, some in zip(hits, parts, strict=True)]
+        show_hits(headed, below="; ".join(f"{sign} {meaning}" for sign, meaning in statements.SIGNS.items()))
 
 
 @data.command("fetch")

@@ -88,7 +88,7 @@ def show_studies(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -
         cells = ["" if row[key] is None else number(row[key]) for key in ("minutes", "claims")]
         question = row["title"] or re.split(r"(?<=[.?:]) ", row["description"])[0]
         lines.append([(row["name"], "bold"), question, *cells, encoded(verdicts, out), (row["last_run"] or "")[:10]])
-    heads = ["study", "question", "min", "claims", "verdicts", "last run"]
+    heads = ["study", "question", "min", "claims", "verdicts here", "last run here"]
     kept = [index for index in range(len(heads)) if index < 4 or any(line[index] for line in lines)]
     rows_ = [[line[index] for index in kept] for line in lines]
     _show(out, rows_, [heads[index] for index in kept], right={"min", "claims"}, folded={"question"})
@@ -106,16 +106,22 @@ def show_tallies(rows: Sequence[tuple[str, float | None, Mapping[str, int]]], ou
     _show(out, lines, ["study", "min", *(encoded(sign, out) for sign in signs)], right={"min"})
 
 
-def show_hits(hits: Sequence[tuple[str, str, str, str]], out: TextIO | None = None) -> None:
-    """Name and text of each, its answer, and the command on a line that can be copied."""
+def show_hits(
+    hits: Sequence[tuple[str, Sequence[tuple[str, Sequence[str]]]]], out: TextIO | None = None, below: str = ""
+) -> None:
+    """A heading each, then its answers, those of each command above it, on a line that can be copied; a line `below`
+    all."""
     out = out or sys.stdout
-    target = console(out)
-    for name, text, answer, line in hits:
-        for part in _folded(f"{name}: {text}", 4, target.width):
-            say(part, out)
-        for part in _folded(f"    {encoded(answer, out)}", 4, target.width) if answer else ():
-            say(part, out)
-        say(f"    {line}", out)
+    width = console(out).width
+    for heading, parts in hits:
+        lines = _folded(heading, 4, width)
+        for typed_, answers in parts:
+            lines += [part for text in answers for part in _folded(f"    {encoded(text, out)}", 6, width)]
+            lines.append(f"    {typed_}")
+        for text in lines:
+            say(text, out)
+    for text in _folded(encoded(below, out), 4, width) if below else ():
+        say(text, out)
 
 
 def encoded(text: str, out: TextIO) -> str:
