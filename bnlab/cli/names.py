@@ -88,9 +88,7 @@ def list_command(
 
             show_studies(listed)
             if not any(row["last_run"] for row in listed):
-                say(
-                    f"none of them has run below {runs}; the shortest way to a first verdict: bnlab sweep --config quickstart"
-                )
+                say(f"none of them has run below {runs}; to begin: bnlab sweep --config quickstart")
     elif as_json:
         print_json({kind: found})
     elif found:
@@ -164,10 +162,10 @@ def ask(
     with every claim that bears on it.
     """
     from bnlab.analysis.metrics import table
-    from bnlab.config import config_dirs, statements
+    from bnlab.config import config_dirs, search, statements
 
     of = statements.studies(config_dirs(config_dir))
-    hits = statements.search(" ".join(words), statements.everything(of, statements.verdicts(), table()))
+    hits = search.search(" ".join(words), search.everything(of, statements.verdicts(), table()))
     if not hits:
         remedy = "Try other words, or see: bnlab list studies"
         raise UsageError("WORDS", "no statement, study or metric has them", " ".join(words), remedy)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bnlab.cli import main
-from bnlab.config import statements
+from bnlab.config import search, statements
 
 Said = tuple[int, str, str]
 
@@ -79,7 +79,7 @@ def test_ask_shows_every_claim_of_the_best_hit_with_its_committed_verdict(bnlab:
 
 
 def test_the_study_that_says_most_on_a_statement_comes_first() -> None:
-    kept = statements.everything(statements.studies(), statements.verdicts(), [])
+    kept = search.everything(statements.studies(), statements.verdicts(), [])
     hit = next(hit for hit in kept if hit.name == "statement 9")
     assert hit.command == "bnlab sweep --config lr_range"
     judged = [sum(not line.startswith("–") for line in lines) for _, lines in hit.parts]
@@ -88,7 +88,7 @@ def test_the_study_that_says_most_on_a_statement_comes_first() -> None:
 
 
 def test_a_claim_that_opposes_the_statement_says_both_its_verdict_and_the_sign() -> None:
-    kept = statements.everything(statements.studies(), statements.verdicts(), [])
+    kept = search.everything(statements.studies(), statements.verdicts(), [])
     lines = [line for hit in kept if hit.name == "statement 7" for _, some in hit.parts for line in some]
     assert any(line.startswith("✕") and ": supported, " in line for line in lines)
 
