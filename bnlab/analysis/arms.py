@@ -159,6 +159,8 @@ def _word(name: str, value: Any, titles: Mapping[tuple[str, str], str]) -> str:
         return str(value).replace("_", " ")
     if name in GROUPS:
         return titles.get((name, str(value)), str(value))
+    if name == "eval_bn":
+        return f"{value} statistics"
     if isinstance(value, tuple):
         value = " ".join(map(str, value))
     return f"{short_key(name)} {f'{value:.12g}' if isinstance(value, float) else value}"

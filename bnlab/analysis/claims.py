@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS, measurements, refuse_unknown
+from bnlab.analysis.metrics import METRICS, about_answers, measurements, refuse_unknown
 from bnlab.core import theory
+from bnlab.core.conditions import conditions, of_run
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
 from bnlab.core.spec import GROUPS, canonical
@@ -109,14 +110,48 @@ def check_reach(study: Study, cells: Sequence[Cell], typed: Collection[str]) -> 
     Raises:
         UsageError: no cell has the key, or that value of it.
     """
-    specs = [{**flat(cell.spec.tree()), ARM: cell.values.get(ARM)} for cell in cells]
+    once = specs_of(cells)
     for claim in study.claims:
+        specs = asked_of(study, once, f"claims.{claim.name}.metric", claim.metric, claim.options)
         wanted = [("where", key, [value]) for key, value in claim.where.items()]
         pairs = [(part, pair) for part in ("contrast", "beyond") for pair in getattr(claim, part).items()]
         wanted += [(part, key, _each(key, pair)) for part, (key, pair) in pairs if key != METRIC]
         wanted += [("options.factor", claim.options["factor"], [])] if "factor" in claim.options else []
         for part, key, values in wanted:
             refuse_absent(f"claims.{claim.name}.{part}", key, values if key not in typed else (), specs)
+        if study.ask and about_answers(claim.metric, claim.options):
+            _refuse_unasked(claim, typed, specs)
+
+
+def specs_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The flat spec of each cell, with its arm."""
+    return [{**flat(cell.spec.tree()), ARM: cell.values.get(ARM)} for cell in cells]
+
+
+def asked_of(
+    study: Study, specs: list[dict[str, Any]], place: str, metric: str, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The specs of the runs that a metric is of: these, or of answers each once for each condition.
+
+    Raises:
+        UsageError: a metric of answers, where the study asks nothing.
+    """
+    if not about_answers(metric, options):
+        return specs
+    if not study.ask:
+        raise UsageError(place, "the study asks nothing", metric, "Write ask: {eval_bn: 'running,batch'}.")
+    return [{**spec, **found} for spec in specs for found in of_run(spec, conditions(study.ask)).values()]
+
+
+def _refuse_unasked(claim: Claim, typed: Collection[str], specs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a claim about answers of which each value is asked for, and none with all of them."""
+    for part in ("contrast", "beyond"):
+        pairs = {key: pair for key, pair in getattr(claim, part).items() if key not in ("seed", METRIC)}
+        for index in (0, 1):
+            wanted = {**claim.where, **{key: pair[index] for key, pair in pairs.items()}}
+            wanted = {key: value for key, value in wanted.items() if key not in typed}
+            if not any(all(canonical(spec.get(key)) == canonical(wanted[key]) for key in wanted) for spec in specs):
+                raise UsageError(f"claims.{claim.name}.{part}", "no run is asked for this", wanted, "Add it to ask.")
 
 
 def refuse_absent(place: str, key: str, values: Iterable[Any], specs: Sequence[Mapping[str, Any]]) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS, MetricError, Value, reads
+from bnlab.analysis.metrics import METRICS, MetricError, Value, about_answers, reads
+from bnlab.core.conditions import Condition, conditions, of_run
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import digest, load_plugins
 from bnlab.core.spec import canonical
@@ -39,7 +40,8 @@ class Collection:
     """The runs below `root`. `runs` have ended, finished or diverged, in the order of their paths, each id once;
     `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run. `no_plugins`
     says why plugins of the runs could not be loaded, `edited` which metrics and figures are others than runs began
-    with."""
+    with. `asked` are the runs that finished or diverged once for each condition that the study asks about, which is in
+    their spec; `unanswered` says what is not there."""
 
     root: Path
     study: Study | None = None
@@ -49,6 +51,8 @@ class Collection:
     copies: tuple[Run, ...] = ()
     no_plugins: tuple[str, ...] = ()
     edited: tuple[str, ...] = ()
+    asked: tuple[Run, ...] = ()
+    unanswered: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     """By metric: why the summary lacks values of it."""
     _values: dict[tuple[str, str, str], Value] = field(default_factory=dict, repr=False)
@@ -59,6 +63,10 @@ class Collection:
         if key not in self._values:
             self._values[key] = METRICS[name].value(run, **options)
         return self._values[key]
+
+    def about(self, metric: str, options: Mapping[str, Any]) -> Collection:
+        """With the runs that the metric is of: those that were asked, or each once."""
+        return replace(self, runs=self.asked) if about_answers(metric, options) else self
 
     def place(self, run: Run) -> str:
         """The run's path below the root, with slashes."""
@@ -85,6 +93,7 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
     for run in found:
         if run.ended:
             runs.setdefault(run.id, run)
+    asked = [one for run in runs.values() for one in _asked(run, conditions(study.ask) if study else [])]
     return Collection(
         root=root,
         study=study,
@@ -94,7 +103,26 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
         copies=tuple(run for run in found if run.ended and run is not runs[run.id]),
         no_plugins=no_plugins,
         edited=edited,
+        asked=tuple(asked),
+        unanswered=tuple(_unanswered(root, asked)),
     )
+
+
+def _asked(run: Run, each: Sequence[Condition]) -> Iterator[Run]:
+    """The run under each of the conditions, with its answer if it is there."""
+    known = run.folder.answers() if each else {}
+    for key, found in of_run(run.spec, each).items():
+        answer = known.get(key, {}).get("metrics")
+        yield replace(run, id=f"{run.id} {key}", spec={**run.spec, **found}, answer=answer)
+
+
+def _unanswered(root: Path, asked: Sequence[Run]) -> Iterator[str]:
+    """A line that counts the answers that are not there, of runs that have finished."""
+    missing = [run for run in asked if run.answer is None and run.finished]
+    if missing:
+        place, checkpoint = missing[0].path.relative_to(root).as_posix(), missing[0].folder.checkpoint_file
+        why = "not asked, sweep the study again" if checkpoint.is_file() else "not measured, it has no checkpoint"
+        yield f"{len(missing)} of {count(len(asked), 'answer')} are not there; first {place}: {why}"
 
 
 def _load_plugins(runs: Sequence[Run]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -61,6 +61,7 @@ def sides(collection: Collection, claim: Claim, factor: str = RATE) -> Grid:
     if factor in claim.contrast and claim.at == "curve":
         raise NotTestedError(f"{factor} is contrasted, so there is no curve over it")
     labels = [_label(claim, index) for index in (0, 1)]
+    collection = collection.about(claim.metric, claim.options)
     chosen = [[run for run in collection.runs if _is_in(run, claim, index)] for index in (0, 1)]
     for name, runs in zip(labels, chosen, strict=True):
         if not runs:
@@ -94,7 +95,7 @@ def _of_one_version(
     """The runs of one version of the study. After an edit, runs may differ in keys that are not axes: those count that
     agree with most of the study's overrides, and of equally good versions the one with most runs."""
     study = collection.study
-    axes = tuple(f"{axis}." for axis in study.axes) if study else ()
+    axes = tuple(f"{axis}." for axis in study.varied()) if study else ()
     foreign = [key for key in keys if not f"{key}.".startswith(axes)]
     if study is None or not foreign:
         return arms, []
@@ -134,7 +135,7 @@ def _seeds(claim: Claim) -> list[list[int]]:
 def _matched(collection: Collection, claim: Claim, arms: Sequence[Sequence[Run]], factor: str) -> list[str]:
     """The keys in which runs differ, besides seed, factor and contrast. Options of a contrasted group belong to its
     choice (`norm.groups` to `norm`), unless the study has them as axes."""
-    axes = set(collection.study.axes) if collection.study else set()
+    axes = collection.study.varied() if collection.study else set()
     bundles = collection.study.settings_of_arms() if collection.study and ARM in claim.contrast else ()
     contrasted = {*claim.contrast, *bundles}
     own = tuple(f"{key}." for key in contrasted if key in GROUPS)

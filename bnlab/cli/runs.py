@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,11 +51,13 @@ def evaluate(
 
     The test data may be shifted, and batch norm may use other statistics. Nothing is trained or written.
     """
-    from bnlab.config.conditions import load_conditions, under
+    from bnlab.config.conditions import load_conditions
 
     conditions = load_conditions(overrides or ())
+    from bnlab.core.conditions import under
     from bnlab.core.registry import read_plugin
     from bnlab.record.folder import runs_below
+    from bnlab.run.answer import answers
     from bnlab.terminal.progress import Bars
     from bnlab.terminal.tables import show_answers
 
@@ -80,52 +82,24 @@ def evaluate(
         notes |= {f"{file}: edited since it was trained with; the copy that the run keeps is used" for file in edited}
     if others := {*given} - {file for _, of_run in specs for file in of_run[0].plugins}:
         raise UsageError("--plugin", "no run here has a plugin of this name", min(others))
-    answers: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
         for folder, of_run in specs:
-            for answer in ask(folder, of_run):
-                answers.append(answer)
-                progress("answer", len(answers), len(saved) * len(conditions))
+            run = {"run": str(folder.path), "status": status_of(folder)["status"]}
+            for answer in answers(folder, of_run):
+                shift = {key: answer.pop(f"data.{key}") for key in ("shift", "shift_strength")}
+                found.append({**run, **shift, **answer})
+                progress("answer", len(found), len(saved) * len(conditions))
     for note in sorted(notes):
         complain(note)
     left_out = [folder for folder in folders if folder not in saved]
     if as_json:
-        print_json({"evaluations": answers, "left_out": [str(folder.path) for folder in left_out]})
+        print_json({"evaluations": found, "left_out": [str(folder.path) for folder in left_out]})
         return
-    show_answers(answers)
+    show_answers(found)
     for folder in left_out:
         say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
-
-
-def ask(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
-    """Loss and accuracy of the net in a run's checkpoint, under each of the specs.
-
-    Raises:
-        UsageError: a spec that cannot be evaluated, or a checkpoint of another net.
-    """
-    from bnlab.net.evaluate import evaluate as evaluated
-    from bnlab.probes.base import to_host
-    from bnlab.run import checkpoint, host
-    from bnlab.run.setup import assemble
-
-    for spec in specs:
-        host.prepare(spec.threads)
-        setup = assemble(spec)
-        step = checkpoint.restore_weights(folder.checkpoint_file, setup.net.module)
-        test = setup.dataset.test
-        found: dict[str, Any] = to_host(evaluated(setup.inference, test, spec.loss, spec.reduction))
-        yield {
-            "run": str(folder.path),
-            "status": status_of(folder)["status"],
-            "step": step,
-            "shift": spec.data.shift,
-            "shift_strength": spec.data.shift_strength,
-            "eval_bn": spec.eval_bn,
-            "eval_batch_size": spec.eval_batch_size,
-            "examples": len(test),
-            "metrics": {f"test_{name}": float(value) for name, value in found.items()},
-        }
 
 
 @app.command()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bnlab.cli.gallery import Gallery
     from bnlab.core.study import Cell, Study
     from bnlab.report.views import Built
+    from bnlab.sweep.ask import Asking
     from bnlab.sweep.executors import Executor
     from bnlab.sweep.run import Standing, Sweep
     from bnlab.terminal.progress import Tally
@@ -210,7 +211,9 @@ def _sweep(config: str, asked: Asked) -> Done:
     from bnlab import config as configs
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
     from bnlab.analysis.load import STUDY_FILE
+    from bnlab.core.conditions import conditions
     from bnlab.record.runs import other_than
+    from bnlab.sweep.ask import Asking, refuse_unanswerable
     from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
 
@@ -227,8 +230,11 @@ def _sweep(config: str, asked: Asked) -> Done:
     workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
     provenance = {"claims": digests(study)} if study.claims else {}
     grid = Sweep(cells, runs, fresh=asked.fresh, retry_failed=asked.retry_failed, provenance=provenance)
+    each = conditions(study.ask)
+    asking = Asking(grid.standings.values(), each)
     if asked.dry_run:
-        return Done(code=cli.OK, tree=_show_cells(study, grid, places, as_json))
+        most = len(cells) * len(each)
+        return Done(code=cli.OK, tree=_show_cells(study, grid, (asking.there, most), places, as_json))
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
     flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain}
     flags |= {"expect_verdicts": asked.expect_verdicts}
@@ -237,19 +243,26 @@ def _sweep(config: str, asked: Asked) -> Done:
     if grid.left or claims_differ(root / STUDY_FILE, study):
         write_study(root, study, again)
     lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)
-    if grid.left:
+    unanswered: list[str] = []
+    if grid.left or asking.left:
         if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
-        if _has_data(grid, asked.plain or as_json, stop, out):
+        if _has_data(grid if grid.left else asking, asked.plain or as_json, stop, out):
+            refuse_unanswerable((cell.spec for cell in cells), each)
             # In this process a breakpoint needs the terminal, which a live display would take from it.
             live = not asked.plain and not as_json and is_screen(out) and workers.isolated
             _say_notes(grid, out)
             with cli.writing(root):
-                _run(grid, workers, live, asked.fail_fast, stop, out)
+                if grid.left:
+                    _run(grid, workers, live, asked.fail_fast, stop, out)
+                asking = Asking(grid.standings.values(), each)
+                unanswered = _ask(asking, workers, asked, out)
     else:
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
-    interrupted = stop.reason is not None and bool(grid.left)
+    interrupted = stop.reason is not None and bool(grid.left or asking.there < asking.asked)
     say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
+    if each:
+        say(f"{asking.there} of {count(asking.asked, 'answer')}", out)
     built = None if interrupted else _reported(root)
     verdicts, broken = (built.verdicts, built.failed) if built else ((), ())
     if not as_json:
@@ -260,26 +273,30 @@ def _sweep(config: str, asked: Asked) -> Done:
             say(f"report  {built.path}", out)
     _say_failures(grid.failures, again, places, out)
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
-    for line in (*(built.notes if built else ()), *broken, *changed):
+    for line in (*unanswered, *(built.notes if built else ()), *broken, *changed):
         complain(line)
     from bnlab.cli.runs import tree
 
     claims = [tree(verdict) for verdict in verdicts]
     rows = [_row(standing, places) for standing in grid.standings.values()]
-    found = {"study": study.name, "runs": rows, "claims": claims, "report": str(built.path) if built else None}
+    found: dict[str, Any] = {"study": study.name, "runs": rows, "claims": claims}
+    found |= {"answers": [asking.there, asking.asked]} if each else {}
+    found |= {"report": str(built.path) if built else None}
     if interrupted:
         say(f"resume  {again}", out)
         return Done(code=cli.INTERRUPTED, tree=found, verdicts=verdicts)
-    failed = bool(grid.failures or grid.left or broken)
+    failed = bool(grid.failures or grid.left or broken or unanswered)
     code = cli.FAILED if failed else cli.CHANGED if changed else cli.OK
     return Done(code=code, tree=found, verdicts=verdicts)
 
 
-def _has_data(grid: Sweep, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
+def _has_data(grid: Sweep | Asking, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
     """Whether all data sets are there. Missing ones are downloaded once, before many runs need them."""
     from bnlab.cli.train import has_data
+    from bnlab.sweep.ask import Question
 
-    specs = {(one.cell.spec.data.name, one.cell.spec.plugins): one.cell.spec for one in grid.left}
+    left = [one.specs[0] if isinstance(one, Question) else one.cell.spec for one in grid.left]
+    specs = {(spec.data.name, spec.plugins): spec for spec in left}
     return all(has_data(spec, out, plain, stop) for spec in specs.values())
 
 
@@ -315,6 +332,16 @@ def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.
         )
     finally:
         display.close()
+
+
+def _ask(asking: Asking, workers: Executor, asked: Asked, out: TextIO) -> list[str]:
+    """Ask the nets what is not yet answered; a line for each that could not be asked."""
+    from bnlab.terminal.progress import Bars
+
+    if not asking.left or asked.stop.reason is not None:
+        return []
+    with Bars(sys.stderr if asked.as_json else out, plain=asked.plain or asked.as_json) as progress:
+        return asking.run(workers, stopped=asked.stop, tick=lambda done, total: progress("answer", done, total))
 
 
 def _reported(root: Path) -> Built | None:
@@ -362,15 +389,20 @@ def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str,
         say(f"again   {again} --retry-failed", out)
 
 
-def _show_cells(study: Study, grid: Sweep, places: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
-    """What a sweep would find: every cell, its state, and with --json the line that runs it alone."""
+def _show_cells(
+    study: Study, grid: Sweep, answers: tuple[int, int], places: Mapping[str, Any], as_json: bool
+) -> dict[str, Any]:
+    """What a sweep would find: every cell, its state, and with --json the line that runs it alone. `answers`: how many
+    are there, and how many there will be if every run finishes."""
     rows = [_row(standing, places) for standing in grid.standings.values()]
     if not as_json:
         from bnlab.terminal.tables import show_cells
 
         show_cells(rows, sys.stdout)
         say(f"{count(len(rows), 'run')}: {_counted(grid)}; {len(grid.left)} to run")
-    return {"study": study.name, "cells": rows}
+        if study.ask:
+            say(f"{count(answers[1], 'answer')} of trained nets: {answers[0]} there; {answers[1] - answers[0]} to ask")
+    return {"study": study.name, "cells": rows} | ({"answers": list(answers)} if study.ask else {})
 
 
 def _row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:

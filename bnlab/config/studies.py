@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.compose import Composer, hydra_over, offer_plugins, rounded
+from bnlab.config.conditions import read_grid
 from bnlab.config.overrides import Overrides, texts, value_of
 from bnlab.config.places import available, config_dirs
+from bnlab.core.conditions import DEFAULTS, conditions, under
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, NOT_HASHED
 from bnlab.core.study import ARM, Cell, Study, Value
@@ -41,6 +44,7 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         in_all = [*fixed, *itertools.chain(*bundles.values())]
         offer_plugins(study.base, [*in_all, *(f"{key}={text}" for key, text in study.axes.items())], reader)
         axes = {key: _axis(key, text, reader, bundles) for key, text in study.axes.items()}
+        ask = [_asked(grid, reader) for grid in study.ask]
         # The study's settings of its own probes do not hold for others that the user chooses.
         typed_keys = {reader.read(text).key_or_group for text in overrides}
         droppable = {key for key in study.overrides if key.partition(".")[0] in typed_keys} - typed_keys
@@ -53,7 +57,10 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
             cell = Cell(spec=spec, config=study.base, overrides=tuple(settings), values=values)
             cells.setdefault(spec.id, cell)
     resolved = {key: ",".join(values) for key, values in axes.items()}
-    return dataclasses.replace(study, axes=resolved), list(cells.values())
+    for condition in conditions(ask):
+        with _in_place("ask"):
+            under(next(iter(cells.values())).spec.tree(), condition)
+    return dataclasses.replace(study, axes=resolved, ask=tuple(ask)), list(cells.values())
 
 
 def find(name: str, dirs: Sequence[Path]) -> Study:
@@ -84,6 +91,9 @@ def _read(file: Path) -> Study:
             tree[part] = {name: _mapping(settings, f"{part}.{name}") for name, settings in each}
         tree["scales"] = {name: _grid(scale, f"scales.{name}.") for name, scale in tree["scales"].items()}
         tree["arms"] = {name: dict(leaves(bundle)) for name, bundle in tree["arms"].items()}
+        grids = tree.get("ask") or []
+        grids = [_mapping(grid, "ask") for grid in (grids if isinstance(grids, list) else [grids])]
+        tree["ask"] = [{key: _axis_text(value) for key, value in leaves(grid)} for grid in grids]
         if tree["arms"]:
             tree["axes"] = {ARM: ",".join(tree["arms"]), **tree["axes"]}
         return Study.from_tree({**tree, "claims": tree.get("claims") or []})
@@ -163,6 +173,20 @@ def _axis(key: str, text: str, reader: Overrides, bundles: Mapping[str, Sequence
         for option in found:
             reader.option(key, reader.read(f"{key}={option}").value())
     return found
+
+
+def _asked(grid: Mapping[str, Any], reader: Overrides) -> dict[str, Any]:
+    with _in_place("ask"):
+        return read_grid([f"{key}={text}" for key, text in grid.items()], reader, [*DEFAULTS])
+
+
+@contextmanager
+def _in_place(place: str) -> Iterator[None]:
+    """Errors there name the place too."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(place, str(error).rstrip(".")) from None
 
 
 def _product(axes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:

@@ -102,8 +102,9 @@ class Study:
 
     `overrides` hold for every cell. `axes` are written in the grammar of the command line: `norm: none,batch`,
     `optim.lr: logspace(1e-3, 10, 9)`, `seed: range(0, 6)`. `arms` are an axis of named settings: `dropout: {norm: none,
-    model.dropout: 0.3}`. `title` is the question that it asks, `minutes` about how long it takes on two cores.
-    `figures` are drawn before those of every report.
+    model.dropout: 0.3}`. `ask` are grids of conditions (bnlab.core.conditions) under which each trained net is
+    evaluated, which is no part of a run. `title` is the question that it asks, `minutes` about how long it takes on two
+    cores. `figures` are drawn before those of every report.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Study:
     figures: tuple[Mapping[str, Any], ...] = ()
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ask: tuple[Mapping[str, Any], ...] = ()
     claims: tuple[Claim, ...] = ()
 
     @classmethod
@@ -151,6 +153,10 @@ class Study:
         """As YAML has it: `from_tree(study.tree()) == study`."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in _NOT_WRITTEN}
 
+    def varied(self) -> set[str]:
+        """The keys in which its runs, and their answers, are meant to differ."""
+        return {*self.axes, *(key for grid in self.ask for key in grid)}
+
     def settings_of_arms(self) -> set[str]:
         """The keys in which arms differ."""
         return {key for bundle in self.arms.values() for key in bundle}
@@ -165,7 +171,7 @@ class Study:
         return max(fits, key=lambda name: len(self.arms[name]), default=None)
 
 
-_NOT_WRITTEN = ("title", "minutes", "arms", "scales", "figures")
+_NOT_WRITTEN = ("title", "minutes", "arms", "scales", "figures", "ask")
 """Keys that a study's file has only where they say something."""
 
 

@@ -6,6 +6,7 @@ status.json     running | finished | diverged | failed | interrupted, the step, 
 checkpoint.pt   what an exact resume needs
 events.out.*    the TensorBoard view of the journal (board/)
 log.txt         a log for people; a traceback if the run failed
+answers.jsonl   loss and accuracy under conditions that a study asks about (run/answer.py), a line each
 plugins/        the user's own files that it was made with, numbered as in the spec
 owner.json      the process that trains the run, or trained it last, and its heartbeat; `lock` is its lock
 """
@@ -26,8 +27,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from bnlab.core.conditions import DEFAULTS
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import Plugin, digest
+from bnlab.core.spec import canonical
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0
@@ -74,6 +77,26 @@ class RunFolder:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def answers_file(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """The answers that are there, by the canonical text of their conditions. What a process was killed while
+        writing is none."""
+        found = {}
+        for line in self.answers_file.read_bytes().splitlines() if self.answers_file.is_file() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                answer = json.loads(line)
+                found[canonical({key: answer[key] for key in DEFAULTS})] = answer
+        return found
+
+    def add_answer(self, answer: Mapping[str, Any]) -> None:
+        """Append a line, in one write: several processes may do so."""
+        with open(self.answers_file, "a+b", buffering=0) as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and not self.answers_file.read_bytes().endswith(b"\n")
+            file.write(b"\n" * torn + json.dumps(answer).encode() + b"\n")
 
     @property
     def status_file(self) -> Path:

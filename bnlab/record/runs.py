@@ -81,6 +81,8 @@ class Run:
     provenance: Mapping[str, Any]
     status: Status
     keep: frozenset[str] = frozenset()
+    answer: Mapping[str, Any] | None = None
+    """What the net answers under the conditions that `spec` has, such as `test_accuracy`, of a run as it was asked."""
     _series: dict[str, Series] = field(default_factory=dict, repr=False)
 
     @property

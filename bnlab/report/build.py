@@ -95,7 +95,7 @@ def _one(root: Path) -> Built:
         unfinished=collection.unfinished,
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
-        notes=collection.edited,
+        notes=(*collection.edited, *collection.unanswered),
         facts=facts_,
     )
 

@@ -67,6 +67,7 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
 def _asked(collection: Collection, figure: Mapping[str, Any]) -> Asked:
     """The axis that it is drawn against, `by`, tells no arms and no views apart."""
     where, by = figure.get("where") or {}, str(figure.get("by", ""))
+    collection = collection.about(str(figure.get("metric")), figure.get("options") or {})
     runs = [
         run
         for run in collection.runs

@@ -87,18 +87,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
 
-    inference = Inference(
-        net,
-        spec.eval_bn,
-        batch_size=spec.eval_batch_size,
-        training=dataset.train,
-        training_size=batches.size,
-        seed=spec.seed,
-    )
-    if spec.eval_bn in ("batch", "adapted"):
-        size = min(inference.size(len(split)) for split in (dataset.train, dataset.test))
-        refuse_single_values(net, dataset.input_shape, spec.norm, size, "eval_batch_size")
-
+    inference = _inference(spec, net, dataset, batches.size)
     probes, every = _probes(spec)
     for name, probe in probes.items():
         _refuse_batches(name, probe, net, dataset, batches.size, spec)
@@ -134,6 +123,37 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
         ),
         schedule=schedule,
     )
+
+
+def asked(setup: Setup, spec: RunSpec, shared: dict[str, Dataset]) -> Setup:
+    """The same net, as it is now, evaluated as `spec` says, which differs in conditions of the evaluation alone.
+
+    Raises:
+        UsageError: as `assemble`.
+    """
+    dataset = _dataset(spec, setup.dataset.train.device, getattr(torch, spec.dtype), shared)
+    inference = _inference(spec, setup.net, dataset, setup.batches.size)
+    return replace(setup, spec=replace(spec, device=setup.spec.device), dataset=dataset, inference=inference)
+
+
+def _inference(spec: RunSpec, net: Net, dataset: Dataset, training_size: int) -> Inference:
+    """How the net is evaluated.
+
+    Raises:
+        UsageError: batches that are too small for their own statistics.
+    """
+    inference = Inference(
+        net,
+        spec.eval_bn,
+        batch_size=spec.eval_batch_size,
+        training=dataset.train,
+        training_size=training_size,
+        seed=spec.seed,
+    )
+    if spec.eval_bn in ("batch", "adapted"):
+        size = min(inference.size(len(split)) for split in (dataset.train, dataset.test))
+        refuse_single_values(net, dataset.input_shape, spec.norm, size, "eval_batch_size")
+    return inference
 
 
 def _overruns(part: nn.Module) -> bool:

@@ -71,6 +71,8 @@ class Metric(Entry):
     """Options in tables of runs. None, where the metric has others: only a claim can give them."""
     of_measurement: bool = False
     """Its option `of` names a measurement of the journal."""
+    of_answers: bool = False
+    """It is of what a trained net answers: a run counts once for each condition that its study asks about."""
     about_failure: bool = False
     """It is constant over runs that train, so it says nothing where only those are compared."""
 
@@ -121,6 +123,12 @@ class Metric(Entry):
 
 
 METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
+
+
+def about_answers(metric: str, options: Mapping[str, Any]) -> bool:
+    """Whether the metric, or that which its option `of` names, is of answers."""
+    names = {metric, str(options.get("of"))} & set(METRICS.names())
+    return any(METRICS[name].of_answers for name in names)
 
 
 def over_finite(statistic: Callable[[Floats], Any], values: Floats) -> float:

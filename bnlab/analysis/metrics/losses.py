@@ -105,6 +105,17 @@ def _final(outcome: str) -> None:
         return math.inf if metrics.get(outcome, 0.0) is None else run.final(outcome)
 
 
+def _answer(what: str) -> None:
+    meaning = f"{what} over the whole test split, under a condition of the study's `ask`"
+    facts: dict[str, Any] = {"source": "answers.jsonl (docs/studies.md)", "shown_with": None, "of_answers": True}
+    facts["title"] = f"test {what}"
+
+    @_scored(f"answer_{what}", what, meaning=meaning, **facts)
+    def answer(run: Run) -> float:
+        value = (run.answer or {}).get(f"test_{what}")
+        return math.nan if value is None else float(value)
+
+
 def _best(outcome: str, where: str) -> None:
     what = outcome.partition("_")[2]
     word, extreme = ("lowest", np.min) if what == "loss" else ("highest", np.max)
@@ -118,6 +129,8 @@ def _best(outcome: str, where: str) -> None:
 
 for _outcome in get_args(Outcome):
     _final(_outcome)
+_answer("loss")
+_answer("accuracy")
 _best("train_loss", f"training batches, as the median of {SMOOTHED} measured ones")
 _best("test_loss", "test split")
 _best("test_accuracy", "test split")

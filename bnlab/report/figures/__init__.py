@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bnlab.analysis.claims import reference, refuse_absent
+from bnlab.analysis.claims import asked_of, reference, refuse_absent, specs_of
 from bnlab.analysis.metrics import METRICS, measurements, refuse_unknown
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import Entry, Registry, load_plugins
-from bnlab.core.study import ARM, Cell, Study
+from bnlab.core.study import Cell, Study
 from bnlab.core.typed import option_defaults
-from bnlab.record.runs import flat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
     Raises:
         UsageError: `figures.0.KEY`, and what is wrong with it.
     """
-    specs = [{**flat(cell.spec.tree()), ARM: cell.values.get(ARM)} for cell in cells]
+    once = specs_of(cells)
     if study.figures:
         load_plugins(dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
     for index, figure in enumerate(study.figures):
@@ -68,6 +67,8 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         if "kind" not in figure:
             raise UsageError(f"{place}.kind", "missing", remedy="Write kind: by, steps or profile.")
         options = options_of(str(figure["kind"]), given, place)
+        metric, more = str(options.get("metric")), options.get("options") or {}
+        specs = asked_of(study, once, f"{place}.metric", metric, more)
         where = figure.get("where") or {}
         if not isinstance(where, Mapping):
             raise UsageError(f"{place}.where", "must have keys and values", where)
