@@ -637,6 +637,36 @@ def margins(moment: Moment) -> Figures:
     return {"margin_min": low, "margin_max": high, "margin_ratio": low / high if high > 0 else None}
 
 
+def neighbours(moment: Moment) -> Figures:
+    """Example by example: each alone in two batches of its own, and moments by Python's floats."""
+    m, x = moment.option("neighbours", "size"), moment.setup.observer.probe_batch.x
+    changes, plain = [], []
+    for row in range(m):
+        for column in range(m):
+            in_row = [m * row + other for other in range(m)]
+            in_column = [m * other + column for other in range(m)]
+            with torch.no_grad():
+                f, moved = moment.net()(x[in_row])[column], moment.net()(x[in_column])[row]
+            changes.append(norm_of(moved - f) ** 2)
+            plain.append(f)
+    centre = torch.stack(plain).mean(dim=0)
+    spread = math.fsum(norm_of(f - centre) ** 2 for f in plain)
+    found: Figures = {"neighbour_change": math.sqrt(math.fsum(changes) / spread)}
+    sites = probed(moment)
+    for name, moment_of in (("example_mean_kept", mean_of), ("example_scale_kept", sd_of)):
+        found[name] = []
+        for site, pre, act_in in zip(moment.sites, sites["pre"], sites["act_in"], strict=True):
+            z, y = ([moment_of(example.flatten().tolist()) for example in of] for of in (pre, act_in))
+            rms = math.sqrt(mean_of([value**2 for value in act_in.flatten().tolist()]))
+            kept = float(np.corrcoef(z, y)[0, 1]) ** 2 if math.sqrt(variance_of(y)) >= 1e-3 * rms else 0.0
+            found[name].append(None if site.norm is not None and not site.norm_first else kept)
+    return found
+
+
+def sd_of(values: Sequence[float]) -> float:
+    return math.sqrt(variance_of(values, ddof=1))
+
+
 TWINS: dict[str, Callable[[Moment], Figures]] = {
     "batch_moments": batch_moments,
     "activations": activations,
@@ -653,5 +683,6 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "channels": channels,
     "scale": scale,
     "margins": margins,
+    "neighbours": neighbours,
 }
 """By the name of the probe."""
