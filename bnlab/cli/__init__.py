@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,29 @@ class Stop:
 
     def _note(self, number: int, frame: object) -> None:
         self.reason = signal.Signals(number).name
+
+
+def minutes_of(budget: str | None) -> float | None:
+    """A time such as `2h`, `1.5h`, `45min`, `90` (minutes), in minutes.
+
+    >>> minutes_of("2h"), minutes_of("45min"), minutes_of("90"), minutes_of(None)
+    (120.0, 45.0, 90.0, None)
+    """
+    if budget is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*) *(h|m|min)?", budget)
+    if found is None:
+        raise UsageError("--budget", "must be a time", budget, "Write 2h, or 45min.")
+    return float(found[1]) * (60 if found[2] == "h" else 1)
+
+
+def numbers_of(text: str | None) -> list[int]:
+    """Numbers between commas."""
+    if text is None:
+        return []
+    if not re.fullmatch(r"\d+(, *\d+)*", text):
+        raise UsageError("--statements", "must be numbers between commas", text, "Write 3,17.")
+    return [int(word) for word in text.split(",")]
 
 
 def words_out(as_json: bool) -> TextIO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -128,7 +127,7 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     from bnlab.terminal.tables import show_tallies
 
     out = cli.words_out(asked.as_json)
-    chosen = plan(config_dirs(asked.config_dir), minutes_of(budget), numbers_of(numbers))
+    chosen = plan(config_dirs(asked.config_dir), cli.minutes_of(budget), cli.numbers_of(numbers))
     say(f"{count(len(chosen), 'study')}: {', '.join(one.name for one in chosen)}", out)
     trees, rows, failed = [], [], False
     for study in chosen:
@@ -179,29 +178,6 @@ def _gallery(asked: Asked) -> Gallery | None:
         return None
 
 
-def minutes_of(budget: str | None) -> float | None:
-    """A time such as `2h`, `1.5h`, `45min`, `90` (minutes), in minutes.
-
-    >>> minutes_of("2h"), minutes_of("45min"), minutes_of("90"), minutes_of(None)
-    (120.0, 45.0, 90.0, None)
-    """
-    if budget is None:
-        return None
-    found = re.fullmatch(r"(\d+\.?\d*) *(h|m|min)?", budget)
-    if found is None:
-        raise UsageError("--budget", "must be a time", budget, "Write 2h, or 45min.")
-    return float(found[1]) * (60 if found[2] == "h" else 1)
-
-
-def numbers_of(text: str | None) -> list[int]:
-    """Numbers between commas."""
-    if text is None:
-        return []
-    if not re.fullmatch(r"\d+(, *\d+)*", text):
-        raise UsageError("--statements", "must be numbers between commas", text, "Write 3,17.")
-    return [int(word) for word in text.split(",")]
-
-
 def _sweep(config: str, asked: Asked) -> Done:
     """Run or resume one study, and judge it.
 
@@ -240,15 +216,18 @@ def _sweep(config: str, asked: Asked) -> Done:
     flags |= {"expect_verdicts": asked.expect_verdicts}
     again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
-    if grid.left or claims_differ(root / STUDY_FILE, study):
-        write_study(root, study, again)
     lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)
     unanswered: list[str] = []
-    if grid.left or asking.left:
+    left = bool(grid.left or asking.left)
+    ready = left and _has_data(grid if grid.left else asking, asked.plain or as_json, stop, out)
+    if ready:
+        refuse_unanswerable((cell.spec for cell in cells), each)
+    if grid.left or claims_differ(root / STUDY_FILE, study):
+        write_study(root, study, again)
+    if left:
         if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
-        if _has_data(grid if grid.left else asking, asked.plain or as_json, stop, out):
-            refuse_unanswerable((cell.spec for cell in cells), each)
+        if ready:
             # In this process a breakpoint needs the terminal, which a live display would take from it.
             live = not asked.plain and not as_json and is_screen(out) and workers.isolated
             _say_notes(grid, out)

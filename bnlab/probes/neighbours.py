@@ -1,5 +1,5 @@
-"""What batch statistics put in place of an example, and what a norm keeps of it. Legend: B batch, C channels, H W space,
-L sites, K outputs, m examples in a small batch. All of it is bnlab's own measure.
+"""What batch statistics put in place of an example, and what a norm keeps of it. Legend: B batch, C channels,
+H W space, L sites, K outputs, m examples in a small batch. All of it is bnlab's own measure.
 
 m^2 examples of the probe batch stand in a square of m rows and m columns. f [m, m, K] are their outputs where each row
 is a batch, f' where each column is one: an example is with the same number of others, and with none of the same. In
@@ -9,8 +9,8 @@ batch mode, before the update, with the mean over all examples,
 
 It is 0 where outputs are of their examples alone, and sqrt(2) where they have nothing to do with them.
 
-At a site, with z [B, C] the norm's input and y its output (gamma and beta included) on the probe batch, each example has
-a mean and a standard deviation over its C (H W) values. Kept of each is the squared correlation over examples,
+At a site, with z [B, C] the norm's input and y its output (gamma and beta included) on the probe batch, each example
+has a mean and a standard deviation over its C (H W) values. Kept of each is the squared correlation over examples,
 
     mean kept     r(mean z, mean y)^2        scale kept     r(sd z, sd y)^2
 
@@ -59,11 +59,12 @@ class Neighbours:
         device = snapshot.probe_batch.x.device
         torch.manual_seed(stream(snapshot.seed, "probe", "neighbours").initial_seed())
         at = replace(snapshot.before, random=random_state(device))  # every pass draws the same numbers
-        square = snapshot.probe_batch.x[: self.batch].unflatten(0, (self.size, self.size))
+        x = snapshot.probe_batch.x[: self.batch]
+        square = x.view(self.size, self.size, *x.shape[1:])  # [m, m, ...]
 
         def outputs(batches: Tensor) -> Tensor:  # [m, m, ...] -> [m, m, K]
             with torch.no_grad():
-                return torch.stack([outputs_at(snapshot.net.module, at, x, "batch") for x in batches])
+                return torch.stack([outputs_at(snapshot.net.module, at, each, "batch") for each in batches])
 
         by_row, by_column = outputs(square), outputs(square.transpose(0, 1)).transpose(0, 1)
         spread = (by_row - by_row.mean(dim=(0, 1))).square().mean()

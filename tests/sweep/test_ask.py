@@ -198,7 +198,7 @@ def test_a_missing_checkpoint_is_not_measured_and_said(
         ),
         ("{data.shift: colour, data.shift_strength: 1}", CONTRAST, "ask: data.shift: "),
         ("{data.shift: blur}", CONTRAST, "ask: data.shift_strength: "),
-        ("{eval_bn: running}", CONTRAST, "claims.lost.contrast.eval_bn: no run of this study has this value, got 'batch"),
+        ("{eval_bn: running}", CONTRAST, "claims.lost.contrast.eval_bn: no run of this study has this value"),
         (
             "[{eval_bn: running, eval_batch_size: 64}, {eval_bn: batch, eval_batch_size: 4}]",
             "{eval_bn: [running, batch], eval_batch_size: [4, 4]}",
