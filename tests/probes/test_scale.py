@@ -48,7 +48,7 @@ def test_a_weight_of_equal_length_turns_by_the_angle_of_the_law(dtype: str) -> N
     g = torch.tensor([-4.0, 3.0], dtype=w.dtype) * math.sqrt(1 - (1 - lr * decay) ** 2) / lr
     w.grad = g + decay * before
     with torch.no_grad():
-        w -= lr * w.grad
+        w.sub_(lr * w.grad)
     angle = float(_of_weight(before, w, lr)[4])
     assert angle == pytest.approx(math.acos(1 - lr * decay), rel=1e-4 if dtype == "float32" else 1e-9)
     assert angle == pytest.approx(equilibrium_angle(lr, decay), rel=1e-4)
