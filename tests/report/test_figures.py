@@ -211,10 +211,10 @@ def test_drift_says_the_ratio_of_medians(run_of: MakeRun, view: Make) -> None:
         return [run_of(seed=s, drift_mean__pre=([2, 4, 6], [[size, size * (s + 1)]] * 3)) for s in range(3)]
 
     assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(0.1)}), "x").title == (
-        "In 2 steps, means of pre-activations move 10× less with batch norm"
+        "Every 2 steps, means of pre-activations move 10× less with batch norm"
     )
     assert preactivations.drift(view({"no norm": arm(1.0), "batch norm": arm(1.0)}), "x").title == (
-        "In 2 steps, no clear difference in how far means of pre-activations move between batch norm and no norm"
+        "Every 2 steps, no clear difference in how far means of pre-activations move between batch norm and no norm"
     )
 
 
@@ -222,7 +222,7 @@ MEASURES = {
     "loss_by_rate": "final training loss",
     "steps_to_target": "reaches a training loss of",
     "learning_curves": "steps to the training loss",
-    "drift": "In 2 steps, means of pre-activations move",
+    "drift": "Every 2 steps, means of pre-activations move",
     "ridges": "From the first to the last step, pre-activations of layer 2 move",
     "landscape": "Along the gradient, the training loss varies, relative to itself,",
     "gradient_depth": "norms of gradients at step 0",
@@ -261,7 +261,7 @@ def test_titles_of_the_drift_of_a_step_and_of_a_whole_run_say_which_they_are(run
 
     arms = view({"no norm": arm(1.0, 3.0), "batch norm": arm(2.0, 1.0)})
     drift = preactivations.drift(arms, "drift")
-    assert drift.title == "In 2 steps, means of pre-activations move 2× more with batch norm"
+    assert drift.title == "Every 2 steps, means of pre-activations move 2× more with batch norm"
     assert "drift_mean.pre" in drift.note
     assert "Over a whole run means can move less or more than that" in drift.note
     whole = FIGURES["steps"].constructor(arms, "x", of="drift50.act_in", sites="last", log="y")

@@ -56,14 +56,14 @@ def drift(view: View, name: str) -> Drawn:
     panels = [found for group in view.panels if lr is not None and (found := drift_of(group, lr)) is not None]
     if not panels or lr is None:
         raise Missing("no drift in the journals", "measure it: probes=economy")
+    every = f"Every {panels[0].gap} steps" if panels[0].gap > 1 else "Every step"
     title = compared(
         view,
         lr,
         lambda run: float(np.median(finite(run.spaced(DRIFT).values.ravel()) or [math.nan])),
         alone="Drift of the pre-activations, layer by layer",
-        unclear=f"In {count(panels[0].gap, 'step')}, no clear difference in how far means of pre-activations move "
-        "between {} and {}",
-        clear=f"In {count(panels[0].gap, 'step')}, means of pre-activations move",
+        unclear=f"{every}, no clear difference in how far means of pre-activations move between {{}} and {{}}",
+        clear=f"{every}, means of pre-activations move",
     )
     note = (
         f"Median over channels of |Δ mean| / sd of the pre-activations (drift_mean.pre) between measurements "
