@@ -144,9 +144,10 @@ class Sweep:
             groups = self._groups(executor.workers)
             for outcome in executor.run(function, groups, on_start=self._started, stopped=stop):
                 self._take(outcome)
-            if self._left and not stop():
-                on_wait(len(self._left))
-            until = time.monotonic() + POLL_S
+            others = sum(self.standings[key].state == "running" for key in self._left)
+            if others and not stop():
+                on_wait(others)
+            until = time.monotonic() + (POLL_S if others else 0)
             while self._left and not stop() and time.monotonic() < until:
                 time.sleep(POLL_S / 10)
             if stop():

@@ -304,6 +304,13 @@ def test_a_run_at_work_elsewhere_is_left_alone_and_taken_over_when_its_process_i
     assert [line[:7] for line in lines[waiting - 1 :: 2][:2]] == ["run 7/8", "run 8/8"]
 
 
+def test_runs_that_cannot_be_in_a_stack_wait_for_no_other_process(sweep: Sweep) -> None:
+    said = sweep("norm=batch", "norm.momentum=null", "launch.lockstep=auto")
+    assert said.code == 0
+    assert "4 runs: 4 finished" in said.out
+    assert "another process" not in said.out
+
+
 def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: Path) -> None:
     """Two `--fresh` sweeps at once: a run that the other one ends first is used as it is."""
     cells = config.load_study("tiny", ["launch=inline", "seed=0", "norm=batch"], CONFIGS)[1]
