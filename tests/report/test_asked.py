@@ -140,7 +140,7 @@ def test_the_title_says_of_which_sites_and_when(run_of: MakeRun, view: Make) -> 
         return FIGURES["by"].constructor(arms, "x", options=options, **where).title.partition(":")[0]
 
     assert title() == "my.x at step 0, last hidden site"
-    assert title(sites=[0, 1], window=[0.9, 1]) == "my.x in the last 10 % of the run, sites 0 and 1, counted from 0"
+    assert title(sites=[0, 1], window=[0.9, 1]) == "my.x in the last 10 % of the run, sites 0 and 1"
     assert title(sites="hidden", window=[0, 1], over="max") == ("my.x, largest over steps, median over hidden sites")
 
 

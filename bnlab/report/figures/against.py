@@ -68,13 +68,13 @@ def named(reference: float | str | None, value: float) -> str:
 
 
 def site(of: str, sites: Sites, runs: Iterable[Run]) -> str:
-    """Of which sites a measurement is, in words; empty where it has one value a step."""
+    """Of which sites, counted from 0, a measurement is, in words; empty where it has one value a step."""
     if not any(run.series(of).values.ndim > 1 for run in runs):
         return ""
     words = {"first": "first site", "last": "last hidden site", "all": "median over all sites"}
     if isinstance(sites, str):
         return words.get(sites, "median over hidden sites")
-    return f"site{'s' * (len(sites) > 1)} {listed(list(map(str, sites)))}, counted from 0"
+    return f"site{'s' * (len(sites) > 1)} {listed(list(map(str, sites)))}"
 
 
 def when(window: Window) -> str:

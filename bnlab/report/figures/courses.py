@@ -124,7 +124,8 @@ def steps(
         for course in found
     }
     what = ", ".join(filter(None, (of, site(of, sites, [run for course in found for run in course.runs]))))
-    note = f"{what}. {note} In the title: {'geometric ' * log_y}mean over equally spaced steps."
+    counted = "" if isinstance(sites, str) else ", counted from 0"
+    note = f"{what}{counted}. {note} In the title: {'geometric ' * log_y}mean over equally spaced steps."
     across = sorted({value for course in found for value in constants(reference, course.runs[:1])})
     chart = _chart(view, finding(view, f"{what}, mean over steps", {"": means}, log_y), note, found, log_y, across)
     chart.ax.set_ylabel(of)
