@@ -1,4 +1,4 @@
-"""Dynamic tanh in place of a norm (Liu et al. 2025)."""
+"""Dynamic tanh in place of a norm (Zhu et al. 2025)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bnlab.norms.base import ChannelNorm
 
 @NORMS.register("dyt", title="dynamic tanh")
 class DynamicTanh(ChannelNorm):
-    """y = gamma * tanh(alpha x) + beta, alpha one learned number a layer (Liu et al. 2025, section 4)."""
+    """y = gamma * tanh(alpha x) + beta, alpha one learned number a layer (Zhu et al. 2025, section 4)."""
 
     in_turn = True
 
