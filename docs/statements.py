@@ -1,7 +1,8 @@
 """Writes docs/statements.md from configs/statements.yaml, the studies and docs/verdicts.json: `make docs`.
 
 `python docs/statements.py RUNS...` first judges the studies in these folders of runs, and keeps their verdicts in
-verdicts.json and their first figures in images/studies/. tests/docs/test_statements.py writes the page again and
+verdicts.json and their first figures in images/studies/. `python docs/statements.py verify` checks the identities of
+`bnlab verify` and keeps what came out in identities.json. tests/docs/test_statements.py writes the page again and
 compares.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from bnlab.config.statements import (
     Statement,
     Verdicts,
     found,
+    identities,
     line,
     minutes,
     papers,
@@ -44,7 +47,10 @@ IMAGES = HERE / "images" / "studies"
 WIDTH, MOST_BYTES = 480, 60_000
 """Of a study's thumbnail."""
 PERCENT = round(100 * LEVEL)
-NOTE = "*Written from the code and [verdicts.json](verdicts.json) by `make docs`; edits here are overwritten.*\n"
+NOTE = (
+    "*Written from the code, [verdicts.json](verdicts.json) and [identities.json](identities.json) by `make docs`;\n"
+    "edits here are overwritten.*\n"
+)
 
 
 # -- verdicts of runs ------------------------------------------------------------------------------
@@ -68,6 +74,14 @@ def merge(roots: Iterable[Path]) -> None:
     text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda of: f"[{' '.join(of[1].split())}]", text)  # on a line
     (HERE / "verdicts.json").write_text(text + "\n", encoding="utf-8")
+
+
+def verify() -> None:
+    """Keep the lines of `bnlab verify --json`, with errors to two digits."""
+    done = subprocess.run([sys.executable, "-m", "bnlab", "verify", "--json"], capture_output=True, check=True)
+    found_ = [{key: row[key] for key in ("name", "error", "ok")} for row in json.loads(done.stdout)["identities"]]
+    lines = ",\n".join(json.dumps(row | {"error": float(f"{row['error']:.1e}")}) for row in found_)
+    (HERE / "identities.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def thumbnail(file: Path) -> bytes:
@@ -108,7 +122,8 @@ def _top(known: Verdicts) -> Iterator[str]:
     yield (
         f"{'; '.join(f'{sign} {words}' for sign, words in SIGNS.items())}.\n"
         "Effects speak for a claim above 1 (ratios, x) or 0; intervals are 95 %. *Depends on the draw*: fewer than\n"
-        f"{100 * SURE:.0f} % of other draws of the seeds come to the same verdict.\n"
+        f"{100 * SURE:.0f} % of other draws of the seeds come to the same verdict. *Identities* are equations\n"
+        "and laws that `bnlab verify` checks in seconds; their errors are relative.\n"
     )
 
 
@@ -122,7 +137,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _statements(own: dict[str, Study], known: Verdicts) -> str:
     cells = []
-    for row in rows(own, known):
+    for row in rows(own, known, identities()):
         one = row.statement
         cells.append(
             [
@@ -200,6 +215,8 @@ def _papers(own: dict[str, Study], known: Verdicts) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] == ["verify"]:
+        verify()
+    elif sys.argv[1:]:
         merge(map(Path, sys.argv[1:]))
     (HERE / "statements.md").write_text(page(), encoding="utf-8")

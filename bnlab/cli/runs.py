@@ -1,4 +1,5 @@
-"""`bnlab evaluate`, `runs`, `report` and `view`: what trained runs show. Only `evaluate` imports torch."""
+"""`bnlab evaluate`, `runs`, `report` and `view`: what trained runs show. Only `evaluate` and `runs --norms`
+import torch."""
 
 from __future__ import annotations
 
@@ -112,6 +113,9 @@ def runs(
     sort: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Sort by a key; -KEY sorts in descending order.")
     ] = None,
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Of one run: gamma, beta, running mean and variance of every norm.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List runs in a table, or show everything about one run.
@@ -127,12 +131,18 @@ def runs(
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
-    if not where and not sort and RunFolder(runs).spec_file.is_file():
+    of_one = not where and not sort and RunFolder(runs).spec_file.is_file()
+    if norms and not of_one:
+        raise UsageError("--norms", "is of one run", str(runs), "Give the folder of one, without --where and --sort.")
+    if norms:
+        from bnlab.cli import norms as of_norms  # which imports torch
+
+        shown = of_norms.norms(RunFolder(runs))
+        (print_json if as_json else of_norms.show)(shown)
+        return
+    if of_one:
         shown = card(RunFolder(runs))
-        if as_json:
-            print_json(shown)
-        else:
-            tables.show_card(shown)
+        (print_json if as_json else tables.show_card)(shown)
         return
     asked = selection.keys()
     found = [known(folder) for folder in runs_below(runs)]

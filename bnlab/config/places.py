@@ -17,10 +17,11 @@ def packaged_dir() -> Path:
     raise FileNotFoundError(f"bnlab's own configs are missing from {package}: install bnlab again")
 
 
-def verdicts_file() -> Path:
-    """The verdicts that come with bnlab: in an installed wheel among the configs, in a checkout in docs/."""
+def results_file(name: str) -> Path:
+    """verdicts.json or identities.json, which come with bnlab: in an installed wheel among the configs, in a checkout
+    in docs/."""
     packaged = packaged_dir()
-    return next(file for file in (packaged / "verdicts.json", packaged.parent / "docs/verdicts.json") if file.is_file())
+    return next(file for file in (packaged / name, packaged.parent / "docs" / name) if file.is_file())
 
 
 def config_dirs(user_dir: Path | None) -> list[Path]:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 from bnlab.config.statements import (
     NOT_JUDGED,
+    VERIFY,
     Answer,
     Verdicts,
     answers,
+    by_identities,
     found,
+    identities,
     in_order,
     line,
     sign_of,
@@ -92,14 +95,17 @@ def _fits(word: str, known: Iterable[str]) -> float:
 def everything(of: Mapping[str, Study], known: Verdicts, metrics: Iterable[Mapping[str, str]]) -> list[Hit]:
     """All statements, studies and metrics, with the verdicts that are known."""
     found_: list[Hit] = []
+    checked = identities()
     for one in statements():
         mine = answers(one, of.values(), known)
-        counts = Counter(answer.sign for answer in mine if answer.found is not None)
+        proven = by_identities(one, checked)
+        counts = Counter([*(answer.sign for answer in mine if answer.found is not None), *(of_.sign for of_ in proven)])
         see = f"see {one.shows}"
+        lines = [(VERIFY, (f"{of_.sign} {of_.words}",)) for of_ in proven]
         said = tally_words(in_order(counts)) or ("not run" if mine else see)
         more = " ".join([one.does_not_show, one.shows, *(answer.claim.text for answer in mine)])
         hit = Hit(kind="statement", name=f"statement {one.number}", text=one.text, answer=said,
-            parts=_parts([(answer, answer.sign) for answer in mine]) or ((one.command, (see,)),),
+            parts=(*_parts([(answer, answer.sign) for answer in mine]), *lines) or ((one.command, (see,)),),
             words=one.words, more=more)  # fmt: skip
         found_.append(hit)
     for study in of.values():

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bnlab.config.places import available, packaged_dir, verdicts_file
+from bnlab.config.places import available, packaged_dir, results_file
 from bnlab.config.studies import find
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
@@ -29,6 +29,7 @@ SIGNS = {
 """What each says on a statement."""
 SURE = 0.9
 """A verdict that another draw of seeds repeats less often depends on the draw."""
+VERIFY = command("bnlab", "verify")
 Verdicts = Mapping[str, Mapping[str, Any]]
 """Study -> the facts of its runs, and under `claims` the `facts` of each verdict by the claim's name."""
 
@@ -36,7 +37,8 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """A sentence of a note. `command` and `shows` say how to see it where no claim bears on it; by `words` people look
-    for it who use others than its text."""
+    for it who use others than its text; `identities`: how the names of the lines of `bnlab verify` begin that bear on
+    it."""
 
     number: int
     note: tuple[int, ...]
@@ -45,6 +47,7 @@ class Statement:
     command: str
     shows: str
     does_not_show: str
+    identities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,8 @@ class Paper:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came out on a statement: by a `claim` of a study, or that the study has not run, or without a study, where
-    to see it."""
+    """What came out on a statement: by a `claim` of a study, or that the study has not run, or without a study, by
+    `bnlab verify`, or where to see it."""
 
     sign: str
     words: str
@@ -171,8 +174,24 @@ def studies(dirs: Sequence[Path] = ()) -> dict[str, Study]:
 
 def verdicts() -> dict[str, dict[str, Any]]:
     """The verdicts that come with bnlab (docs/verdicts.json)."""
-    found: dict[str, dict[str, Any]] = json.loads(verdicts_file().read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = json.loads(results_file("verdicts.json").read_text(encoding="utf-8"))
     return found
+
+
+def identities() -> list[dict[str, Any]]:
+    """The lines of `bnlab verify --json` that come with bnlab (docs/identities.json)."""
+    found: list[dict[str, Any]] = json.loads(results_file("identities.json").read_text(encoding="utf-8"))
+    return found
+
+
+def by_identities(statement: Statement, checked: Iterable[Mapping[str, Any]]) -> list[Outcome]:
+    """What these lines of `bnlab verify` say on a statement; one outcome, or none."""
+    mine = [row for row in checked if row["name"].startswith(statement.identities)]
+    if not mine:
+        return []
+    held, largest = sum(row["ok"] for row in mine), number(max(row["error"] for row in mine), 2)
+    words = f"{held} of {count(len(mine), 'identity')} hold, the largest error is {largest}"
+    return [Outcome(sign=AGREES if held == len(mine) else CONTRADICTS, words=words)]
 
 
 def found(study: Study, claim: Claim, known: Verdicts) -> Mapping[str, Any] | None:
@@ -191,14 +210,16 @@ def answers(statement: Statement, of: Iterable[Study], known: Verdicts) -> list[
     ]
 
 
-def rows(of: Mapping[str, Study], known: Verdicts) -> list[Row]:
-    """All statements in their order, with what these studies found."""
+def rows(of: Mapping[str, Study], known: Verdicts, checked: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+    """All statements in their order, with what these studies and these lines of `bnlab verify` found."""
     found_ = []
     for one in statements():
         mine = answers(one, of.values(), known)
         asked = dict.fromkeys(answer.study.name for answer in mine)
-        commands = [(line(of[name]), minutes(of[name], known)) for name in asked] or [(one.command, None)]
-        outcomes = [outcome for name in asked for outcome in _outcomes(name, mine)]
+        proven = by_identities(one, checked)
+        commands = [(line(of[name]), minutes(of[name], known)) for name in asked]
+        commands = [*commands, *((VERIFY, None) for _ in proven)] or [(one.command, None)]
+        outcomes = [*(outcome for name in asked for outcome in _outcomes(name, mine)), *proven]
         outcomes = outcomes or [Outcome(sign=NOT_JUDGED, words=f"see {one.shows}")]
         found_.append(Row(statement=one, outcomes=tuple(outcomes), commands=tuple(commands)))
     return found_

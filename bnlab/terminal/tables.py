@@ -170,6 +170,12 @@ def show_findings(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) 
     _show(out, [[row["entry"], row["check"], _holds(row["ok"])] for row in rows], ["entry", "checked", ""])
 
 
+def show_norms(lines: Sequence[Sequence[str]], out: TextIO | None = None) -> None:
+    """By site and tensor of its norm: over channels the mean, sd, smallest and largest, and where it comes from."""
+    keys = ("channels", "mean", "sd", "min", "max")
+    _show(out, lines, ["site", "", *keys, ""], right=keys)
+
+
 def show_card(card: Mapping[str, Any], out: TextIO | None = None) -> None:
     """Everything about one run."""
     spec = card["spec"]

@@ -18,7 +18,8 @@ from bnlab.core.spec import ModelSpec, NormSpec
 from bnlab.core.state import Loss, State, gradient_at, line, loss_at, staircase
 from bnlab.net.build import Net
 from bnlab.net.stack import Stack, stacked
-from bnlab.net.wrap import Tap, Wrapped
+from bnlab.net.wrap import NormTap, Tap, Wrapped
+from bnlab.norms.base import tensors_of
 from bnlab.probes.lipschitz import terms
 from bnlab.verify.checks import Identity, largest, relative, scalars
 
@@ -35,6 +36,7 @@ def up_to_rounding() -> Iterator[Identity]:
         yield outputs_have_the_moments_of_gamma_and_beta(dims)
         yield folding_leaves_evaluation_unchanged(dims)
     for model in ("mlp", "cnn"):
+        yield gamma_and_beta_are_learned(model)
         yield gradients_shrink(model)
         yield gradients_below_are_orthogonal(model)
         yield gradients_fall_as_weights_grow(model)
@@ -185,6 +187,41 @@ def folding_leaves_evaluation_unchanged(dims: int) -> Identity:
         left=f"|outputs| = {folded.norm():.6g}",
         right=f"{expected.norm():.6g}",
         error=relative(folded, expected),
+        tolerance=1e-12,
+    )
+
+
+def gamma_and_beta_are_learned(model: str) -> Identity:
+    """A batch norm has two parameters a channel, gamma and beta. Three steps of gradient descent on all parameters of a
+    net move these by -lr times their gradients. Its running mean and variance are no parameters: they move towards
+    those of each batch by the momentum (Ioffe & Szegedy 2015, algorithms 1 and 2). The largest difference; infinite
+    where a norm has another parameter."""
+    net, x, y = small_mlp(eps=1e-5) if model == "mlp" else small_cnn(eps=1e-5)
+    lr, momentum, optimizer = 0.1, 0.1, torch.optim.SGD(net.module.parameters(), lr=0.1)
+    expected = {
+        index: {name: x.detach().clone() for name, x in tensors_of(net.norms[index]).items()} for index in net.norms
+    }
+    for step in range(3):
+        optimizer.zero_grad()
+        with NormTap(net) as tap:
+            torch.autograd.backward(LOSS(net.module(x + step), y))
+        for index, norm in net.norms.items():
+            values = tap.seen[index].detach().transpose(0, 1).flatten(1)  # [C, m]
+            for name, param in norm.named_parameters():
+                assert param.grad is not None
+                expected[index][name] -= lr * param.grad
+            for name, of_batch in (("running_mean", values.mean(dim=1)), ("running_var", values.var(dim=1))):
+                expected[index][name] += momentum * (of_batch - expected[index][name])
+        optimizer.step()
+    found = {index: tensors_of(norm) for index, norm in net.norms.items()}
+    learned = sum(param.numel() for norm in net.norms.values() for param in norm.parameters())
+    channels = sum(len(of["running_mean"]) for of in found.values())
+    pairs = [(of[name], expected[index][name]) for index, of in found.items() for name in of if of[name].ndim]
+    return Identity(
+        name=f"gamma and beta are learned, one of each a channel; mean and variance are computed from batches, {model}",
+        left=f"{learned} parameters",
+        right=f"2 for each of {channels} channels",
+        error=largest(*(relative(*pair) for pair in pairs)) if learned == 2 * channels else math.inf,
         tolerance=1e-12,
     )
 

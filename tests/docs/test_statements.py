@@ -15,6 +15,7 @@ from PIL import Image
 from bnlab import config
 from bnlab.config import statements
 from bnlab.config.conditions import load_conditions
+from bnlab.core.spec import DataSpec
 from bnlab.core.study import Claim, Study
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -64,14 +65,41 @@ def test_the_command_of_a_statement_is_one_that_bnlab_takes(line: str) -> None:
     assert program == "bnlab"
     name = words[1] if words[:1] == ["--config"] else ""
     if verb == "train":
-        assert config.load(name, words[2:])
+        _refuse_half_a_shift(config.load(name, words[2:]).data)
     elif verb == "sweep":
         fewer = [word for word in words[2:] if not word.startswith("seed=")]
         assert config.load_study(name, [*fewer, "seed=0"])[1]
     elif verb == "evaluate":
-        assert load_conditions(words[1:])
+        for condition in load_conditions(words[1:]):
+            assert ("data.shift" in condition) == ("data.shift_strength" in condition)
     else:
         assert (verb, words) == ("verify", [])
+
+
+def _refuse_half_a_shift(spec: DataSpec) -> None:
+    """A shift and its strength need each other, which only a run's own data set checks."""
+    assert (spec.shift == "none") == (spec.shift_strength is None)
+
+
+def test_statements_name_lines_of_verify_that_there_are() -> None:
+    names = [row["name"] for row in statements.identities()]
+    named = {(one.number, start) for one in STATEMENTS for start in one.identities}
+    assert {pair for pair in named if not any(name.startswith(pair[1]) for name in names)} == set()
+    assert {number for number, _ in named} >= {5, 31, 32}
+
+
+def test_a_statement_is_answered_by_the_lines_of_verify_that_bear_on_it() -> None:
+    one = next(one for one in STATEMENTS if one.number == 5)
+    lines = [{"name": f"{one.identities[0]}, {k}d", "error": k * 1e-9, "ok": True} for k in (1, 2)]
+    other = {"name": "another line", "error": 0.5, "ok": False}
+    (outcome,) = statements.by_identities(one, [*lines, other])
+    assert (outcome.sign, outcome.words) == ("✓", "2 of 2 identities hold, the largest error is 2e-9")
+    (outcome,) = statements.by_identities(one, [lines[0], lines[1] | {"ok": False}])
+    assert (outcome.sign, outcome.words[:6]) == ("✕", "1 of 2")
+    assert statements.by_identities(one, [other]) == []
+    row = statements.rows({}, {}, lines)[4]
+    assert (row.commands, len(row.outcomes)) == ((("bnlab verify", None),), 1)
+    assert statements.rows({}, {})[4].outcomes[0].sign == "–"
 
 
 def test_thumbnails_are_small_and_those_of_studies_with_verdicts() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnlab import verify
+from bnlab.config import statements
 from bnlab.core.state import State
 from bnlab.norms.batch_reference import BatchReference
 from bnlab.verify import Identity, equations, laws
@@ -24,6 +25,8 @@ def test_every_identity_holds() -> None:
     checked = list(verify.identities())
     assert [identity.name for identity in checked if not identity.ok] == []
     assert len({identity.name for identity in checked}) == len(checked) >= 20
+    committed = [row["name"] for row in statements.identities()]
+    assert [identity.name for identity in checked] == committed, "run `python docs/statements.py verify`"
 
 
 def test_an_error_of_nan_is_not_an_agreement() -> None:
@@ -132,6 +135,32 @@ def _staircase_moves_nothing(patch: Patch) -> None:
     patch.setattr(equations, "staircase", lambda before, after, groups: [before for _ in groups])
 
 
+def _another_momentum(patch: Patch) -> None:
+    net = equations.random_net
+
+    def made(*words: Any, **options: Any) -> Any:
+        found = net(*words, **options)
+        for norm in found.norms.values():
+            norm.momentum = 0.2
+        return found
+
+    patch.setattr(equations, "random_net", made)
+
+
+def _a_learned_mean(patch: Patch) -> None:
+    """A norm that has a third parameter."""
+    net = equations.random_net
+
+    def made(*words: Any, **options: Any) -> Any:
+        found = net(*words, **options)
+        for norm in found.norms.values():
+            norm.register_parameter("mean", torch.nn.Parameter(torch.zeros(1)))
+            norm.register_forward_hook(lambda norm, _, out: out + norm.mean)
+        return found
+
+    patch.setattr(equations, "random_net", made)
+
+
 def _other_theory(patch: Patch) -> None:
     growth = laws.gradient_growth
     patch.setattr(laws, "gradient_growth", lambda *words: 1.05 * growth(*words))
@@ -154,6 +183,7 @@ def _values_that_hang_together(patch: Patch) -> None:
         lambda: equations.reference_is_torch(1, 2),
         lambda: equations.outputs_have_the_moments_of_gamma_and_beta(1),
         lambda: equations.folding_leaves_evaluation_unchanged(1),
+        lambda: equations.gamma_and_beta_are_learned("mlp"),
         lambda: equations.gradients_shrink("mlp"),
         lambda: equations.gradients_below_are_orthogonal("mlp"),
         lambda: equations.gradients_fall_as_weights_grow("mlp"),
@@ -176,6 +206,9 @@ def test_a_check_sees_a_norm_that_gives_nan(check: Callable[[], Identity], monke
     [
         (lambda: equations.reference_is_torch(1, 2), _biased_running_variance),
         (lambda: equations.reference_is_torch(2, 1), _unbiased_variance),
+        (lambda: equations.gamma_and_beta_are_learned("mlp"), _another_momentum),
+        (lambda: equations.gamma_and_beta_are_learned("cnn"), _another_momentum),
+        (lambda: equations.gamma_and_beta_are_learned("mlp"), _a_learned_mean),
         (lambda: equations.gradients_shrink("mlp"), _no_correlation_term),
         (lambda: equations.gradients_shrink("cnn"), _no_correlation_term),
         (lambda: equations.gradients_shrink("mlp"), _eps_forgotten),
