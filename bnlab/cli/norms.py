@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.config.conditions import under
+from bnlab.core.conditions import under
 from bnlab.core.errors import UsageError
 from bnlab.core.text import number
 from bnlab.record.folder import RunFolder
