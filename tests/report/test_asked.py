@@ -304,8 +304,7 @@ def test_a_figure_that_cannot_be_drawn_is_one_line_before_the_first_run(figure: 
 
 def test_the_figures_in_the_docs_are_accepted() -> None:
     text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
-    blocks = [yaml.safe_load(block.split("```")[0]) for block in text.split("```yaml")[1:]]
-    (figures,) = [block["figures"] for block in blocks if "figures" in block]
+    figures = yaml.safe_load(text.split("```yaml\nfigures:\n")[1].split("```")[0])
     _, cells = config.load_study("quickstart", ["seed=0"])
     check_figures(Study(name="s", base="quickstart", figures=tuple(figures)), cells, {"optim.lr", "data.batch_size"})
 
