@@ -47,14 +47,15 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
     >>> [number(x) for x in (0.0123456, 1234.5, 1e-07, 30000.0, 1e6, 2.0, None, math.inf, math.nan)]
     ['0.0123', '1234', '1e-7', '30000', '1e6', '2', '-', 'inf', 'nan']
-    >>> number(0.5, sign=True), number(0.123456, 4)
-    ('+0.5', '0.1235')
+    >>> number(0.5, sign=True), number(0.123456, 4), number(921.0, 2)
+    ('+0.5', '0.1235', '920')
     """
     if value is None:
         return "-"
     plus, size = "+" if sign else "", abs(value)
     if not math.isfinite(value) or size == 0 or 1e-3 <= size < 1e3:
-        return f"{value:{plus}.{digits}g}"
+        text = f"{value:{plus}.{digits}g}"
+        return f"{float(text):{plus}.0f}" if "e" in text else text
     if size < 1e5 and size >= 1e3:
         return f"{value:{plus}.{max(0, digits - 1 - int(math.log10(size)))}f}"
     mantissa, _, exponent = f"{value:{plus}.{digits - 1}e}".partition("e")

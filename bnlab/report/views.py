@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 Floats = NDArray[np.float64]
 MOST_PANELS = 4
+MANY_TIMES = 1e6
+"""A larger factor is written as a power of ten."""
 Number = str | int | float | None
 """A cell of a table."""
 
@@ -211,10 +213,12 @@ class Ratio:
     @property
     def times(self) -> str:
         """
-        >>> Ratio(value=0.05, clear=True, n=3).times
-        '20×'
+        >>> [Ratio(value=x, clear=True, n=3).times for x in (0.05, 1234.0, 9.6e15)]
+        ['20×', '1,000×', '1e16×']
         """
         size = max(self.value, 1 / self.value)
+        if size >= MANY_TIMES:
+            return f"{number(size, 1)}×"
         return f"{size:.2g}×" if size < 100 else f"{float(f'{size:.1g}'):,.0f}×"
 
     @property

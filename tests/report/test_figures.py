@@ -289,6 +289,17 @@ def test_the_landscape_band_is_the_geometric_mean_of_the_seeds(run_of: MakeRun, 
     assert band.high.tolist() == pytest.approx([2, 8])
 
 
+def test_an_arm_whose_loss_overflows_along_the_gradient_is_drawn_by_its_lowest_and_said(
+    run_of: MakeRun, view: Make
+) -> None:
+    """Journals have null for what is not finite."""
+    none = [run_of(seed=s, loss_lo=[1.0, 2.0], loss_hi=[math.nan] * 2, loss_range=[math.nan] * 2) for s in range(3)]
+    batch = [run_of(seed=s, loss_lo=[1.0, 2.0], loss_hi=[2.0, 8.0], loss_range=[1.0, 1.0]) for s in range(3)]
+    drawn = landscape.draw(view({"no norm": none, "batch norm": batch}), "landscape")
+    assert "Of no norm the lowest alone is drawn" in drawn.note
+    assert {row["arm"] for row in rows_of(drawn)} == {"no norm", "batch norm"}
+
+
 def test_the_shared_rate_is_the_largest_at_which_everything_trains(arms: View, run_of: MakeRun, view: Make) -> None:
     assert arms.common_rate() == (0.1, "the largest at which every run trains")
     none = view({"a": [run_of(0.1, diverged=True)], "b": [run_of(0.1)]})

@@ -68,12 +68,14 @@ def draw(view: View, name: str) -> Drawn:
         f"gradient (Santurkar et al. 2018, figure 4a), geometric mean of {seeds_of(view)}. Learning rate "
         f"{number(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over equally spaced steps."
     )
+    if endless := [b.group.label for b in bands if not np.isfinite(b.high).any()]:
+        note += f" Of {listed(endless)} the lowest alone is drawn; the highest is too large for a number."
     chart = Chart(view, title, note, [group.label for group in view.groups])
     ax = chart.ax
     log_ticks(ax, *around(finite(np.concatenate([x for b in bands for x in (b.low, b.high)]))))
     step_axis(ax, float(max(b.steps[-1] for b in bands)))
     ax.set_ylabel("loss along the gradient")
-    widest = sorted(bands, key=lambda b: -float(np.nanmedian(b.high / b.low)))
+    widest = sorted(bands, key=lambda b: -float(np.median(finite(b.high / b.low) or [math.inf])))
     for b in widest:
         look = b.group.look
         hatch = HATCHES.get(look.marker, "xxx")
@@ -83,10 +85,11 @@ def draw(view: View, name: str) -> Drawn:
             ax.fill_between(b.steps, b.low, b.high, facecolor="none", edgecolor=edge, hatch=hatch, linewidth=0)
         for end in (b.low, b.high):
             chart.line(b.steps, end, look, linestyle="solid", linewidth=1.0)
-        there = np.flatnonzero(np.isfinite(b.low * b.high))
+        high = np.where(np.isfinite(b.high), b.high, b.low)
+        there = np.flatnonzero(np.isfinite(b.low))
         if len(there):
             late = there[-max(1, len(there) // 10) :]
-            middle = math.exp(float(np.log(b.low[late] * b.high[late]).mean()) / 2)
+            middle = math.exp(float(np.log(b.low[late] * high[late]).mean()) / 2)
             chart.name(b.group.label, look, b.steps[there[-1]], middle)
     return chart.drawn(
         name,
