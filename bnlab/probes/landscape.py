@@ -131,7 +131,7 @@ class Landscape:
         return metrics, carry
 
 
-def reach(steps: HostArray, losses: HostArray) -> float:
+def reach(steps: HostArray, losses: HostArray) -> np.float64:
     """The smallest step at which the loss, relative to that at 0, is above `DIVERGED`, both [K], steps ascending; NaN
     counts as above.
 
@@ -140,11 +140,12 @@ def reach(steps: HostArray, losses: HostArray) -> float:
     """
     above = np.flatnonzero(~(losses <= DIVERGED))
     if len(above) == 0 or above[0] == 0:
-        return steps[0 if len(above) else -1]
+        return np.float64(steps[0 if len(above) else -1])
     last, first = above[0] - 1, above[0]
     limits = np.finfo(losses.dtype)
     low, high = np.log(np.clip(np.nan_to_num(losses[[last, first]], nan=limits.max), limits.tiny, limits.max))
-    return steps[last] * (steps[first] / steps[last]) ** ((math.log(DIVERGED) - low) / (high - low))
+    share = (math.log(DIVERGED) - low) / (high - low)
+    return np.float64(steps[last] * (steps[first] / steps[last]) ** share)
 
 
 def norm_of(tensors: list[Tensor]) -> Tensor:
