@@ -32,6 +32,7 @@ from bnlab.config.statements import (
     minutes,
     papers,
     rows,
+    sign_of,
     sources,
     statements,
     studies,
@@ -51,6 +52,8 @@ NOTE = (
     "*Written from the code, [verdicts.json](verdicts.json) and [identities.json](identities.json) by `make docs`;\n"
     "edits here are overwritten.*\n"
 )
+
+PAPERS = "Of each claim of the study, as it is written above: ✓ supported, ✕ refuted, ? undecided, – not judged.\n"
 
 
 # -- verdicts of runs ------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def page() -> str:
     parts = ["# What the notes say, and what came out\n", NOTE, *_top(known), _statements(own, known)]
     parts += ["## Studies\n", "One block a study, with every claim that it makes.\n"]
     parts += [text for name, study in own.items() if study.claims for text in _study(study, told, known)]
-    parts += ["## What papers say\n", _papers(own, known)]
+    parts += ["## What papers say\n", PAPERS, _papers(own, known)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -209,9 +212,16 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _papers(own: dict[str, Study], known: Verdicts) -> str:
     rows = []
     for paper in papers():
-        link = f"[{paper.study}](#{paper.study})" if paper.study in own else ""
-        rows.append([paper.paper, paper.text, paper.expected, link])
-    return table(["paper", "says", "expected", "study"], rows)
+        came_out = "<br>".join(_came_out(own[paper.study], known)) if paper.study in own else ""
+        rows.append([paper.paper, paper.text, paper.expected, came_out])
+    return table(["paper", "says", "expected", "what came out here"], rows)
+
+
+def _came_out(study: Study, known: Verdicts) -> Iterator[str]:
+    for claim in study.claims:
+        facts = found(study, claim, known)
+        words = Answer(study=study, claim=claim, support="agrees", found=facts).words
+        yield f"{sign_of(facts)} {words} [{claim.name}](#{study.name})"
 
 
 if __name__ == "__main__":
