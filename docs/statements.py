@@ -62,11 +62,12 @@ PAPERS = "Of each claim of the study, as it is written above: ✓ supported, ✕
 def merge(roots: Iterable[Path]) -> None:
     """Judge the studies below these folders and keep what was found; studies that bnlab does not have are left out."""
     kept, own = verdicts(), studies()
+    ours = {*own, *(f"{study.name}-{scale}" for study in own.values() for scale in study.scales)}
     for root in roots:
         built = build(root)
         for part in built.parts or [built]:
             name = part.facts.get("study")
-            if name not in own:
+            if name not in ours:
                 print(f"left out: {part.path.parent}, no study of bnlab's own")
                 continue
             kept[name] = {key: value for key, value in part.facts.items() if key not in ("study", "title", "figures")}
@@ -172,6 +173,10 @@ def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterato
         yield f"bnlab {', '.join(of['bnlab'])}, {count(of['runs'], 'run')}, seeds {_seeds(of['seeds'])}.\n"
         if of["figure"]:
             yield f"![First figure of the report on {study.name}](images/studies/{study.name}.png)\n"
+    for scale in study.scales:
+        of = known.get(f"{study.name}-{scale}")
+        signs = ", ".join(f"{sign_of(facts)} `{name}`" for name, facts in of["claims"].items()) if of else "not run"
+        yield f"At another size, `{line(study)} scale={scale}`: {signs}.\n"
     rows = []
     for claim in study.claims:
         facts_ = found(study, claim, known)
@@ -192,7 +197,7 @@ def _study(study: Study, told: dict[int, Statement], known: Verdicts) -> Iterato
         )
     yield table(["claim", "statements", "effect", "verdict", "p", "seeds", "same with other seeds"], rows)
     numbers = sorted({int(key) for claim in study.claims for key in claim.notes})
-    limits = [(key, told[key].does_not_show) for key in numbers]
+    limits: list[tuple[int | str, str]] = [(key, told[key].does_not_show) for key in numbers]
     limits += [(one.paper, one.does_not_show) for one in papers() if one.study == study.name and one.does_not_show]
     if limits:
         yield "What it does not show:\n"

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from bnlab import config
 from bnlab.analysis.claims import check, check_reach
+from bnlab.config.statements import studies
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.core.study import Cell, Claim, Study
+from bnlab.report.figures import check_figures
 
 
 def study(*claims: Claim) -> Study:
@@ -191,3 +194,15 @@ def test_the_claims_of_the_documentation_can_be_judged() -> None:
     documented = Study.from_tree({"name": "s", "base": "b", **tree})
     assert [claim.at for claim in documented.claims] == ["curve", "best_lr", "best_lr", "every_run"]
     check(documented)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [(name, scale) for name, study in studies().items() for scale in study.scales],
+)
+def test_the_other_sizes_of_a_study_have_what_its_claims_are_about(name: str, scale: str) -> None:
+    study, cells = config.load_study(name, [f"scale={scale}"])
+    assert study.name == f"{name}-{scale}"
+    check(study)
+    check_reach(study, cells, {"scale"})
+    check_figures(study, cells, {"scale"})
