@@ -2,8 +2,9 @@
 H W space, L sites, K outputs, m examples in a small batch. All of it is bnlab's own measure.
 
 m^2 examples of the probe batch stand in a square of m rows and m columns. f [m, m, K] are their outputs where each row
-is a batch, f' where each column is one: an example is with the same number of others, and with none of the same. In
-batch mode, before the update, with the mean over all examples,
+is a batch, f' where each column is one: an example is with the same number of others, and with none of the same, and
+at the same place of either batch, where dropout and noise draw the same numbers for it. In batch mode, before the
+update, with the mean over all examples,
 
     neighbour change     sqrt( mean |f' - f|^2 / mean |f - mean(f)|^2 )
 
@@ -16,12 +17,14 @@ has a mean and a standard deviation over its C (H W) values. Kept of each is the
 
 the share of its variance that a linear function of the output's has. It counts as 0 where the output's spreads over
 examples by less than a thousandth of the root mean square of y, as behind layer norm, and is 1 where there is no norm.
+There is none where z's does not spread: one channel has no standard deviation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -61,12 +64,14 @@ class Neighbours:
         at = replace(snapshot.before, random=random_state(device))  # every pass draws the same numbers
         x = snapshot.probe_batch.x[: self.batch]
         square = x.view(self.size, self.size, *x.shape[1:])  # [m, m, ...]
+        first = torch.arange(self.size).view(-1, 1)
+        other, place = (first.T - first) % self.size, (first.T + first) % self.size  # [m, m]
 
         def outputs(batches: Tensor) -> Tensor:  # [m, m, ...] -> [m, m, K]
             with torch.no_grad():
                 return torch.stack([outputs_at(snapshot.net.module, at, each, "batch") for each in batches])
 
-        by_row, by_column = outputs(square), outputs(square.transpose(0, 1)).transpose(0, 1)
+        by_row, by_column = outputs(square[first, other])[first, place], outputs(square[other, first])[first.T, place]
         spread = (by_row - by_row.mean(dim=(0, 1))).square().mean()
         none = torch.full((2,), torch.nan).to(by_row)
         sites = zip(snapshot.net.sites, snapshot.probe.pre, snapshot.probe.act_in, strict=True)
@@ -88,11 +93,12 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
     >>> [[round(x, 4) for x in kept(z, y).tolist()] for y in (2 * z + 1, z - z.mean(dim=1, keepdim=True))]
     [[1.0, 1.0], [0.0, 1.0]]
     """
-    rms = y.square().mean().sqrt()
+    z, y = (x.flatten(1) / x.abs().max() for x in (z, y))  # squares neither overflow nor vanish
     found = []
-    for moment in (torch.mean, torch.std):
-        a, b = (moment(x.flatten(1), dim=1) for x in (z, y))
+    for moment in (torch.mean, partial(torch.std, correction=0)):
+        a, b = (moment(x, dim=1) for x in (z, y))
         a, b = a - a.mean(), b - b.mean()
-        share = (a @ b).square() / (a.square().sum() * b.square().sum())
-        found.append(torch.where(b.square().mean().sqrt() < LEAST * rms, 0.0, share))
+        share = (a / a.norm() @ (b / b.norm())).square()
+        lost = (b.norm() < LEAST * len(b) ** 0.5 * y.square().mean().sqrt()) & (a != 0).any()
+        found.append(torch.where(lost, 0.0, share))
     return torch.stack(found)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import twins
 
 from bnlab.core.spec import RunSpec
+from bnlab.probes import neighbours
 
 SpecOf = Callable[..., RunSpec]
 PROBED = ("probes=none+neighbours", "probes.neighbours.size=4", "dtype=float64", "steps=2", "optim.lr=0.3")
@@ -44,3 +46,29 @@ def test_residual_sums_have_no_norm_of_their_own(spec_of: SpecOf, trained: Calla
     run = trained(spec)
     for site, kept in zip(run.setup.net.sites, run.records[0]["example_mean_kept"], strict=True):
         assert (kept is None) == site.residual_sum
+
+
+@pytest.mark.parametrize("random", ["model.dropout=0.5", "norm=noisy_none"])
+def test_what_is_drawn_for_an_example_is_not_its_neighbours_doing(
+    random: str, spec_of: SpecOf, trained: Callable[..., Any]
+) -> None:
+    run = trained(spec_of(*PROBED, "norm=none", random))
+    assert [record["neighbour_change"] for record in run.records] == [pytest.approx(0, abs=1e-12)] * 2
+
+
+def test_dropout_and_batch_norm_together(spec_of: SpecOf, trained: Callable[..., Any]) -> None:
+    run = trained(spec_of(*PROBED, "norm=batch", "model.dropout=0.5"))
+    expected = twins.neighbours(run.moment(1))["neighbour_change"]
+    assert run.records[1]["neighbour_change"] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-13, 1.0, 1e12, 1e30])
+def test_what_is_kept_does_not_depend_on_the_size_of_values(size: float) -> None:
+    z, y = torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(neighbours.kept(size * z, size * y), neighbours.kept(z, y))
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_channel_has_no_scale_to_keep() -> None:
+    z = torch.arange(6.0).view(6, 1)
+    torch.testing.assert_close(neighbours.kept(z, 2 * z), torch.tensor([1.0, torch.nan]), equal_nan=True)

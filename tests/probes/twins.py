@@ -643,10 +643,11 @@ def neighbours(moment: Moment) -> Figures:
     changes, plain = [], []
     for row in range(m):
         for column in range(m):
-            in_row = [m * row + other for other in range(m)]
-            in_column = [m * other + column for other in range(m)]
+            place = (row + column) % m
+            in_row = [m * row + (other - row) % m for other in range(m)]
+            in_column = [m * ((other - column) % m) + column for other in range(m)]
             with torch.no_grad():
-                f, moved = moment.net()(x[in_row])[column], moment.net()(x[in_column])[row]
+                f, moved = moment.net()(x[in_row])[place], moment.net()(x[in_column])[place]
             changes.append(norm_of(moved - f) ** 2)
             plain.append(f)
     centre = torch.stack(plain).mean(dim=0)
