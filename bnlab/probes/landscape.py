@@ -82,7 +82,7 @@ class Landscape:
         directions = {"": grads}
         if self.random:
             directions["random_"] = random_direction(grads, norm, snapshot.seed, snapshot.step)
-        raw = {"loss": loss, "norm": norm, "lr": torch.tensor(snapshot.lr, dtype=loss.dtype)}
+        raw = {"loss": loss, "norm": norm, "lr": loss.new_tensor(snapshot.lr)}
         for prefix, direction in directions.items():
             if stack is not None and batch.x.device.type == "cpu":
                 losses, changes = self._at_once(snapshot, stack, direction, grads)
@@ -124,7 +124,8 @@ class Landscape:
             with np.errstate(all="ignore"):  # the journal marks what is not finite
                 # With a_k = f_k lr and a direction as long as g: lr / 2 / ||a_k g|| = 1 / (2 f_k ||g||).
                 smoothness = (changes / np.asarray(self.factors, changes.dtype)).max() / (2 * norm)
-                reached = raw["lr"] * reach(np.asarray(self.factors), losses / loss)
+                relative = np.where(losses == 0, 0, losses / loss)  # also of a loss of 0
+                reached = raw["lr"] * reach(np.asarray(self.factors), relative)
                 figures = (lo, hi, (hi - lo) / loss, change, change / norm, smoothness, reached)
             named = zip(ALONG_GRADIENT, figures, strict=True)
             metrics |= {f"{prefix}{name}": np.asarray(figure) for name, figure in named}

@@ -133,6 +133,26 @@ def test_random_directions_have_the_given_length_and_differ_by_seed_and_step() -
         assert not torch.allclose(one["a"], random_direction(like, norm, seed, step)["a"])
 
 
+def test_figures_of_a_net_on_a_device_are_made_there() -> None:
+    """They come to the host in one transfer; a tensor made without a device would be on the default one."""
+    module = torch.nn.Linear(3, 2)
+    snapshot = Snapshot(
+        step=0, point=0, lr=0.01, seed=0, net=Net(module=module, sites=()),
+        objective=lambda outputs, targets: ((outputs - targets) ** 2).sum(),
+        batch=Split(torch.ones(4, 3), torch.ones(4, 2)), before=State.of(module),
+    )  # fmt: skip
+    with torch.device("meta"):
+        raw = Landscape(low=0.5, high=2.0, points=3, random=False).measure(snapshot, None)
+    assert {name for name, value in raw.items() if value.device.type != "cpu"} == set()
+
+
+def test_a_loss_of_0_that_stays_0_has_no_end_of_its_reach() -> None:
+    raw = {name: np.array(value) for name, value in {"loss": 0.0, "norm": 0.0, "lr": 0.1}.items()}
+    raw |= {"losses": np.zeros(3), "changes": np.zeros(3)}
+    metrics, _ = Landscape(low=0.5, high=2.0, points=3, random=False).summarize(raw, {}, None)
+    assert metrics["reach"] == pytest.approx(0.1 * 2.0)
+
+
 def test_without_random_there_are_no_random_figures(spec_of: SpecOf, trained: Callable[..., Any]) -> None:
     run = trained(spec_of("probes=full", "probes.activations.batch=24", "steps=5"))
     assert {"loss_lo", "eta_beta_half"} <= set(run.records[0])
