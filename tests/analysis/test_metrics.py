@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bnlab.analysis.metrics import METRICS, Metric, MetricError, Value, reads, table
+from bnlab.analysis.metrics import METRICS, Metric, MetricError, Value, about_answers, reads, table
 from bnlab.analysis.metrics.losses import trailing_median
 from bnlab.analysis.metrics.rates import decades, largest_of
 from bnlab.core.errors import UsageError
@@ -265,3 +266,19 @@ def test_an_error_in_a_user_s_course_names_the_metric(run_of: Callable[..., Run]
     metric = Metric(name="own", constructor=lambda run: 1.0, of="run", source="", unit="", course=_refused)
     with pytest.raises(MetricError, match=r"^metric=own: KeyError in test_metrics.py, line \d+: 'drift'"):
         metric.course_of(run_of())
+
+
+def test_an_answer_that_is_no_number_is_the_worst_and_not_a_missing_one(run_of: Callable[..., Run]) -> None:
+    run = run_of(series={"train_loss": [2.0, 1.0]})
+    answered = replace(run, answer={"test_loss": math.nan, "test_accuracy": 0.1}, _series=run._series)
+    assert METRICS["answer_loss"].value(answered) == METRICS["final_test_loss"].value(run_of(test_loss=None))
+    assert METRICS["answer_loss"].value(answered) == Value(2000.0, "at least")
+    assert METRICS["answer_accuracy"].value(answered) == Value(0.1)
+    assert math.isnan(METRICS["answer_loss"].value(run).value)
+
+
+def test_a_metric_is_of_answers_if_one_that_it_names_is() -> None:
+    assert about_answers("answer_loss", {})
+    assert about_answers("slope", {"of": "answer_loss"})
+    assert about_answers("correlation", {"of": "final_train_loss", "to": "answer_accuracy"})
+    assert not about_answers("correlation", {"of": "final_train_loss", "to": "final_test_accuracy"})

@@ -126,8 +126,8 @@ METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)
 
 
 def about_answers(metric: str, options: Mapping[str, Any]) -> bool:
-    """Whether the metric, or that which its option `of` names, is of answers."""
-    names = {metric, str(options.get("of"))} & set(METRICS.names())
+    """Whether the metric, or one that its options `of` and `to` name, is of answers."""
+    names = {metric, str(options.get("of")), str(options.get("to"))} & set(METRICS.names())
     return any(METRICS[name].of_answers for name in names)
 
 

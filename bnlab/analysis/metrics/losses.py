@@ -113,7 +113,9 @@ def _answer(what: str) -> None:
     @_scored(f"answer_{what}", what, meaning=meaning, **facts)
     def answer(run: Run) -> float:
         value = (run.answer or {}).get(f"test_{what}")
-        return math.nan if value is None else float(value)
+        if value is None:
+            return math.nan
+        return math.inf if math.isnan(value) else float(value)  # it was measured, and nothing is worse
 
 
 def _best(outcome: str, where: str) -> None:
