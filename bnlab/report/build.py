@@ -119,14 +119,16 @@ def _facts(
 
 
 def facts_of(root: Path) -> Mapping[str, Any]:
-    """What `verdicts.json` of a study has. Its report is built first, if there is none or a run ended after it.
+    """What `verdicts.json` of a study has. Its report is built first, if there is none, or if a run ended or a net
+    answered after it.
 
     Raises:
         NoRunsError: no run has ended.
         UsageError: a study.yaml that is not a study.
     """
     file = root / VERDICTS_FILE
-    changed = max(path.stat().st_mtime_ns for path in (root / STUDY_FILE, *root.glob("*/*/*/status.json")))
+    results = (path for name in ("status.json", "answers.jsonl") for path in root.glob(f"*/*/*/{name}"))
+    changed = max(path.stat().st_mtime_ns for path in (root / STUDY_FILE, *results))
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if "figures" in found and file.stat().st_mtime_ns >= changed:

@@ -15,6 +15,7 @@ import yaml
 
 from bnlab.cli import main
 from bnlab.config import statements
+from bnlab.record.folder import RunFolder
 from bnlab.report.build import build
 
 Write = Callable[..., Path]
@@ -156,6 +157,14 @@ def test_a_report_is_built_again_only_if_a_run_ended_after_it(
     assert (two / "higher" / "report.html").stat().st_mtime_ns == kept["higher"]
     assert (two / "lower" / "report.html").stat().st_mtime_ns > kept["lower"]
     assert json.loads((two / "lower" / "verdicts.json").read_text())["runs"] == 15
+
+
+def test_a_report_is_built_again_if_a_net_answered_after_it(two: Path, bnlab: Callable[..., Said]) -> None:
+    build(two / "lower")
+    kept = (two / "lower" / "report.html").stat().st_mtime_ns
+    RunFolder(next(two.glob("lower/*/*/*"))).add_answer({"step": 0})
+    assert bnlab()[0] == 0
+    assert (two / "lower" / "report.html").stat().st_mtime_ns > kept
 
 
 def test_a_report_of_an_earlier_version_is_built_again(two: Path, bnlab: Callable[..., Said]) -> None:
