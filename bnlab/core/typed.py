@@ -158,8 +158,12 @@ def _wanted(item: Any) -> str:
             return f"be below {bound['lt']:g}"
         case "less_than_equal":
             return f"be at most {bound['le']:g}"
-        case "too_short":
+        case "too_short" if bound["min_length"] == 1:
             return "not be empty"
+        case "too_short":
+            return f"have at least {bound['min_length']} values"
+        case "too_long":
+            return f"have at most {bound['max_length']} values"
         case "none_required":
             return "be null"
         case "tuple_type" | "list_type":

@@ -164,9 +164,16 @@ def test_tinted_digits_are_the_digits_in_one_ink(bits_of: Callable[[Any], Any]) 
     assert (found.classes, found.input_shape) == (10, (3, 8, 8))
 
 
-@pytest.mark.parametrize("tint", [[1.0, 0.5], [1.0, 0.5, 1.5]])
-def test_a_tint_that_is_no_colour_is_refused(tint: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"^data\.tint"):
+@pytest.mark.parametrize(
+    ("tint", "must"),
+    [
+        ([1.0, 0.5], "have at least 3 values"),
+        ([1.0, 0.5, 0.5, 1.0], "have at most 3 values"),
+        ([1.0, 0.5, 1.5], "be at most 1"),
+    ],
+)
+def test_a_tint_that_is_no_colour_is_refused(tint: list[float], must: str) -> None:
+    with pytest.raises(ValueError, match=rf"^data\.tint: must {must}"):
         DATA.build("tinted_digits", {"test_fraction": 0.2, "tint": tint})
 
 
