@@ -101,7 +101,7 @@ def show_tallies(rows: Sequence[tuple[str, float | None, Mapping[str, int]]], ou
     total = {sign: sum(counts.get(sign, 0) for *_, counts in rows) for sign in signs}
     lines = [
         [name, "" if minutes is None else number(minutes), *(str(counts.get(sign, "")) for sign in signs)]
-        for name, minutes, counts in [*rows, ("all", None, total)]
+        for name, minutes, counts in [*rows, *([("all", None, total)] if signs else [])]
     ]
     _show(out, lines, ["study", "min", *(encoded(sign, out) for sign in signs)], right={"min"})
 
