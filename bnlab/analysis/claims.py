@@ -261,11 +261,12 @@ def reference(name: str, place: str) -> Callable[[Mapping[str, Any]], float]:
 
 def unknown_metric(claim: Claim) -> str | None:
     """The metric that the claim names and that is not registered, if there is one."""
-    names = METRICS.names()
-    if claim.metric not in names:
-        return claim.metric
-    of = str(claim.options.get("of"))
-    return of if METRICS[claim.metric].of == "arm" and of not in names else None
+    names, options = METRICS.names(), claim.options
+    named = [claim.metric]
+    if claim.metric in names:
+        arm = METRICS[claim.metric].of == "arm"
+        named = [str(options[key]) for key in ("of", "to") if key in options and (arm or f"{key}_options" in options)]
+    return next((name for name in named if name not in names), None)
 
 
 def threshold(claim: Claim) -> float:

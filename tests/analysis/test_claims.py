@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bnlab import config
-from bnlab.analysis.claims import check, check_reach
+from bnlab.analysis.claims import check, check_reach, unknown_metric
 from bnlab.config.statements import studies
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
@@ -206,3 +206,19 @@ def test_the_other_sizes_of_a_study_have_what_its_claims_are_about(name: str, sc
     check(study)
     check_reach(study, cells, {"scale"})
     check_figures(study, cells, {"scale"})
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "unknown"),
+    [
+        ("mine", {}, "mine"),
+        ("seed_spread", {"of": "mine"}, "mine"),
+        ("slope", {"of": "mine", "of_options": {}, "factor": "model.depth", "log": "xy"}, "mine"),
+        ("correlation", {"of": "trains", "of_options": {}, "to": "mine", "to_options": {}, "factor": "x"}, "mine"),
+        ("growth_fit", {"of": "grad_norm", "window": [0, 1], "skip_first": 0, "skip_last": 0}, None),
+    ],
+)
+def test_a_metric_of_a_plugin_that_is_not_there_is_found_wherever_a_claim_names_it(
+    metric: str, options: dict[str, Any], unknown: str | None, claim_of: Callable[..., Claim]
+) -> None:
+    assert unknown_metric(claim_of(metric=metric, options=options)) == unknown
