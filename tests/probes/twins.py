@@ -537,6 +537,25 @@ def shatter(moment: Moment) -> Figures:
     return {"input_grad_lag_1": lagged / math.fsum((a - mean) ** 2 for a in g)}
 
 
+def memory(moment: Moment) -> Figures:
+    """The tensors that the nodes of the loss's graph say that they saved."""
+    net, batch = moment.net(), moment.batch
+    net.train()
+    loss = moment.setup.objective(net(batch.x), batch.y)
+    nodes, waiting, saved = set(), [loss.grad_fn], []
+    while waiting:
+        if (node := waiting.pop()) is None or node in nodes:
+            continue
+        nodes.add(node)
+        saved += [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        waiting += [following for following, _ in node.next_functions]
+    tensors = [x for x in saved if isinstance(x, Tensor)]
+    own = {x.untyped_storage().data_ptr() for x in (*net.parameters(), batch.x, batch.y)}
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    kept = sum(size for place, size in storages.items() if place not in own)
+    return {"saved_bytes": kept, "parameters": sum(p.numel() for p in net.parameters())}
+
+
 def outs(moment: Moment) -> list[Tensor]:
     """`out` of every site on the probe batch, of a net that is a sequence of its parts."""
     with torch.no_grad():
@@ -679,6 +698,7 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "bn_statistics": bn_statistics,
     "shift_drift": shift_drift,
     "propagation": propagation,
+    "memory": memory,
     "representation": representation,
     "shatter": shatter,
     "channels": channels,
