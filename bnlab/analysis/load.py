@@ -40,8 +40,8 @@ class Collection:
     """The runs below `root`. `runs` have ended, finished or diverged, in the order of their paths, each id once;
     `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run. `no_plugins`
     says why plugins of the runs could not be loaded, `edited` which metrics and figures are others than runs began
-    with. `asked` are the runs that finished or diverged once for each condition that the study asks about, which is in
-    their spec; `unanswered` says what is not there."""
+    with. `asked` has each of `runs` once for each condition of the study's `ask`, with that condition in its spec;
+    `unanswered` counts the answers that are missing."""
 
     root: Path
     study: Study | None = None
@@ -117,12 +117,12 @@ def _asked(run: Run, each: Sequence[Condition]) -> Iterator[Run]:
 
 
 def _unanswered(root: Path, asked: Sequence[Run]) -> Iterator[str]:
-    """A line that counts the answers that are not there, of runs that have finished."""
+    """A line that counts the missing answers of finished runs."""
     missing = [run for run in asked if run.answer is None and run.finished]
     if missing:
         place, checkpoint = missing[0].path.relative_to(root).as_posix(), missing[0].folder.checkpoint_file
         why = "not asked, sweep the study again" if checkpoint.is_file() else "not measured, it has no checkpoint"
-        yield f"{len(missing)} of {count(len(asked), 'answer')} are not there; first {place}: {why}"
+        yield f"{len(missing)} of {count(len(asked), 'answer')} are missing; first {place}: {why}"
 
 
 def _load_plugins(runs: Sequence[Run]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -44,7 +44,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     relative, so that the folder can be moved.
 
     Raises:
-        NoRunsError: no study here has a run that has ended.
+        NoRunsError: no study here has an ended run.
         UsageError: `root` is itself a study, or has a study named gallery.
     """
     for folder, what in ((root, "is a study itself"), (root / FOLDER, "is a study, where the page would be")):
@@ -54,7 +54,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     if not shown:
         first = command("bnlab", "sweep", "--config", "quickstart", runs=root if root != RUNS else None)
         remedy = failed[0] if failed else f"Run one: {first}"
-        raise NoRunsError("--gallery", "no study here has a run that has ended", str(root), remedy)
+        raise NoRunsError("--gallery", "no study here has an ended run", str(root), remedy)
     of = statements.studies(config_dirs(config_dir))
     left = [study for name, study in of.items() if name not in shown and study.claims]
     of = dict(sorted({**of, **{name: one.study for name, one in shown.items()}}.items()))
@@ -76,7 +76,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
 
 
 def _shown(root: Path) -> tuple[dict[str, Shown], list[str]]:
-    """Name -> every study below `root` with a run that has ended; and what is wrong with others."""
+    """The studies below `root` with at least one ended run, by name; a line for each that cannot be read."""
     found, failed = {}, []
     for file in sorted(root.glob(f"*/{STUDY_FILE}")):
         try:

@@ -22,9 +22,9 @@ NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "running mean", "run
 
 
 def norms(folder: RunFolder) -> dict[str, Any]:
-    """Of the checkpoint of a run, by site: the norm, its channels, and each of its tensors with mean, standard
-    deviation, smallest and largest over channels, whether it is `learned` (a parameter, which gradients move) or
-    computed from batches (a buffer), and its `values`. Counters are left out.
+    """The tensors of every norm in a run's checkpoint, per site: mean, standard deviation, smallest and largest over
+    channels, the `values`, and whether the tensor is `learned` (a parameter, which gradients move) or computed from
+    batches (a buffer). Counters are left out.
 
     Raises:
         UsageError: no checkpoint, a spec that cannot be read, or a checkpoint of another net.

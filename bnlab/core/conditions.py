@@ -41,8 +41,8 @@ def conditions(grids: Sequence[Mapping[str, Any]]) -> list[Condition]:
 
 
 def settings(spec: Mapping[str, Any], condition: Condition) -> dict[str, Any]:
-    """What each of the keys is under a condition, of a run with this flat spec. A condition's shift has its own
-    strength, not that of the run.
+    """The value of each key under a condition, for a run with this flat spec. A condition that changes the shift does
+    not take over the run's strength.
 
     >>> settings({"eval_bn": "batch", "data.shift": "blur", "data.shift_strength": 1}, {"data.shift": "none"})
     {'data.shift': 'none', 'data.shift_strength': None, 'eval_bn': 'batch', 'eval_batch_size': 'auto'}
@@ -54,7 +54,7 @@ def settings(spec: Mapping[str, Any], condition: Condition) -> dict[str, Any]:
 
 
 def of_run(spec: Mapping[str, Any], each: Sequence[Condition]) -> dict[str, dict[str, Any]]:
-    """The settings of a run with this flat spec under each of the conditions, none twice, by their canonical text."""
+    """`settings` under each of the conditions, by canonical text, each once; `spec` is flat."""
     return {canonical(found): found for found in (settings(spec, condition) for condition in each)}
 
 

@@ -83,8 +83,8 @@ class RunFolder:
         return self.path / "answers.jsonl"
 
     def answers(self) -> dict[str, dict[str, Any]]:
-        """The answers that are there, by the canonical text of their conditions. What a process was killed while
-        writing is none."""
+        """The answers that are there, by the canonical text of their conditions. A line that a killed process left
+        unfinished is skipped."""
         found = {}
         for line in self.answers_file.read_bytes().splitlines() if self.answers_file.is_file() else []:
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -95,7 +95,9 @@ class RunFolder:
     def add_answer(self, answer: Mapping[str, Any]) -> None:
         """Append a line, in one write: several processes may do so."""
         with open(self.answers_file, "a+b", buffering=0) as file:
-            torn = file.seek(0, os.SEEK_END) > 0 and not self.answers_file.read_bytes().endswith(b"\n")
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            torn = size > 0 and file.read(1) != b"\n"
             file.write(b"\n" * torn + json.dumps(answer).encode() + b"\n")
 
     @property

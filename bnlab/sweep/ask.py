@@ -35,8 +35,8 @@ class Question:
 
 
 class Asking:
-    """What is asked of the nets of a sweep that have finished: `asked` answers in all, of which `there` are there.
-    `left` are the questions; runs in `lost` have no checkpoint. A run that diverged is not asked."""
+    """What the finished nets of a sweep are asked: `asked` answers in all, of which `there` exist. `left` are the open
+    questions; runs in `lost` have no checkpoint. A run that diverged is not asked."""
 
     def __init__(self, standings: Iterable[Standing], each: Sequence[Condition]) -> None:
         self.asked = self.there = 0
@@ -91,7 +91,7 @@ def ask_group(group: Sequence[Question], stopped: Callable[[], str | None]) -> t
                 if stopped() is not None:
                     return done, failed
         except Exception as error:  # of one run, which must not cost the others
-            failed.append(str(error) if isinstance(error, ValueError) else f"{question.folder.path}: {error}")
+            failed.append(str(error) if isinstance(error, UsageError) else f"{question.folder.path}: {error}")
     return done, failed
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -28,9 +28,6 @@ from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, current_state, flat
 from bnlab.sweep.executors import Executor, Outcome
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
-
-if TYPE_CHECKING:
-    pass
 
 POLL_S = 0.25
 """Seconds between two looks at runs of other processes, once no other cells are left."""

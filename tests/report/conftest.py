@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +182,33 @@ def run_of(tmp_path: Path) -> Callable[..., Run]:
 def view() -> Callable[..., View]:
     """See `view_of`."""
     return view_of
+
+
+LOOKS = {
+    "day": (1180, "light", "screen"),
+    "night": (1180, "dark", "screen"),
+    "phone": (390, "light", "screen"),
+    "paper": (700, "dark", "print"),
+}
+"""How a page is looked at: width, colour scheme, medium."""
+
+
+def looked_at(browser: Any, file: Path) -> Iterator[tuple[str, Any]]:
+    """The page in each of `LOOKS`; it must write nothing to the console, and ask for nothing but files."""
+    said: list[str] = []
+    asked: list[str] = []
+    for name, (width, scheme, media) in LOOKS.items():
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.emulate_media(media=media, color_scheme=scheme)
+        page.goto(file.as_uri())
+        yield name, page
+        page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+
+
+@pytest.fixture
+def looks() -> Callable[..., Iterator[tuple[str, Any]]]:
+    return looked_at

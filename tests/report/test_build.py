@@ -234,22 +234,11 @@ def test_a_folder_of_studies_has_a_page_that_leads_to_their_reports(tmp_path: Pa
 
 
 @pytest.mark.browser
-def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built, browser: Any) -> None:
-    path = built.path
+def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(
+    built: Built, browser: Any, looks: Callable[..., Any]
+) -> None:
     seen: dict[str, dict[str, Any]] = {}
-    said: list[str] = []
-    asked: list[str] = []
-    for name, width, scheme, media in (
-        ("day", 1180, "light", "screen"),
-        ("night", 1180, "dark", "screen"),
-        ("phone", 390, "light", "screen"),
-        ("paper", 700, "dark", "print"),
-    ):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.emulate_media(media=media, color_scheme=scheme)
-        page.goto(path.as_uri())
+    for name, page in looks(browser, built.path):
         seen[name] = page.evaluate(
             """() => ({
                 wide: document.documentElement.scrollWidth - innerWidth,
@@ -259,9 +248,6 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(built: Built
                 twin: [...document.images].map(i => i.currentSrc !== i.src),
             })"""
         )
-        page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
     assert {name: found["wide"] for name, found in seen.items()} == dict.fromkeys(seen, 0)
     assert all(all(found["shown"]) and len(found["shown"]) == len(built.figures) for found in seen.values())
     assert {name: set(found["twin"]) for name, found in seen.items()} == {

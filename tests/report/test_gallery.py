@@ -184,7 +184,7 @@ def test_nothing_run_yet_is_one_line_with_what_to_type(words: list[str], bnlab: 
     place = "".join(words) or "runs"
     here = " --runs 'some where'" if words else ""
     assert err == (
-        f"--gallery: no study here has a run that has ended, got '{place}'. "
+        f"--gallery: no study here has an ended run, got '{place}'. "
         f"Run one: bnlab sweep --config quickstart{here}\n"
     )
 
@@ -226,23 +226,11 @@ def test_a_study_counts_once_among_the_wrong_verdicts_to_expect() -> None:
 
 @pytest.mark.browser
 def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(
-    two: Path, bnlab: Callable[..., Said], browser: Any
+    two: Path, bnlab: Callable[..., Said], browser: Any, looks: Callable[..., Any]
 ) -> None:
     assert bnlab()[0] == 0
     seen: dict[str, dict[str, Any]] = {}
-    said: list[str] = []
-    asked: list[str] = []
-    for name, width, scheme, media in (
-        ("day", 1180, "light", "screen"),
-        ("night", 1180, "dark", "screen"),
-        ("phone", 390, "light", "screen"),
-        ("paper", 700, "dark", "print"),
-    ):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.emulate_media(media=media, color_scheme=scheme)
-        page.goto((two / "gallery" / "index.html").as_uri())
+    for name, page in looks(browser, two / "gallery" / "index.html"):
         seen[name] = page.evaluate(
             """() => ({
                 wide: document.documentElement.scrollWidth - innerWidth,
@@ -259,9 +247,6 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(
             assert page.evaluate(focused) == ["#papers", "solid"]
             page.keyboard.press("Enter")
             assert page.evaluate("() => scrollY") > 300
-        page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("file:")] == []
     assert {name: found["wide"] for name, found in seen.items()} == dict.fromkeys(seen, 0)
     assert all(found["shown"] == [True] * 4 for found in seen.values())
     assert {name: set(found["twin"]) for name, found in seen.items()} == {

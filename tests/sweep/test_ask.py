@@ -178,7 +178,7 @@ def test_a_missing_checkpoint_is_not_measured_and_said(
     assert (said.code, said.out.splitlines()[-1]) == (0, "8 of 16 answers")
     built = build(tmp_path / "runs" / "asks")
     first = "batch/lr=0.05/seed=0-"
-    assert built.notes[0].startswith(f"8 of 16 answers are not there; first {first}")
+    assert built.notes[0].startswith(f"8 of 16 answers are missing; first {first}")
     assert built.notes[0].endswith(": not measured, it has no checkpoint")
     (verdict,) = built.verdicts
     assert (verdict.decision, verdict.why) == ("not tested", "answer_accuracy was not measured")

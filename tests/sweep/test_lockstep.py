@@ -95,18 +95,18 @@ def test_a_run_in_a_stack_is_the_run_alone(spec_of: SpecOf, traces_of: Traces, t
     assert traces_of(tmp_path / "stack") == traces_of(tmp_path / "alone")
 
 
-def test_shuffled_once_a_stack_has_the_batches_of_each_run(spec_of: SpecOf, traces_of: Traces, tmp_path: Path) -> None:
-    """Over three epochs."""
-    specs = cells(spec_of, "norm=batch", "data.shuffle=once", "data.subset=48", "probes=none")
-    train(specs, tmp_path / "alone", "off")
-    train(specs, tmp_path / "stack", len(specs))
-    assert list(lockstep._PROVED.values()) == [True]
-    assert traces_of(tmp_path / "stack") == traces_of(tmp_path / "alone")
-
-
-def test_a_large_eps_is_measured_as_alone(spec_of: SpecOf, traces_of: Traces, tmp_path: Path) -> None:
-    """Above LARGEST_SAVED_EPS the moments are those of pre, not what batch norm saves."""
-    specs = cells(spec_of, "norm=batch", "norm.eps=0.1", "probes=economy", "probes.activations.batch=24")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data.shuffle=once", "data.subset=48", "probes=none"),  # over three epochs
+        # Above LARGEST_SAVED_EPS the moments are those of pre, not what batch norm saves.
+        ("norm.eps=0.1", "probes=economy", "probes.activations.batch=24"),
+    ],
+)
+def test_shuffled_once_or_with_a_large_eps_a_stack_has_the_bits_of_its_runs(
+    settings: tuple[str, ...], spec_of: SpecOf, traces_of: Traces, tmp_path: Path
+) -> None:
+    specs = cells(spec_of, "norm=batch", *settings)
     train(specs, tmp_path / "alone", "off")
     train(specs, tmp_path / "stack", len(specs))
     assert list(lockstep._PROVED.values()) == [True]

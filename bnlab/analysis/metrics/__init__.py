@@ -72,7 +72,7 @@ class Metric(Entry):
     of_measurement: bool = False
     """Its option `of` names a measurement of the journal."""
     of_answers: bool = False
-    """It is of what a trained net answers: a run counts once for each condition that its study asks about."""
+    """It reads the answers of a trained net. A run then counts once for each condition of the study's `ask`."""
     about_failure: bool = False
     """It is constant over runs that train, so it says nothing where only those are compared."""
 
