@@ -184,8 +184,7 @@ def test_nothing_run_yet_is_one_line_with_what_to_type(words: list[str], bnlab: 
     place = "".join(words) or "runs"
     here = " --runs 'some where'" if words else ""
     assert err == (
-        f"--gallery: no study here has an ended run, got '{place}'. "
-        f"Run one: bnlab sweep --config quickstart{here}\n"
+        f"--gallery: no study here has an ended run, got '{place}'. Run one: bnlab sweep --config quickstart{here}\n"
     )
 
 
