@@ -122,6 +122,8 @@ class LaunchSpec:
     checkpoint_s: NotNegative
     lockstep: Literal["auto", "off"] | AtLeastOne = "auto"
     """How many small nets of one kind a worker trains at once, with the bits that each has alone."""
+    timeout: Positive | None = None
+    """Seconds without a step, after which a worker of a sweep is killed and its runs fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,14 @@ TREE: dict[str, Any] = {
         "weight_decay": 0.0,
     },
     "probes": {"points": 200, "eval_points": 50, "gradients": {"noise": False}, "batch_moments": {}},
-    "launch": {"name": "local", "workers": "auto", "per_device": 1, "checkpoint_s": 30, "lockstep": "auto"},
+    "launch": {
+        "name": "local",
+        "workers": "auto",
+        "per_device": 1,
+        "checkpoint_s": 30,
+        "lockstep": "auto",
+        "timeout": None,
+    },
 }
 GOLDEN_ID = "73e71a343a"
 """The id of TREE. If this changes, every run that anybody has kept gets another id: raise SCHEMA_VERSION knowingly."""
