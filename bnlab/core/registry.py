@@ -1,9 +1,10 @@
-"""Name -> entry, for everything that one file adds: norms, models, data sets, optimizers, probes, metrics, figures.
+"""Name -> entry, for everything that one file adds: norms, models, data sets, optimizers, probes, executors, metrics,
+figures.
 
-A norm, model, data set, optimizer or probe is found by its file (`bnlab/norms/batch.py` registers `batch`), so that
-listing names imports nothing heavy. The files of metrics and figures may register several entries each; all of them are
-imported on the first look-up. A user's own file registers with the same decorators; it joins by `plugins: [my_norm.py]`
-or by the entry point `bnlab.plugins`.
+A norm, model, data set, optimizer, probe or executor is found by its file (`bnlab/norms/batch.py` registers `batch`),
+so that listing names imports nothing heavy. The files of metrics and figures may register several entries each; all of
+them are imported on the first look-up. A user's own file registers with the same decorators; it joins by
+`plugins: [my_norm.py]` or by the entry point `bnlab.plugins`.
 
 A process reads a plugin once, with the modules beside it that it imports. What it has read decides the ids of runs, is
 what it executes, and is kept beside each run; an edit has an effect from the next command on.
@@ -12,6 +13,7 @@ what it executes, and is kept beside each run; an edit has an effect from the ne
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import hashlib
 import importlib
@@ -161,6 +163,7 @@ MODELS = Registry("model", "bnlab.models", Entry)
 DATA = Registry("data", "bnlab.data", Entry)
 OPTIMIZERS = Registry("optim", "bnlab.optim", Entry)
 PROBES = Registry("probes", "bnlab.probes", Entry)
+EXECUTORS = Registry("launch", "bnlab.launch", Entry)
 
 Registered = list[tuple[Registry[Any], str]]
 """What a plugin brought: registries and names in them."""
@@ -184,6 +187,23 @@ class Plugin:
     def module(self) -> str:
         """The name of the module that it is executed as: one content is one module."""
         return f"bnlab_plugin_{self.path.stem}_{self.digest[:8]}"
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON has it, with its hash."""
+        files = {name: base64.b64encode(content).decode() for name, content in self.files.items()}
+        return {"digest": self.digest, "files": files}
+
+    @classmethod
+    def from_tree(cls, path: Path, tree: Mapping[str, Any]) -> Plugin:
+        """What `tree` gave, for `path` on this machine.
+
+        Raises:
+            UsageError: the content has another hash.
+        """
+        found = cls(path, {name: base64.b64decode(content) for name, content in tree["files"].items()})
+        if found.digest != tree["digest"]:
+            raise UsageError("plugins", f"{path.name} has another content than when it was sent", found.digest[:8])
+        return found
 
 
 READ: dict[Path, Plugin] = {}

@@ -116,10 +116,11 @@ class LaunchSpec:
     """Where and how runs run: recorded, not hashed. `name` is an executor's; `workers` of them run at once, on a GPU
     `per_device` on each."""
 
-    name: Literal["local", "inline"]
+    name: str
     workers: Literal["auto"] | AtLeastOne
     per_device: AtLeastOne
     checkpoint_s: NotNegative
+    options: Options
     lockstep: Literal["auto", "off"] | AtLeastOne = "auto"
     """How many small nets of one kind a worker trains at once, with the bits that each has alone."""
     timeout: Positive | None = None
@@ -159,8 +160,6 @@ class RunSpec:
             UsageError: a value of the wrong type or out of range, by its key.
         """
         refuse_unknown(cls, tree, "")
-        if isinstance(tree.get("launch"), Mapping):  # the one group without options
-            refuse_unknown(LaunchSpec, tree["launch"], "launch.")
         spec: RunSpec = check_tree(cls, {key: _with_options(key, value) for key, value in tree.items()})
         refuse_path("name", *spec.name.split("/"))
         return spec
@@ -213,8 +212,6 @@ def _with_options(key: str, value: Any) -> Any:
     if key not in GROUPS or not isinstance(value, Mapping):
         return value
     fields = {field.name for field in dataclasses.fields(GROUPS[key])}
-    if "options" not in fields:
-        return value
     shared = {name: item for name, item in value.items() if name in fields}
     return shared | {"options": {name: item for name, item in value.items() if name not in fields}}
 

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError, cause
-from bnlab.core.registry import DATA, NORMS, OPTIMIZERS, PROBES, load_plugins
+from bnlab.core.registry import DATA, EXECUTORS, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.seeds import stream
 from bnlab.core.spec import NormSpec, RunSpec, canonical
 from bnlab.core.state import Loss, Objective, PreservedBuffers, State, gradient_at, untouched_random_state
@@ -72,6 +72,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
             larger than the data, a norm on a layer that does not exist, a device that is missing, ...
     """
     load_plugins(spec.plugins, only=True)
+    EXECUTORS.checked(spec.launch.name, spec.launch.options)
     if spec.device == "auto":
         spec = replace(spec, device=host.best_device())
     device, dtype = torch.device(available(spec.device)), getattr(torch, spec.dtype)

@@ -6,20 +6,24 @@ where answers are missing. Answers are no part of a run, and nothing else in its
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bnlab.core.conditions import Condition, of_run, under
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ, Plugin
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.text import leaves
+from bnlab.launch.base import Executor
+from bnlab.launch.local import stop_reason
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.executors import Executor, stop_reason
 from bnlab.sweep.run import Standing
+from bnlab.sweep.task import received, sent
 
 SHARE = 16
 """At most so many runs are asked by one process: it says what it has done at its end."""
@@ -32,6 +36,33 @@ class Question:
     folder: RunFolder
     specs: tuple[RunSpec, ...]
     plugins: Mapping[Path, Plugin]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Questions for one process. A parcel (launch/base.py)."""
+
+    each: tuple[Question, ...]
+
+    @property
+    def folders(self) -> list[Path]:
+        return [question.folder.path for question in self.each]
+
+    def moved(self, folders: Sequence[Path]) -> Questions:
+        pairs = zip(self.each, folders, strict=True)
+        return Questions(tuple(dataclasses.replace(one, folder=RunFolder(path)) for one, path in pairs))
+
+    def tree(self) -> dict[str, Any]:
+        each = [{"folder": str(one.folder.path), "specs": [spec.tree() for spec in one.specs]} for one in self.each]
+        return {"each": each, "plugins": sent(self.each)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Questions:
+        plugins = received(tree["plugins"])
+        pairs = [(RunFolder(Path(one["folder"])), one["specs"]) for one in tree["each"]]
+        specs = [tuple(map(RunSpec.from_tree, trees)) for _, trees in pairs]
+        folders = [folder for folder, _ in pairs]
+        return cls(tuple(Question(folder=a, specs=b, plugins=plugins) for a, b in zip(folders, specs, strict=True)))
 
 
 class Asking:
@@ -64,25 +95,25 @@ class Asking:
         """Ask what is left, until `stopped` returns a reason; a line for each run that could not be asked. `tick` is
         called with how many answers there are, of how many."""
         size = min(SHARE, math.ceil(len(self.left) / executor.workers)) or 1
-        groups = [tuple(self.left[start : start + size]) for start in range(0, len(self.left), size)]
+        groups = [Questions(tuple(self.left[start : start + size])) for start in range(0, len(self.left), size)]
         function = ask_isolated if executor.isolated else functools.partial(ask_group, stopped=stopped)
         failed: list[str] = []
         tick(self.there, self.asked)
         for outcome in executor.run(function, groups, stopped=lambda: stopped() is not None):
-            done, errors = outcome.value or (0, [f"{outcome.item[0].folder.path}: {outcome.error}"])
+            done, errors = outcome.value or (0, [f"{outcome.item.folders[0]}: {outcome.error}"])
             self.there += done
             failed += errors
             tick(self.there, self.asked)
         return failed
 
 
-def ask_group(group: Sequence[Question], stopped: Callable[[], str | None]) -> tuple[int, list[str]]:
+def ask_group(group: Questions, stopped: Callable[[], str | None]) -> tuple[int, list[str]]:
     """Ask these nets one after the other in this process: how many answers they gave, and errors."""
     from bnlab.run.answer import Caches, answers
 
     caches: Caches = {}
     done, failed = 0, list[str]()
-    for question in group:
+    for question in group.each:
         READ.update(question.plugins)
         try:
             for answer in answers(question.folder, question.specs, caches):
@@ -95,7 +126,7 @@ def ask_group(group: Sequence[Question], stopped: Callable[[], str | None]) -> t
     return done, failed
 
 
-def ask_isolated(group: Sequence[Question]) -> tuple[int, list[str]]:
+def ask_isolated(group: Questions) -> tuple[int, list[str]]:
     """The same in a process of its own."""
     return ask_group(group, stop_reason)
 

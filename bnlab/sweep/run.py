@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +25,9 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import ARM, Cell, Study, varying
+from bnlab.launch.base import Executor, Outcome
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, current_state, flat
-from bnlab.sweep.executors import Executor, Outcome
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 
 POLL_S = 0.25
@@ -86,7 +87,7 @@ class Sweep:
             UsageError: a status cannot be read.
         """
         self.fresh = fresh
-        self.provenance = {**(provenance or {}), "axes": _axes(cells)}
+        self.provenance = {"argv": sys.argv, **(provenance or {}), "axes": _axes(cells)}
         self.standings: dict[str, Standing] = {}
         self._has_failed, self._start_s = False, time.time()
         self._again = {cell.spec.id for cell in cells} if fresh else set()

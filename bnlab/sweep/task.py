@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ, Plugin
 from bnlab.core.spec import RunSpec
+from bnlab.launch.local import stop_reason
 from bnlab.record.folder import BusyError, RunFolder
-from bnlab.sweep.executors import stop_reason
 
 if TYPE_CHECKING:
     from bnlab.board.events import Profile
@@ -39,12 +40,60 @@ class Task:
     provenance: Mapping[str, Any]
     profile: Profile
 
+    @property
+    def specs(self) -> tuple[RunSpec, ...]:
+        return (self.spec,)
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs for one process, which may train several at once (run/lockstep.py)."""
+    """Runs for one process, which may train several at once (run/lockstep.py). A parcel (launch/base.py)."""
 
     tasks: tuple[Task, ...]
+
+    @property
+    def folders(self) -> list[Path]:
+        return [task.folder.path for task in self.tasks]
+
+    def moved(self, folders: Sequence[Path]) -> Group:
+        pairs = zip(self.tasks, folders, strict=True)
+        return Group(tuple(dataclasses.replace(task, folder=RunFolder(path)) for task, path in pairs))
+
+    def tree(self) -> dict[str, Any]:
+        tasks = [
+            {"spec": task.spec.tree(), "folder": str(task.folder.path), "fresh": task.fresh, "profile": task.profile}
+            for task in self.tasks
+        ]
+        return {"tasks": tasks, "plugins": sent(self.tasks), "provenance": dict(self.tasks[0].provenance)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Group:
+        plugins, provenance = received(tree["plugins"]), tree["provenance"]
+        return cls(
+            tuple(
+                Task(
+                    spec=RunSpec.from_tree(one["spec"]),
+                    folder=RunFolder(Path(one["folder"])),
+                    fresh=one["fresh"],
+                    plugins=plugins,
+                    provenance=provenance,
+                    profile=one["profile"],
+                )
+                for one in tree["tasks"]
+            )
+        )
+
+
+def sent(tasks: Iterable[Any]) -> dict[str, Any]:
+    """The plugins of tasks for another machine, by their names in the specs."""
+    plugins = {file: task.plugins for task in tasks for spec in task.specs for file in spec.plugins}
+    return {file: read[Path(file).resolve()].tree() for file, read in plugins.items()}
+
+
+def received(plugins: Mapping[str, Any]) -> dict[Path, Plugin]:
+    """What `sent` gave, as this process reads plugins."""
+    paths = {file: Path(file).resolve() for file in plugins}
+    return {path: Plugin.from_tree(path, plugins[file]) for file, path in paths.items()}
 
 
 def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, dict[str, Any]]:

@@ -326,8 +326,6 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_a_key_that_no_run_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^momentum: "):
         RunSpec.from_tree(_with("momentum", 0.9))
-    with pytest.raises(UsageError, match=r"^launch\.worker: "):
-        RunSpec.from_tree(_with("launch.worker", 2))
 
 
 def test_an_error_reads_key_problem_value_remedy() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from bnlab.core.spec import LaunchSpec, RunSpec
 from bnlab.core.study import Cell
+from bnlab.launch.base import Outcome
 from bnlab.net import stack
 from bnlab.norms._beside import FlatBatchNorm, lanes
 from bnlab.probes.landscape import Landscape
@@ -21,7 +22,6 @@ from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
 from bnlab.run import lockstep
 from bnlab.sweep import run as sweeping
-from bnlab.sweep.executors import Outcome
 from bnlab.sweep.run import Sweep
 from bnlab.sweep.task import Group, Task, train_group
 

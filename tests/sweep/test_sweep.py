@@ -21,10 +21,10 @@ from bnlab.analysis.claims import Verdict
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.core.text import command
+from bnlab.launch.inline import Inline
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import current_state
 from bnlab.report.views import Built
-from bnlab.sweep.executors import Inline
 from bnlab.sweep.run import Sweep as Sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -7,15 +7,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from bnlab import config
 from bnlab.core.errors import UsageError
-from bnlab.sweep import executors as local
-from bnlab.sweep.executors import Executor, Inline, Local, cores, executor, places
+from bnlab.core.spec import RunSpec
+from bnlab.launch import local
+from bnlab.launch.base import Executor, cores, executor
+from bnlab.launch.inline import Inline
+from bnlab.launch.local import Local, places
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 
@@ -134,3 +137,13 @@ def test_gpus_are_those_that_this_process_may_see(monkeypatch: pytest.MonkeyPatc
     made = executor(config.load("quickstart", ["device=cuda", "launch.per_device=2"]))
     assert isinstance(made, Local)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in made.places] == ["2", "5", "2", "5"]
+
+
+def test_an_executor_refuses_settings_that_it_does_not_have(spec_of: Callable[..., RunSpec]) -> None:
+    tree = spec_of().tree()
+    tree["launch"]["worker"] = 2
+    with pytest.raises(UsageError, match=r"^launch\.worker: "):
+        executor(RunSpec.from_tree(tree))
+    tree["launch"] = tree["launch"] | {"name": "remote"}
+    with pytest.raises(UsageError, match=r"^launch: no such option, got 'remote'\. There are: inline, local"):
+        executor(RunSpec.from_tree(tree))

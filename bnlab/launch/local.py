@@ -1,5 +1,4 @@
-"""Executors run a function on items and yield the outcome of each: one after the other in this process (`Inline`), or
-several at once on this machine, each in a new process (`Local`).
+"""On this machine: several items at once, each in a new process.
 
 On Linux the processes are forked from a server that has imported torch and runs nothing (preload.py). That takes 20 ms,
 a new interpreter takes two seconds, and both are equally isolated. Other systems start a new interpreter.
@@ -20,59 +19,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, process
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-from bnlab.core.errors import UsageError
+from bnlab.core.registry import EXECUTORS
 from bnlab.core.spec import RunSpec
+from bnlab.launch.base import Item, Outcome, cores
 
 TICK_S = 0.1
 """Seconds between two checks whether to stop."""
 
 GRACE_S = 30.0
 """How long a process may take to stop before it is killed. Its last checkpoint remains."""
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Generic[Item]):
-    """The result of one item: a value, or an error in one line if the function raised or its process died."""
-
-    item: Item
-    value: Any = None
-    error: str | None = None
-
-
-class Inline:
-    """Runs items in this process, one after the other: an item that kills its process kills the sweep."""
-
-    isolated, workers = False, 1
-
-    def run(
-        self,
-        function: Callable[[Item], Any],
-        items: Iterable[Item],
-        *,
-        on_start: Callable[[Item], None] = lambda item: None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Outcome[Item]]:
-        """Yields outcomes in the order in which they are completed. The function must be importable by name, and
-        running it twice on an item must do no harm. Takes an item whenever a worker is free, and calls `on_start` with
-        it. Calls `stopped` several times a second: once it returns true, no further item starts. The function itself
-        must check whether it should stop."""
-        waiting = iter(items)
-        while not stopped():
-            try:
-                item = next(waiting)
-            except StopIteration:
-                return
-            on_start(item)
-            try:
-                value = function(item)
-            except Exception as error:
-                yield Outcome(item=item, error=f"{type(error).__name__}: {error}")
-            else:
-                yield Outcome(item=item, value=value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,9 +71,8 @@ class Local:
         on_start: Callable[[Item], None] = lambda item: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome[Item]]:
-        """See `Inline.run`. When `stopped` returns true, running items are signalled to stop; their outcomes are
-        yielded as usual. If one item's process dies, the others are unaffected. Closing the iterator early stops all of
-        them, without outcomes."""
+        """See `base.Executor`. When `stopped` returns true, running items are signalled to stop; their outcomes are
+        yielded as usual. If one item's process dies, the others are unaffected."""
         context = _context()
         waiting, places, more = iter(items), deque(self.places), True
         running: dict[connection.Connection, _Worker[Item]] = {}
@@ -151,10 +107,6 @@ class Local:
                 time.sleep(TICK_S / 10)
             for one in exiting:
                 one.join()
-
-
-Executor = Inline | Local
-"""`isolated`: each item runs in its own process; `workers` items run at once."""
 
 
 def _start(
@@ -273,19 +225,11 @@ SHIELDED = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 """Signals that are blocked in a new process until it handles them."""
 
 
-def executor(spec: RunSpec) -> Executor:
-    """The executor for runs like this one.
-
-    Raises:
-        UsageError: the executor does not support the settings.
-    """
-    workers = spec.launch.workers
-    if spec.launch.name == "inline":
-        if workers not in ("auto", 1):
-            raise UsageError("launch.workers", "launch=inline runs one after the other", workers, "Use launch=local.")
-        return Inline()
+@EXECUTORS.register("local")
+def local(spec: RunSpec) -> Local:
+    """An item for each core, or for each place on a GPU."""
     devices = _gpus() if spec.device == "cuda" else []
-    return Local(places(workers, spec.threads, cores(), devices, spec.launch.per_device))
+    return Local(places(spec.launch.workers, spec.threads, cores(), devices, spec.launch.per_device))
 
 
 def places(
@@ -305,11 +249,6 @@ def places(
         return found if workers == "auto" else found[: int(workers)]
     count = max(1, cores // threads) if workers == "auto" else int(workers)
     return [{} for _ in range(count)]
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
