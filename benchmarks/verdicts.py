@@ -85,6 +85,25 @@ def flat_and_peaked(rng: np.random.Generator, tables: int, seeds: int) -> tuple[
     return flat, peaked
 
 
+def to_the_control_s_best(rng: np.random.Generator, tables: int, seeds: int, noise: float) -> list[Floats]:
+    """Differences of log steps to what the control reaches in the median (`target: control`), their lowest and their
+    highest, each [T, N], of two arms that do not differ: a saturating accuracy at 100 points, with noise at each."""
+    steps = np.arange(1, 101) * 10.0
+
+    def arm() -> Floats:
+        level, pace = rng.normal(0.95, 0.01, (tables, seeds, 1)), 100 * np.exp(rng.normal(0, 0.3, (tables, seeds, 1)))
+        return level * (1 - np.exp(-steps / pace)) + rng.normal(0, noise, (tables, seeds, len(steps)))
+
+    treated, control = arm(), arm()
+    target = np.median(control.max(axis=2), axis=1)[:, None, None]
+    there = [of_arm >= target for of_arm in (treated, control)]
+    log_steps = [np.log(np.where(hit.any(axis=2), steps[hit.argmax(axis=2)], steps[-1])) for hit in there]
+    never = [~hit.any(axis=2) for hit in there]
+    value = np.where(never[0] & never[1], 0.0, log_steps[1] - log_steps[0])
+    low = np.where(never[0] & ~never[1], -np.inf, value)
+    return [value, low, np.where(never[1], np.inf, value)]
+
+
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     shown = Table(*columns, title=title)
     for row in rows:
@@ -122,6 +141,16 @@ def main() -> None:
             rows.append((str(seeds), words, f"{gains.mean():.3f}", f"{supported.mean():.3f}", f"{refuted.mean():.3f}"))
     columns = ("seeds", "each seed's rate is chosen by", "mean difference", "supported", "refuted")
     table("best_lr, a flat arm against a peaked one", columns, rows)
+
+    rows = []
+    for noise in (0.0, 0.003, 0.01):
+        for seeds in (6, 8, 12):
+            value, low, high = to_the_control_s_best(rng, tables, seeds, noise)
+            ends = in_parts(lambda part: interval(part, resamples=999), value)
+            p = in_parts(lambda part: ps(part[..., 0], part[..., 1], 0.0), np.stack([low, high], axis=2))
+            shares = ((p[0] <= LEVEL) & (ends[0] > 0), (p[1] <= LEVEL) & (ends[1] < 0))
+            rows.append((f"{noise:g}", str(seeds), *(f"{share.mean():.3f}" for share in shares)))
+    table("Steps to what the control reaches, arms alike", ("noise", "seeds", "supported", "refuted"), rows)
 
     rows = []
     draws = rng.normal(size=(tables, SEEDS[-1]))

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS, about_answers, measurements, refuse_unknown
+from bnlab.analysis.metrics import METRICS, about_answers, measurements, refuse_control, refuse_unknown
 from bnlab.core import theory
 from bnlab.core.conditions import conditions, of_run
 from bnlab.core.errors import UsageError, nearest
@@ -184,12 +184,15 @@ def check_claim(claim: Claim) -> None:
     key, metric = f"claims.{claim.name}", METRICS[claim.metric]
     options = METRICS.checked(claim.metric, claim.options, f"{key}.options")
     _check_form(claim, key)
+    if claim.against is not None or METRIC in claim.contrast:
+        refuse_control(options if metric.of_control else {}, f"{key}.options")
     for option in ("of", "to"):
         if f"{option}_options" not in options:
             continue
         place, named = f"{key}.options.{option}", options[option]
         refuse_unknown(place, "metric", named, METRICS.names())
         METRICS.checked(named, options[f"{option}_options"], f"{place}_options")
+        refuse_control(options[f"{option}_options"], f"{place}_options")
         if METRICS[named].of != "run":
             raise UsageError(place, "must be a metric of a run", named)
     if (metric.of == "curve") != (claim.at == "curve"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bnlab.analysis.metrics import METRICS, MetricError, Value, about_answers, reads
+from bnlab.analysis.metrics import CONTROL, METRICS, MetricError, Value, about_answers, reads
 from bnlab.core.conditions import Condition, conditions, of_run
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import digest, load_plugins
@@ -220,6 +220,8 @@ def _metric_columns(collection: Collection) -> dict[str, tuple[str, Mapping[str,
     for claim in collection.study.claims if collection.study else ():
         name, options = claim.metric, claim.options
         if name in usual and options and canonical(options) != canonical(usual[name] or {}):
+            if options.get("target") == CONTROL:  # no number of a run alone
+                continue
             words = ",".join(f"{key}={options[key]}" for key in sorted(options))
             found[f"{name}({words})"] = (name, options)
     return found

@@ -18,15 +18,12 @@ import numpy as np
 
 from bnlab.analysis.claims import Arm, reference
 from bnlab.analysis.load import Collection
-from bnlab.analysis.metrics import METRICS, Curve, Value
-from bnlab.analysis.metrics.losses import train_loss
+from bnlab.analysis.metrics import CONTROL, METRICS, Curve, Value
+from bnlab.analysis.metrics.losses import LEVELS, at_equal_losses, reached_by, train_loss
 from bnlab.analysis.sides import RATE, GridPoint, NotTestedError, sides
 from bnlab.core.study import METRIC, Claim
-from bnlab.record.journal import Floats, Series
+from bnlab.record.journal import Floats
 from bnlab.record.runs import Run
-
-LEVELS = 10
-"""Training losses at which two courses are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +126,8 @@ class _Comparison:
         """Pairs of runs that both train, where only these are compared; pairs of which one arm's run alone has no value
         since it failed; those of which both have none."""
         self._scores: dict[tuple[int, GridPoint], tuple[Floats, Floats]] = {}
+        self._targets: dict[str, float] = {}
+        """What the control reaches in each setting, where the claim's target is that."""
 
     def curves(self) -> None:
         for of_setting in self.grid.settings():
@@ -248,7 +247,9 @@ class _Comparison:
         return Arm(
             label=side.label,
             values=tuple(self._mean([pair.values[arm].value for pair in pairs]) for pairs in found),
-            point=self.places[arm],
+            point=", to ".join(
+                [self.places[arm], *(f"{target:.4g}" for target in dict.fromkeys(self._targets.values()))]
+            ),
             runs=tuple(sorted({self.collection.place(run) for pair in all_pairs for run in pair.runs[arm]})),
         )
 
@@ -323,8 +324,21 @@ class _Comparison:
         if metric.of == "arm":
             metric, options = METRICS[options["of"]], {}
         options = options or dict(metric.shown_with or {})
+        if metric.of_control and options.get("target") == CONTROL:
+            options = {**options, "target": self._target(point.setting)}
         runs = [self.grid.arms[arm].runs[seed][point] for seed in self.grid.seeds]
         return [self.collection.value(run, metric.name, options) for run in runs]
+
+    def _target(self, setting: str) -> float:
+        """What the control reaches in a setting, over its learning rates."""
+        if setting not in self._targets:
+            points, control = [point for point in self.grid.points if point.setting == setting], self.grid.arms[1]
+            rates = [[control.runs[seed][point] for seed in self.grid.seeds] for point in points]
+            found = reached_by(rates, self.options["of"], self.options["smooth"])
+            if not math.isfinite(found):
+                raise NotTestedError(f"{control.label} reaches nothing: it diverges, or was not measured")
+            self._targets[setting] = found
+        return self._targets[setting]
 
     def _best(self, arm: int, points: Sequence[GridPoint], seed: int) -> GridPoint:
         """The best of these points for an arm by its seeds but this one: by the median of the metric, where it has a
@@ -371,30 +385,3 @@ class _Comparison:
             number = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
             text = f"{number} learning rates, {seen[0]:g} to {seen[-1]:g}"
         return [text, text]
-
-
-def at_equal_losses(losses: Sequence[Series], courses: Sequence[Series]) -> list[tuple[float, float]]:
-    """The values of two courses at `LEVELS` training losses that both runs pass.
-
-    The loss at a step is the running minimum of the trailing median of the batches' losses. Only steps count at which
-    the course was measured. The levels are spread geometrically from the smaller of the two first losses to the larger
-    of the two lowest; a run's value at a level is that of the first step at which its loss is at or below it.
-    """
-    minima, kept = [], []
-    for loss, course in zip(losses, courses, strict=True):
-        finite = np.isfinite(course.values)
-        steps, values = course.steps[finite], course.values[finite]
-        if not len(steps):
-            return []
-        lowest = np.minimum.accumulate(loss.values)
-        minima.append(lowest[np.searchsorted(loss.steps, steps, side="right") - 1])
-        kept.append(values)
-    low, high = max(m[-1] for m in minima), min(m[0] for m in minima)
-    if not 0 < low < high:
-        return []
-    found = []
-    for level in np.geomspace(high, low, LEVELS):
-        # The ends of a geometric sequence are exact up to rounding.
-        first = [int(np.argmax(m <= level * (1 + 1e-12))) for m in minima]
-        found.append((float(kept[0][first[0]]), float(kept[1][first[1]])))
-    return found

@@ -9,6 +9,7 @@ from typing import Any
 from bnlab.analysis.arms import Arms, Key, arms_of, frozen
 from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics import CONTROL
 from bnlab.analysis.metrics.losses import chance_loss
 from bnlab.core.spec import canonical
 from bnlab.core.study import evenly
@@ -127,7 +128,7 @@ def _target(collection: Collection) -> Target | None:
     """The target of the first claim about steps to a training loss."""
     for claim in collection.study.claims if collection.study else ():
         options = claim.options
-        if claim.metric == "steps_to" and options.get("of") == "train_loss":
+        if claim.metric == "steps_to" and options.get("of") == "train_loss" and options["target"] != CONTROL:
             return Target(loss=float(options["target"]), smooth=int(options["smooth"]))
     return None
 

@@ -36,6 +36,27 @@ STEPS_TO = {"of": "train_loss", "target": 0.5, "smooth": 3}
         ({"options": {"target": 1}}, r"claims.lower_loss.options.target: no such option, got 1"),
         ({"metric": "steps_to", "options": {"target": 0.2}}, r"claims.lower_loss.options.of: missing"),
         ({"metric": "steps_to", "options": STEPS_TO | {"smooth": 0}}, r"options.smooth: must be at least 1, got 0"),
+        (
+            {"metric": "steps_to", "options": STEPS_TO | {"target": "best"}},
+            r"options.target: must be a number or be 'control', got 'best'",
+        ),
+        (
+            {"metric": "steps_to", "options": STEPS_TO | {"target": "control"}, "contrast": {}, "against": 10},
+            r"options.target: only a claim with a contrast of runs has one, got 'control'. Give a number.",
+        ),
+        (
+            {
+                "metric": "slope",
+                "at": "curve",
+                "options": {
+                    "of": "steps_to",
+                    "of_options": STEPS_TO | {"target": "control"},
+                    "factor": "model.depth",
+                    "log": "xy",
+                },
+            },
+            r"options.of_options.target: only a claim with a contrast of runs has one, got 'control'",
+        ),
         ({"metric": "max_stable_lr"}, r"at: max_stable_lr is a metric of a curve, got 'best_lr'. Write at: curve."),
         ({"at": "curve"}, r"at: final_train_loss is a metric of a run, got 'curve'. Write at: matched_lr or best_lr."),
         (

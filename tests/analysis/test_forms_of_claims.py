@@ -350,3 +350,76 @@ def test_seconds_of_a_step_and_to_a_target(run_of: RunOf) -> None:
     found = METRICS["time_to_s"].value(run, of="train_loss", target=0.5, smooth=1)
     assert (found.value, found.bound) == (pytest.approx(0.04), None)
     assert METRICS["time_to_s"].value(run, of="train_loss", target=0.01, smooth=1).bound == "at least"
+
+
+# -- what the control reaches ----------------------------------------------------------------------
+
+
+def accuracies(run_of: RunOf, norm: str, lr: float, seed: int, depth: int, values: Sequence[float], **more: Any) -> Run:
+    steps = range(0, 10 * len(values), 10)
+    series = {"test_accuracy": (steps, values), "test_loss": (steps, [1 - value for value in values])}
+    return run_of(norm=norm, lr=lr, seed=seed, series=series, spec={"model.depth": depth}, **more)
+
+
+def reached_slowly(runs: Sequence[Run], of: str, smooth: int) -> float:
+    """Ioffe & Szegedy 2015, figure 3: the most that the control reaches, here in the median over its seeds."""
+    turn = 1 if of.endswith("accuracy") else -1
+    by_rate: dict[float, list[float]] = {}
+    for run in runs:
+        best = -math.inf
+        values = [turn * value for value in run.series(of).values.tolist()]
+        for end in range(len(values)):
+            window = sorted(values[max(0, end + 1 - smooth) : end + 1])
+            middle = len(window) // 2
+            best = max(best, window[middle] if len(window) % 2 else (window[middle - 1] + window[middle]) / 2)
+        by_rate.setdefault(run.lr, []).append(-math.inf if run.diverged else best)
+    medians = []
+    for bests in by_rate.values():
+        low, high = sorted(bests)[(len(bests) - 1) // 2], sorted(bests)[len(bests) // 2]
+        medians.append((low + high) / 2)
+    return turn * max(medians)
+
+
+@pytest.mark.parametrize("of", ["test_accuracy", "test_loss"])
+@pytest.mark.parametrize("smooth", [1, 3])
+@pytest.mark.parametrize("at", ["best_lr", "every_run"])
+def test_the_target_of_a_control_is_what_it_reaches_at_its_best_rate(
+    of: str, smooth: int, at: str, run_of: RunOf, collect: Collect, claim_of: ClaimOf
+) -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        accuracies(
+            run_of, norm, lr, seed, depth, np.sort(rng.uniform(0.2, 0.9, 12)).tolist(),
+            status="diverged" if (norm, lr, seed) == ("none", 0.5, 3) else "finished",
+        )
+        for norm in ("batch", "none")
+        for lr in (0.1, 0.5)
+        for depth in (5, 10)
+        for seed in range(6)
+    ]  # fmt: skip
+    claim = claim_of(metric="steps_to", options={"of": of, "target": "control", "smooth": smooth}, at=at)
+    collection = collect(runs, axes={"norm": "", "optim.lr": "", "model.depth": "", "seed": ""})
+    found = paired(collection, claim)
+    targets = [
+        reached_slowly(
+            [run for run in runs if run.spec["norm"] == "none" and run.spec["model.depth"] == depth], of, smooth
+        )
+        for depth in (10, 5)
+    ]
+    each = []
+    for depth, target in zip((10, 5), targets, strict=True):
+        numbered = replace(claim, options={**claim.options, "target": target}, where={"model.depth": depth})
+        each.append(paired(collection, numbered))
+    assert found.values == pytest.approx(np.mean([one.values for one in each], axis=0))
+    assert found.treated.point.endswith(f", to {targets[0]:.4g}, to {targets[1]:.4g}")
+
+
+def test_a_control_that_reaches_nothing_is_no_target(run_of: RunOf, collect: Collect, claim_of: ClaimOf) -> None:
+    runs = [
+        accuracies(run_of, norm, 0.1, seed, 5, [0.1, 0.9], status="diverged" if norm == "none" else "finished")
+        for norm in ("batch", "none")
+        for seed in range(6)
+    ]
+    claim = claim_of(metric="steps_to", options={"of": "test_accuracy", "target": "control", "smooth": 1})
+    (verdict,) = judge(collect(runs, [claim]))
+    assert (verdict.decision, verdict.why) == ("not tested", "none reaches nothing: it diverges, or was not measured")

@@ -11,7 +11,8 @@ import pytest
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import Value
-from bnlab.analysis.points import LEVELS, at_equal_losses, difference, paired
+from bnlab.analysis.metrics.losses import LEVELS, at_equal_losses
+from bnlab.analysis.points import difference, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.core.study import Claim
 from bnlab.record.journal import Series

@@ -278,6 +278,10 @@ GOOD: dict[str, Any] = {"kind": "by", "by": "norm", "metric": "final_train_loss"
         ({**GOOD, "metric": "final_los"}, "figures.0.metric: no such metric, got 'final_los'. Did you mean:"),
         ({**GOOD, "metric": "max_stable_lr"}, "figures.0.metric: must be a metric of a run; this is one of a curve"),
         ({**GOOD, "options": {"x": 1}}, "figures.0.options.x: no such option, got 1."),
+        (
+            {**GOOD, "metric": "steps_to", "options": {"of": "test_loss", "target": "control", "smooth": 1}},
+            "figures.0.options.target: only a claim with a contrast of runs has one, got 'control'. Give a number.",
+        ),
         ({**GOOD, "log": "z"}, "figures.0.log: must be 'xy', 'x', 'y' or 'none', got 'z'."),
         ({**GOOD, "by": "data.batchsize"}, "figures.0.by: no run of this study has such a key, got 'data.batchsize'."),
         ({**GOOD, "reference": "theory.x"}, "figures.0.reference: must be a number or a formula, got 'theory.x'."),

@@ -73,6 +73,8 @@ class Metric(Entry):
     """Its option `of` names a measurement of the journal."""
     of_answers: bool = False
     """It reads the answers of a trained net. A run then counts once for each condition of the study's `ask`."""
+    of_control: bool = False
+    """Its option `target` may be `control` in a claim: what the control reaches."""
     about_failure: bool = False
     """It is constant over runs that train, so it says nothing where only those are compared."""
 
@@ -120,6 +122,20 @@ class Metric(Entry):
             return found if isinstance(found, Value) else Value(float(found))
         except (TypeError, ValueError):
             raise MetricError(f"metric={self.name}", "must give a float or a Value", found) from None
+
+
+CONTROL = "control"
+"""The target of a claim that is what its control reaches."""
+
+
+def refuse_control(options: Mapping[str, Any], place: str) -> None:
+    """Refuse `target: control` where there is no control.
+
+    Raises:
+        UsageError: naming `place`.
+    """
+    if options.get("target") == CONTROL:
+        raise UsageError(f"{place}.target", "only a claim with a contrast of runs has one", CONTROL, "Give a number.")
 
 
 METRICS = Registry("metric", "bnlab.analysis.metrics", Metric, by_file=False)

@@ -9,7 +9,7 @@ has its number of steps, as a bound: the time to the target, restricted to the b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,6 +26,9 @@ LOSS = "nats or squared units"
 """The unit of a loss."""
 SMOOTHED = 5
 """Measured points in the trailing median that is taken as the training loss at a step: one batch is noisy."""
+
+LEVELS = 10
+"""Training losses at which two courses are compared."""
 
 Outcome = Literal["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 """What a run is judged by."""
@@ -49,6 +52,33 @@ def train_loss(run: Run) -> Series:
     """The training batches' loss as a trailing median."""
     raw = run.series("train_loss")
     return Series(raw.steps, trailing_median(raw.values, SMOOTHED))
+
+
+def at_equal_losses(losses: Sequence[Series], courses: Sequence[Series]) -> list[tuple[float, float]]:
+    """The values of two courses at `LEVELS` training losses that both runs pass.
+
+    The loss at a step is the running minimum of the trailing median of the batches' losses. Only steps count at which
+    the course was measured. The levels are spread geometrically from the smaller of the two first losses to the larger
+    of the two lowest; a run's value at a level is that of the first step at which its loss is at or below it.
+    """
+    minima, kept = [], []
+    for loss, course in zip(losses, courses, strict=True):
+        finite = np.isfinite(course.values)
+        steps, values = course.steps[finite], course.values[finite]
+        if not len(steps):
+            return []
+        lowest = np.minimum.accumulate(loss.values)
+        minima.append(lowest[np.searchsorted(loss.steps, steps, side="right") - 1])
+        kept.append(values)
+    low, high = max(m[-1] for m in minima), min(m[0] for m in minima)
+    if not 0 < low < high:
+        return []
+    found = []
+    for level in np.geomspace(high, low, LEVELS):
+        # The ends of a geometric sequence are exact up to rounding.
+        first = [int(np.argmax(m <= level * (1 + 1e-12))) for m in minima]
+        found.append((float(kept[0][first[0]]), float(kept[1][first[1]])))
+    return found
 
 
 def first_loss(run: Run) -> float:
@@ -181,21 +211,41 @@ def accuracy_gap(run: Run) -> float:
     return run.final("train_accuracy") - run.final("test_accuracy")
 
 
+Target = float | Literal["control"]
+"""In a claim `control`: what the control reaches, `reached_by`."""
+
+
+def reached_by(rates: Iterable[Sequence[Run]], of: Outcome, smooth: int) -> float:
+    """What an arm reaches, from its runs at each learning rate: a run reaches its best measured value of `of`, each as
+    the median of the last `smooth` ones; a rate the median over its runs; the arm what its best rate reaches. A run
+    that diverged reaches nothing. Infinite where no rate does: then nothing is as good."""
+    sign = 1 if of.endswith("loss") else -1
+
+    def best(run: Run) -> float:
+        smoothed = trailing_median(sign * run.series(of).values, smooth)
+        return math.inf if run.diverged else float(smoothed.min(initial=math.inf))
+
+    return sign * min(float(np.median([best(run) for run in runs])) for runs in rates)
+
+
 @METRICS.register(
     "steps_to",
     of="run",
-    source="Ioffe & Szegedy 2015, figure 3: steps to 72.2 %; restricted to the budget as in Royston & Parmar 2013",
+    source="Ioffe & Szegedy 2015, figure 3: steps to 72.2 %, the most that Inception reaches (`target: control`); "
+    "restricted to the budget as in Royston & Parmar 2013",
     unit="steps",
     better="lower",
     reads=get_args(Outcome),
+    of_control=True,
 )
-def steps_to(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
+def steps_to(run: Run, *, of: Outcome, target: Target, smooth: Annotated[int, Ge(1)]) -> Value:
     """First measured step at which `of` is at `target` or better, as the median of the last `smooth` measured values; a
-    run that never gets there has its number of steps, as a lower bound.
+    run that never gets there has its number of steps, as a lower bound. In a claim, `target: control` is what the
+    control reaches in the median over its seeds, at its best learning rate.
 
     A net that is there at its initialization has 1, since ratios are taken."""
     raw, sign = run.series(of), 1 if of.endswith("loss") else -1
-    if not len(raw):
+    if not len(raw) or isinstance(target, str):
         return Value(math.nan)
     there = np.flatnonzero(trailing_median(sign * raw.values, smooth) <= sign * target)
     return Value(float(max(1, raw.steps[there[0]]))) if len(there) else Value(float(run.steps), "at least")
@@ -229,8 +279,9 @@ def step_s(run: Run) -> float:
     unit="s",
     better="lower",
     reads=get_args(Outcome),
+    of_control=True,
 )
-def time_to_s(run: Run, *, of: Outcome, target: float, smooth: Annotated[int, Ge(1)]) -> Value:
+def time_to_s(run: Run, *, of: Outcome, target: Target, smooth: Annotated[int, Ge(1)]) -> Value:
     """steps_to times step_s: seconds to the first measured step at which `of` is at `target` or better."""
     steps = steps_to(run, of=of, target=target, smooth=smooth)
     return Value(steps.value * step_s(run), steps.bound)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bnlab.analysis.claims import asked_of, reference, refuse_absent, specs_of
-from bnlab.analysis.metrics import METRICS, measurements, refuse_unknown
+from bnlab.analysis.metrics import METRICS, measurements, refuse_control, refuse_unknown
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import Entry, Registry, load_plugins
 from bnlab.core.study import Cell, Study
@@ -85,6 +85,7 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         if "metric" in options:
             refuse_unknown(f"{place}.metric", "metric", options["metric"], METRICS.names())
             METRICS.checked(options["metric"], options.get("options") or {}, f"{place}.options")
+            refuse_control(options.get("options") or {}, f"{place}.options")
             if (of := METRICS[options["metric"]].of) != "run":
                 raise UsageError(
                     f"{place}.metric", f"must be a metric of a run; this is one of a {of}", options["metric"]
