@@ -32,7 +32,7 @@ PER_SITE += ("sampling_floor", "act_p15", "act_p50", "act_p85")
 CLAIM = """
 name: bench
 base: quickstart
-overrides: {}
+overrides: {probes: %s, probes.points: %d}
 axes: {norm: "%s", optim.lr: "logspace(1e-3, 10, %d)", seed: "range(0, %d)"}
 claims:
   - {name: rates, text: Batch norm trains at larger learning rates, source: a benchmark, metric: max_stable_lr,
@@ -72,23 +72,17 @@ def main() -> None:
 
 
 def make(root: Path, runs: int, points: int, probes: str) -> int:
-    """Run folders of a study: norms x 10 learning rates x as many seeds as needed."""
-    rates = [10 ** (-3 + 4 * k / 9) for k in range(10)]
-    seeds = math.ceil(runs / len(NORMS) / len(rates))
-    root.mkdir(parents=True)
-    (root / "study.yaml").write_text(CLAIM % (",".join(NORMS), len(rates), seeds))
-    base = config.load("quickstart", [f"probes={probes}", f"probes.points={points}", "name=bench"]).tree()
-    made = 0
-    for seed in range(seeds):
-        for norm in NORMS:
-            tree = config.load("quickstart", [f"norm={norm}"]).tree()
-            for lr in rates:
-                if made == runs:
-                    return made
-                here = base | {"seed": seed, "norm": tree["norm"], "optim": base["optim"] | {"lr": lr}}
-                _write(root.parent, RunSpec.from_tree(here), points, probes)
-                made += 1
-    return made
+    """Run folders of a study, finished: norms x 10 learning rates x as many seeds as needed. Its YAML is in `studies`
+    beside them, where `--config-dir` finds it."""
+    seeds = math.ceil(runs / len(NORMS) / 10)
+    text = CLAIM % (probes, points, ",".join(NORMS), 10, seeds)
+    for file in (root / "study.yaml", root.parent / "studies" / "bench.yaml"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# Synthetic runs.\n{text}")
+    _, cells = config.load_study("bench", [], root.parent)
+    for cell in cells[:runs]:
+        _write(root.parent, cell.spec, points, probes)
+    return min(runs, len(cells))
 
 
 def _write(root: Path, spec: RunSpec, points: int, probes: str) -> None:

@@ -257,7 +257,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     from bnlab.cli.runs import tree
 
     claims = [tree(verdict) for verdict in verdicts]
-    rows = [_row(standing, places) for standing in grid.standings.values()]
+    rows = [_row(standing, places) for standing in grid.standings.values()] if as_json else []
     found: dict[str, Any] = {"study": study.name, "runs": rows, "claims": claims}
     found |= {"answers": [asking.there, asking.asked]} if each else {}
     found |= {"report": str(built.path) if built else None}

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -127,7 +128,7 @@ class LaunchSpec:
     """Seconds without a step, after which a worker of a sweep is killed and its runs fail."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """Everything a run depends on."""
 
@@ -175,6 +176,13 @@ class RunSpec:
     @property
     def id(self) -> str:
         """First 10 hex digits of the sha256 of the whole spec: one id, one set of bits (on one kind of machine)."""
+        return self._hash() if self.plugins else self._id  # what is read of plugins may change
+
+    @cached_property
+    def _id(self) -> str:
+        return self._hash()
+
+    def _hash(self) -> str:
         hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
         for group, key, value in NEWER:
             if hashed[group][key] == value:
