@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import bnlab
 from bnlab.core.errors import UsageError
@@ -20,11 +20,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[Item]):
-    """The result of one item: a value, or an error in one line if the function raised or its process died."""
+    """The result of one item: a value, or an error in one line if the function raised or its process died. `whole`: the
+    error is one of all that the item has, whether begun or not."""
 
     item: Item
     value: Any = None
     error: str | None = None
+    whole: bool = False
 
 
 class Executor(Protocol):
@@ -51,6 +53,18 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class Detaching(Executor, Protocol):
+    """An executor whose items run without this process, once they are submitted."""
+
+    say: Callable[[str], None]
+    """Is called with lines for the user."""
+
+    def submit(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Any:
+        """Have them run, unless an earlier command has done so. `run` collects their outcomes."""
+        ...
+
+
 class Parcel(Protocol):
     """An item that can go to another machine: plain data of its own, and the run folders that it works on."""
 
@@ -59,6 +73,10 @@ class Parcel(Protocol):
 
     def moved(self, folders: Sequence[Path]) -> Parcel:
         """The same, with these in the place of its folders."""
+        ...
+
+    def without(self, folders: Container[Path]) -> Parcel | None:
+        """What is left of it without the runs in these folders, which are absolute."""
         ...
 
     def tree(self) -> dict[str, Any]:

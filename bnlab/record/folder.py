@@ -112,6 +112,13 @@ class RunFolder:
             return {}
         return status
 
+    def begun_since(self, time_s: float) -> bool:
+        """Whether a status was written since that time."""
+        try:
+            return self.status_file.stat().st_mtime >= time_s
+        except OSError:
+            return False
+
     def write_status(self, status: Mapping[str, Any]) -> None:
         write_atomically(self.status_file, json.dumps(status, indent=1).encode())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Questions:
     def moved(self, folders: Sequence[Path]) -> Questions:
         pairs = zip(self.each, folders, strict=True)
         return Questions(tuple(dataclasses.replace(one, folder=RunFolder(path)) for one, path in pairs))
+
+    def without(self, folders: Container[Path]) -> Questions | None:
+        left = tuple(one for one in self.each if one.folder.path.absolute() not in folders)
+        return Questions(left) if left else None
 
     def tree(self) -> dict[str, Any]:
         each = [{"folder": str(one.folder.path), "specs": [spec.tree() for spec in one.specs]} for one in self.each]

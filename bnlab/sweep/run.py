@@ -25,7 +25,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import ARM, Cell, Study, varying
-from bnlab.launch.base import Executor, Outcome
+from bnlab.launch.base import Detaching, Executor, Outcome
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, current_state, flat
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
@@ -36,8 +36,9 @@ POLL_S = 0.25
 SHARE = 32
 """At most so many cells are a worker's share, unless `launch.lockstep` is a number."""
 
-LOOK_S = 0.5
-"""Seconds between two looks at runs that train at once in a process."""
+LOOK_S, LOOK_SHARE = 0.5, 0.05
+"""Seconds between two looks at runs that train at once in a process; the share of the time that looks may take, since
+the disk may be a slow one that many share."""
 
 DATA_TO_A_STEP = (
     *("name", "seed", "steps", "epochs", "eval_bn", "eval_batch_size", "probes", "launch"),
@@ -94,7 +95,7 @@ class Sweep:
         """Cells that are run although they have ended, unless another sweep has run them since this one started."""
         self._training: dict[int, list[str]] = {}  # the cells of groups that are running
         self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
-        self._looked = 0.0
+        self._look_at = 0.0
         for cell in cells:
             folder = RunFolder(root / cell.spec.folder)
             state, status = self._now(cell.spec.id, folder)
@@ -142,6 +143,7 @@ class Sweep:
             groups = self._groups(executor.workers)
             for outcome in executor.run(function, groups, on_start=self._started, stopped=stop):
                 self._take(outcome)
+            self._look(last=True)
             others = sum(self.standings[key].state == "running" for key in self._left)
             if others and not stop():
                 on_wait(others)
@@ -150,6 +152,10 @@ class Sweep:
                 time.sleep(POLL_S / 10)
             if stop():
                 return
+
+    def submit(self, executor: Detaching) -> None:
+        """Have the cells that are left run without this process."""
+        executor.submit(train_isolated, self._groups(executor.workers))
 
     def _groups(self, workers: int) -> Iterator[Group]:
         """The cells that are left, for `workers` processes, in their order: one by one, or those that may train at once
@@ -198,6 +204,7 @@ class Sweep:
                     spec=standing.cell.spec,
                     folder=standing.folder,
                     fresh=self.fresh and key in self._again,
+                    since=self._start_s,
                     plugins=dict(READ),
                     provenance=self.provenance,
                     profile="light" if len(self.standings) > FULL_RUNS else "full",
@@ -205,25 +212,23 @@ class Sweep:
 
     def _now(self, key: str, folder: RunFolder) -> tuple[State, Status]:
         """The state; for a cell to be run again, only a run since the start of this sweep counts."""
-        if key in self._again:
-            try:
-                run_again = folder.status_file.stat().st_mtime >= self._start_s
-            except OSError:
-                run_again = False
-            if not run_again:
-                return ("running" if folder.alive() else "not started"), {}
+        if key in self._again and not folder.begun_since(self._start_s):
+            return ("running" if folder.alive() else "not started"), {}
         return current_state(folder)
 
     def _started(self, group: Group) -> None:
-        self._training[id(group)] = [task.spec.id for task in group.tasks]
-        self._set(group.tasks[0].spec.id, "running", {})
+        keys = [task.spec.id for task in group.tasks if task.spec.id in self._left]
+        if keys:
+            self._training[id(group)] = keys
+            self._set(keys[0], "running", {})
 
-    def _look(self) -> None:
-        """Note what has become of the runs of groups that are still running."""
-        if time.monotonic() - self._looked < LOOK_S:
+    def _look(self, *, last: bool = False) -> None:
+        """Note what has become of the runs of groups that are still running; the `last` time, of all that were begun
+        and have no outcome."""
+        if not last and time.monotonic() < self._look_at:
             return
-        self._looked = time.monotonic()
-        for key in itertools.chain.from_iterable(keys for keys in self._training.values() if len(keys) > 1):
+        start = time.monotonic()
+        for key in itertools.chain.from_iterable(keys for keys in self._training.values() if last or len(keys) > 1):
             standing = self.standings[key]
             if key not in self._left:
                 continue
@@ -232,10 +237,14 @@ class Sweep:
                 self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
             elif state != standing.state:
                 self._set(key, state, status)
+        end = time.monotonic()
+        self._look_at = end + max(LOOK_S, (end - start) / LOOK_SHARE)
+        if last:
+            self._training.clear()
 
     def _take(self, outcome: Outcome[Group]) -> None:
         tasks = outcome.item.tasks
-        del self._training[id(outcome.item)]
+        self._training.pop(id(outcome.item), None)
         found: dict[str, Status] = outcome.value or {}
         if outcome.error is None and len(found) < len(tasks):
             self._alone.add(self._kind(tasks[0].spec))
@@ -248,7 +257,7 @@ class Sweep:
                 self._take_one(key, found[key])
             elif state in ENDED:
                 self._settle(key, state, status, None)
-            elif outcome.error is not None and (state != "not started" or task is tasks[0]):
+            elif outcome.error is not None and (outcome.whole or state != "not started" or task is tasks[0]):
                 self._settle(key, state, status, outcome.error)
             else:
                 self._set(key, state, status)

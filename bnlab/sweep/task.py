@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,10 @@ nothing was written."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A run to train or to resume: what an executor receives. `plugins` are as the sweep has read them, so that all its
-    runs are made with one content whenever they start; `provenance` goes into its spec.yaml; `profile` is that
-    of its event file (board/run.py)."""
+    """A run to train or to resume: what an executor receives. `fresh`: from step 0, unless it began `since` then, as
+    where a scheduler starts its process a second time. `plugins` are as the sweep has read them, so that all its runs
+    are made with one content whenever they start; `provenance` goes into its spec.yaml; `profile` is that of its event
+    file (board/run.py)."""
 
     spec: RunSpec
     folder: RunFolder
@@ -39,6 +41,7 @@ class Task:
     plugins: Mapping[Path, Plugin]
     provenance: Mapping[str, Any]
     profile: Profile
+    since: float = math.inf
 
     @property
     def specs(self) -> tuple[RunSpec, ...]:
@@ -59,9 +62,14 @@ class Group:
         pairs = zip(self.tasks, folders, strict=True)
         return Group(tuple(dataclasses.replace(task, folder=RunFolder(path)) for task, path in pairs))
 
+    def without(self, folders: Container[Path]) -> Group | None:
+        left = tuple(task for task in self.tasks if task.folder.path.absolute() not in folders)
+        return Group(left) if left else None
+
     def tree(self) -> dict[str, Any]:
+        names = ("fresh", "profile", "since")
         tasks = [
-            {"spec": task.spec.tree(), "folder": str(task.folder.path), "fresh": task.fresh, "profile": task.profile}
+            {"spec": task.spec.tree(), "folder": str(task.folder.path), **{name: getattr(task, name) for name in names}}
             for task in self.tasks
         ]
         return {"tasks": tasks, "plugins": sent(self.tasks), "provenance": dict(self.tasks[0].provenance)}
@@ -78,6 +86,7 @@ class Group:
                     plugins=plugins,
                     provenance=provenance,
                     profile=one["profile"],
+                    since=one["since"],
                 )
                 for one in tree["tasks"]
             )
@@ -117,7 +126,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
                 entered = opened(
                     assemble(task.spec, shared),
                     task.folder,
-                    fresh=task.fresh,
+                    fresh=task.fresh and not task.folder.begun_since(task.since),
                     provenance=task.provenance,
                     profile=task.profile,
                 )
