@@ -66,7 +66,11 @@ class Detaching(Executor, Protocol):
 
 
 class Parcel(Protocol):
-    """An item that can go to another machine: plain data of its own, and the run folders that it works on."""
+    """An item that can go to another machine: plain data of its own, and the run folders that it works on. With `owns`,
+    nobody else may work on them meanwhile."""
+
+    @property
+    def owns(self) -> bool: ...
 
     @property
     def folders(self) -> Sequence[Path]: ...

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bnlab.core.conditions import Condition, of_run, under
 from bnlab.core.errors import UsageError
@@ -43,6 +43,7 @@ class Questions:
     """Questions for one process. A parcel (launch/base.py)."""
 
     each: tuple[Question, ...]
+    owns: ClassVar[bool] = False
 
     @property
     def folders(self) -> list[Path]:
@@ -104,7 +105,8 @@ class Asking:
         failed: list[str] = []
         tick(self.there, self.asked)
         for outcome in executor.run(function, groups, stopped=lambda: stopped() is not None):
-            done, errors = outcome.value or (0, [f"{outcome.item.folders[0]}: {outcome.error}"])
+            lost = [f"{outcome.item.folders[0]}: {outcome.error}"] if outcome.error else []
+            done, errors = outcome.value or (0, lost)
             self.there += done
             failed += errors
             tick(self.there, self.asked)

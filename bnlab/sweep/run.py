@@ -246,7 +246,7 @@ class Sweep:
         tasks = outcome.item.tasks
         self._training.pop(id(outcome.item), None)
         found: dict[str, Status] = outcome.value or {}
-        if outcome.error is None and len(found) < len(tasks):
+        if 0 < len(found) < len(tasks) and outcome.error is None:
             self._alone.add(self._kind(tasks[0].spec))
         for task in tasks:
             key = task.spec.id

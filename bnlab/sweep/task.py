@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ, Plugin
@@ -53,6 +53,7 @@ class Group:
     """Runs for one process, which may train several at once (run/lockstep.py). A parcel (launch/base.py)."""
 
     tasks: tuple[Task, ...]
+    owns: ClassVar[bool] = True
 
     @property
     def folders(self) -> list[Path]:
