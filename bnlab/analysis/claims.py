@@ -15,6 +15,7 @@ from bnlab.core import theory
 from bnlab.core.conditions import conditions, of_run
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import load_plugins
+from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import GROUPS, canonical
 from bnlab.core.study import ARM, METRIC, Cell, Claim, Study
 from bnlab.record.runs import flat
@@ -302,13 +303,13 @@ def read_expected(file: Path, study: Study) -> dict[str, str]:
     """
     option, form = "--expect-verdicts", "Write a line for each claim: name: decision."
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
+        tree = safe_yaml(text)
         node: Any = yaml.compose(text, Loader=yaml.SafeLoader)  # has doubled keys, which the tree has not
-        tree = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(option, (error.strerror or str(error)).lower(), str(file)) from None
-    except (ValueError, yaml.YAMLError):
-        raise UsageError(option, "cannot be read", str(file), form) from None
+    except ValueError as error:
+        raise UsageError(option, f"cannot be read, {error}", str(file), form) from None
     if not isinstance(tree, Mapping) or not tree:
         raise UsageError(option, "has no claims", str(file), form)
     if len(node.value) > len(tree):

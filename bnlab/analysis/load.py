@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from bnlab.analysis.metrics import CONTROL, METRICS, MetricError, Value, about_answers, reads
 from bnlab.core.conditions import Condition, conditions, of_run
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import digest, load_plugins
+from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import canonical
 from bnlab.core.study import ARM, Study, varying
 from bnlab.core.text import count
@@ -73,9 +72,10 @@ class Collection:
         return run.path.relative_to(self.root).as_posix()
 
 
-def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
-    """Every run at or below `root`, and the study of `root` if it has one. The runs' plugins are loaded, since they may
-    bring metrics. `keep` names measurements that are read from the journals together with those that metrics read.
+def read_runs(root: Path, *, keep: Iterable[str] = (), plugins: Iterable[str] = ()) -> Collection:
+    """Every run at or below `root`, and the study of `root` if it has one. `keep` names measurements that are read from
+    the journals together with those that metrics read. `plugins` are files whose code may run, since they bring
+    metrics; no other code that a run names does, nor the copy of it that a run keeps.
 
     Raises:
         UsageError: no such directory, or a study.yaml that is not a study.
@@ -84,7 +84,7 @@ def read_runs(root: Path, *, keep: Iterable[str] = ()) -> Collection:
         raise UsageError("RUNS", "no such directory", str(root))
     study, provenance = read_study(root / STUDY_FILE)
     found = [read_run(folder) for folder in find_runs(root)]
-    no_plugins, edited = _load_plugins(found)
+    no_plugins, edited = _load_plugins(found, plugins)
     names = frozenset(keep) | reads()  # after plugins, whose metrics read too
     found = [replace(run, keep=names) for run in found]
     if study and study.arms:
@@ -125,19 +125,21 @@ def _unanswered(root: Path, asked: Sequence[Run]) -> Iterator[str]:
         yield f"{len(missing)} of {count(len(asked), 'answer')} are missing; first {place}: {why}"
 
 
-def _load_plugins(runs: Sequence[Run]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Load the plugins that the runs name, and those of installed packages. Why some could not be loaded; a line for
-    each that brings metrics or figures and is not what its runs were made with."""
-    files: dict[str, str] = {}
+def _load_plugins(runs: Sequence[Run], plugins: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Load those of `plugins` that runs name, wherever they are now, and those of installed packages. Why others could
+    not be loaded; a line for each that brings metrics or figures and is not what its runs were made with."""
+    given = {Path(file).name: file for file in plugins}
     made_with: dict[str, list[str | None]] = {}
     for run in runs:
         digests = run.provenance.get("plugins") or ()
         for index, file in enumerate(map(str, run.spec.get("plugins") or ())):
-            copy = run.folder.copy(index, file)
-            files[file] = str(copy) if copy.is_file() and not Path(file).is_file() else file
             made_with.setdefault(file, []).append(digests[index] if index < len(digests) else None)
     problems, edited = [], []
-    for name, file in ({"": ""} | files).items():
+    for name in ("", *made_with):
+        file = given.get(Path(name).name, "")
+        if name and not file:
+            problems.append(f"{name}: no code that runs name is run; to run it, give --plugin {name}.")
+            continue
         try:
             brought = load_plugins([file] if file else [])
         except UsageError as error:
@@ -160,13 +162,13 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
         return None, {}
     remedy = "Remove it, and sweep the study again."
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict):
-            raise UsageError(str(file), "not a study", tree, remedy)
-        provenance = tree.pop("provenance", None) or {}
-        return Study.from_tree(tree), provenance
-    except yaml.YAMLError:
-        raise UsageError(str(file), "not YAML", remedy=remedy) from None
+        tree = safe_yaml(file.read_bytes())
+    except ValueError as error:
+        raise UsageError(str(file), f"not YAML, {error}", remedy=remedy) from None
+    if not isinstance(tree, dict):
+        raise UsageError(str(file), "not a study", tree, remedy)
+    provenance = tree.pop("provenance", None)
+    return Study.from_tree(tree), provenance if isinstance(provenance, dict) else {}
 
 
 def summary(collection: Collection) -> DataFrame:

@@ -10,9 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import GROUPS, canonical
 
 Values = Mapping[str, Any]
@@ -140,7 +139,7 @@ def _typed(text: str) -> Any:
     with suppress(ValueError):
         return float(text)
     try:
-        value = yaml.safe_load(text) if text else text
-    except yaml.YAMLError:
+        value = safe_yaml(text) if text else text
+    except ValueError:
         return text
     return value if value is None or isinstance(value, bool | list) else text

@@ -19,7 +19,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 
 from bnlab.board.events import scalar, tensor_value
 from bnlab.core.spec import ModelSpec
-from bnlab.core.text import command
+from bnlab.core.text import command, markdown
 from bnlab.record.folder import ENDED
 from bnlab.record.runs import flat, run_id
 
@@ -110,9 +110,10 @@ def card(tree: Mapping[str, Any], run: str) -> str:
         "bnlab": provenance.get("bnlab"),
         "git": sha and f"{sha}{dirty}",
         "torch": provenance.get("torch"),
-        "command": f"`{command('bnlab', *map(str, argv[1:]))}`" if argv else None,
+        "command": command("bnlab", *map(str, argv[1:])) if argv else None,
     }
-    lines = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items() if value is not None]
+    shown = {name: markdown(value) for name, value in rows.items() if value is not None}
+    lines = [f"| {name} | {f'<code>{text}</code>' if name == 'command' else text} |" for name, text in shown.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 

@@ -28,6 +28,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DataType
 
+from bnlab.core.safe import no_link
 from bnlab.record.folder import RunFolder
 
 Profile = Literal["full", "light"]
@@ -47,7 +48,7 @@ class EventFile:
     def __init__(self, folder: Path) -> None:
         """A new file in `folder`, which must exist. TensorBoard does not read it until `publish`."""
         self.path = folder / PART
-        self._file = open(self.path, "wb")  # noqa: SIM115  (closed by close())
+        self._file = open(self.path, "wb", opener=no_link)  # noqa: SIM115  (closed by close())
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add(self, step: int, wall_s: float, summary: bytes) -> None:
@@ -69,7 +70,7 @@ class EventFile:
         name = f"events.out.tfevents.{seconds:010d}.{micros:06d}.{socket.gethostname()}.{os.getpid()}.{ending}"
         self._file.close()
         self.path = self.path.replace(self.path.with_name(name))
-        self._file = open(self.path, "ab")  # noqa: SIM115  (closed by close())
+        self._file = open(self.path, "ab", opener=no_link)  # noqa: SIM115  (closed by close())
         for file in old:
             file.unlink(missing_ok=True)
 

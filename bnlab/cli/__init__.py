@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from bnlab import __version__
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.text import cut
 from bnlab.terminal.signs import complain, say
 
 OK, USAGE, FAILED, CHANGED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -39,19 +41,46 @@ Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines; no live
 ConfigDir = Annotated[
     Path | None, typer.Option(help="Your own configs, searched before the packaged ones.  [default: ./configs]")
 ]
-RunsDir = Annotated[Path, typer.Option("--runs", help="The folder that run folders are written to.")]
+
+
+def _reached(runs: Path) -> Path:
+    """Raises OSError for a path that a file system cannot have, or that may not be looked at."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(runs)
+    return runs
+
+
+RunsDir = Annotated[Path, typer.Option("--runs", help="The folder that run folders are written to.", callback=_reached)]
 Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or one run.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again at step 0 and overwrite what is there.")]
 
 
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
+"""What typer raises for an unknown command or option, a missing one, or a value that is not of its type."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run one command and exit with its code. A mistake of the user is one line: what was typed or written is wrong, or
+    a file cannot be read or written."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="bnlab")
+        code = app(args=None if arguments is None else list(arguments), prog_name="bnlab", standalone_mode=False)
+        raise SystemExit(code or OK)
     except UsageError as error:
-        for line in error.lines:
-            complain(line)
-        raise SystemExit(USAGE) from None
+        lines = error.lines
+    except _CommandLineError as error:
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        if message.startswith("Usage:"):  # of a command without arguments: its help
+            say(message, sys.stderr)
+            raise SystemExit(USAGE) from None
+        line = f"{context.command_path if context else 'bnlab'}: {message[:1].lower()}{message[1:].rstrip('.')}."
+        lines = (f"{cut(line, 600)} See: {context.command_path if context else 'bnlab'} --help",)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        lines = (f"{cut(str(error.filename))}: {(error.strerror or str(error)).lower()}.",)
+    for line in lines:
+        complain(line)
+    raise SystemExit(USAGE)
 
 
 def _version(wanted: bool) -> None:
@@ -106,7 +135,7 @@ def numbers_of(text: str | None) -> list[int]:
     """Numbers between commas."""
     if text is None:
         return []
-    if not re.fullmatch(r"\d+(, *\d+)*", text):
+    if not re.fullmatch(r"\d{1,9}(, *\d{1,9})*", text):
         raise UsageError("--statements", "must be numbers between commas", text, "Write 3,17.")
     return [int(word) for word in text.split(",")]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnlab.analysis.load import STUDY_FILE, read_study
 from bnlab.cli import RUNS
-from bnlab.config import config_dirs, statements
+from bnlab.config import config_dirs, own_plugins, statements
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Study
 from bnlab.core.text import command
@@ -50,7 +50,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     for folder, what in ((root, "is a study itself"), (root / FOLDER, "is a study, where the page would be")):
         if (folder / STUDY_FILE).is_file():
             raise UsageError("--gallery", what, str(folder), "Give the folder above the studies.")
-    shown, failed = _shown(root)
+    shown, failed = _shown(root, own_plugins(config_dir))
     if not shown:
         first = command("bnlab", "sweep", "--config", "quickstart", runs=root if root != RUNS else None)
         remedy = failed[0] if failed else f"Run one: {first}"
@@ -75,7 +75,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     return Gallery(path=root / FOLDER / "index.html", studies=tuple(shown), failed=tuple(failed))
 
 
-def _shown(root: Path) -> tuple[dict[str, Shown], list[str]]:
+def _shown(root: Path, plugins: Sequence[str]) -> tuple[dict[str, Shown], list[str]]:
     """The studies below `root` with at least one ended run, by name; a line for each that cannot be read."""
     found, failed = {}, []
     for file in sorted(root.glob(f"*/{STUDY_FILE}")):
@@ -83,7 +83,8 @@ def _shown(root: Path) -> tuple[dict[str, Shown], list[str]]:
             study, provenance = read_study(file)
             assert study is not None
             line = str(provenance.get("line") or statements.line(study))
-            found[study.name] = Shown(study=study, folder=file.parent, line=line, facts=build.facts_of(file.parent))
+            known = build.facts_of(file.parent, plugins)
+            found[study.name] = Shown(study=study, folder=file.parent, line=line, facts=known)
         except NoRunsError:
             continue
         except UsageError as error:

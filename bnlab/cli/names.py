@@ -141,7 +141,7 @@ def _study_row(row: Mapping[str, str], config_dir: Path | None, runs: Path) -> d
     with contextlib.suppress(UsageError):
         study = find(row["name"], config_dirs(config_dir))
         known |= {"title": study.title, "minutes": study.minutes, "claims": len(study.claims)}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         file = runs / row["name"] / VERDICTS_FILE
         known["verdicts"] = tally(json.loads(file.read_text(encoding="utf-8"))["claims"])
     ended = [file.stat().st_mtime for file in (runs / row["name"]).glob("*/*/*/status.json")]

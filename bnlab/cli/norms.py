@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,19 +22,24 @@ from bnlab.terminal.tables import show_norms
 NAMES = {"weight": "gamma", "bias": "beta", "running_mean": "running mean", "running_var": "running variance"}
 
 
-def norms(folder: RunFolder) -> dict[str, Any]:
+def norms(folder: RunFolder, plugins: Sequence[str] = ()) -> dict[str, Any]:
     """The tensors of every norm in a run's checkpoint, per site: mean, standard deviation, smallest and largest over
     channels, the `values`, and whether the tensor is `learned` (a parameter, which gradients move) or computed from
-    batches (a buffer). Counters are left out.
+    batches (a buffer). Counters are left out. `plugins` are the files whose code may run.
 
     Raises:
-        UsageError: no checkpoint, a spec that cannot be read, or a checkpoint of another net.
+        UsageError: no checkpoint, a spec that cannot be read, a plugin that is not among `plugins`, or a checkpoint of
+            another net.
     """
     if not folder.checkpoint_file.is_file():
         raise UsageError("--norms", "this run has no checkpoint", str(folder.path), "A run saves one at its end.")
     spec = under(folder.spec(), {})
+    for file in spec.plugins:
+        if Path(file).name not in [Path(one).name for one in plugins]:
+            remedy = f"Its copy: --plugin {folder.copy(spec.plugins.index(file), file)}"
+            raise UsageError("--norms", "runs the code of a plugin, so that it must be given", file, remedy)
     host.prepare(spec.threads)
-    net = assemble(replace(spec, plugins=folder.plugins(spec.plugins))).net
+    net = assemble(replace(spec, plugins=folder.plugins(spec.plugins, plugins))).net
     step, sites = checkpoint.restore_weights(folder.checkpoint_file, net.module), []
     for index, norm in net.every_norm.items():
         learned = dict(norm.named_parameters())

@@ -83,6 +83,8 @@ def evaluate(
         notes |= {f"{file}: edited since it was trained with; the copy that the run keeps is used" for file in edited}
     if others := {*given} - {file for _, of_run in specs for file in of_run[0].plugins}:
         raise UsageError("--plugin", "no run here has a plugin of this name", min(others))
+    for file in dict.fromkeys(file for _, of_run in specs for file in of_run[0].plugins):
+        complain(f"runs the code in {file}")
     found: list[dict[str, Any]] = []
     with Bars(sys.stderr, plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
@@ -116,6 +118,10 @@ def runs(
     norms: Annotated[
         bool, typer.Option("--norms", help="Of one run: gamma, beta, running mean and variance of every norm.")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="With --norms: a plugin of the run, whose code then runs; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List runs in a table, or show everything about one run.
@@ -137,7 +143,7 @@ def runs(
     if norms:
         from bnlab.cli import norms as of_norms  # which imports torch
 
-        shown = of_norms.norms(RunFolder(runs))
+        shown = of_norms.norms(RunFolder(runs), plugin or ())
         (print_json if as_json else of_norms.show)(shown)
         return
     if of_one:
@@ -215,10 +221,17 @@ def report(
     of_all: Annotated[
         bool, typer.Option("--gallery", help="One page over all studies below RUNS: RUNS/gallery/index.html.")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A plugin whose code may run, for its metrics; may be repeated."),
+    ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
     """Build verdicts, figures and report.html from runs.
+
+    Of the plugins that runs name, only those run that are given here, or named by a study or an experiment of
+    --config-dir; never the copies in run folders.
 
     With --gallery: the page over all studies that were run below RUNS. Reports that are older than their runs are built
     first; studies of --config-dir that were not run are listed.
@@ -226,11 +239,12 @@ def report(
     if of_all:
         _gallery(runs, config_dir, as_json)
         return
+    from bnlab.config import own_plugins
     from bnlab.report.build import build
 
     start = time.perf_counter()
     with writing(runs, "RUNS"):
-        built = build(runs)
+        built = build(runs, [*own_plugins(config_dir), *(plugin or ())])
     seconds = time.perf_counter() - start
     if as_json:
         print_json(

@@ -195,7 +195,7 @@ def _sweep(config: str, asked: Asked) -> Done:
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
     study, cells = configs.load_study(config, given, asked.config_dir)
-    check(study, dict.fromkeys(file for cell in cells for file in cell.spec.plugins))
+    check(study, plugins := list(dict.fromkeys(file for cell in cells for file in cell.spec.plugins)))
     typed = {override.partition("=")[0].lstrip("+~") for override in given}
     check_reach(study, cells, typed)
     if study.figures:
@@ -242,7 +242,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
     if each:
         say(f"{asking.there} of {count(asking.asked, 'answer')}", out)
-    built = None if interrupted else _reported(root)
+    built = None if interrupted else _reported(root, plugins)
     verdicts, broken = (built.verdicts, built.failed) if built else ((), ())
     if not as_json:
         from bnlab.terminal.tables import show_verdicts
@@ -323,7 +323,7 @@ def _ask(asking: Asking, workers: Executor, asked: Asked, out: TextIO) -> list[s
         return asking.run(workers, stopped=asked.stop, tick=lambda done, total: progress("answer", done, total))
 
 
-def _reported(root: Path) -> Built | None:
+def _reported(root: Path, plugins: Sequence[str]) -> Built | None:
     """The report over the study's runs; None where no run has ended: the failures are listed anyway.
 
     Raises:
@@ -334,7 +334,7 @@ def _reported(root: Path) -> Built | None:
 
     try:
         with cli.writing(root):
-            return build(root)
+            return build(root, plugins)
     except NoRunsError:
         return None
 

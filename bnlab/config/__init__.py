@@ -2,6 +2,6 @@
 
 from bnlab.config.compose import load
 from bnlab.config.places import available, config_dirs, description, packaged_dir
-from bnlab.config.studies import load_study
+from bnlab.config.studies import load_study, own_plugins
 
-__all__ = ["available", "config_dirs", "description", "load", "load_study", "packaged_dir"]
+__all__ = ["available", "config_dirs", "description", "load", "load_study", "own_plugins", "packaged_dir"]

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.overrides import Overrides, texts, value_of
-from bnlab.config.places import available, config_dirs, packaged_dir
+from bnlab.config.places import available, config_dirs, packaged_dir, read
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import READ, Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
@@ -110,8 +111,11 @@ class Composer:
                     tree[group] = OmegaConf.masked_copy(tree[group], list(plain[group]))
             OmegaConf.set_struct(tree, True)
             missing = OmegaConf.missing_keys(tree)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UsageError(str(self.file), " ".join(str(error).split()).rstrip(".")) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            problem = " ".join(str(error).partition("Config search path")[0].split())
+            raise UsageError(str(self.file), problem.rstrip(".")) from None
+        except RecursionError:
+            raise UsageError(str(self.file), "its defaults, or values, refer to each other without an end") from None
         if missing:
             raise UsageError(min(missing), "missing", remedy=f"Experiment {self.name} must give it a value.")
         return tree
@@ -125,21 +129,56 @@ def hydra_over(dirs: Sequence[Path]) -> Iterator[Overrides]:
     with tempfile.TemporaryDirectory(prefix="bnlab-") as own:
         searched = [*dirs, Path(own)]
         GlobalHydra.instance().clear()
-        _MorePaths.dirs = [str(folder) for folder in searched[1:]]
+        _MorePaths.dirs = [str(folder.resolve()) for folder in dirs]
         Plugins.instance().register(_MorePaths)
+        Plugins.instance().register(_Checked)
         base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-        with initialize_config_dir(str(dirs[0].resolve()), job_name="bnlab", **base):
+        with initialize_config_dir(own, job_name="bnlab", **base):
             yield Overrides(searched)
 
 
 class _MorePaths(SearchPathPlugin):
-    """Appends the packaged configs behind the user's."""
+    """Appends the user's configs, and the packaged ones behind them."""
 
     dirs: Sequence[str] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in self.dirs:
-            search_path.append("bnlab", f"file://{folder}")
+            search_path.append("bnlab", f"{_Checked.scheme()}://{folder}")
+
+
+class _Checked(ConfigSource):
+    """The YAML below a folder, each file checked before Hydra has it."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "checked"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = self._file(config_path)
+        config = read(file)
+        try:
+            header = self._get_header_dict(file.read_text(encoding="utf-8")[:512])
+        except ValueError as error:
+            raise UsageError(str(file), f"its first lines cannot be read: {error}") from None
+        return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
+
+    def available(self) -> bool:
+        return self.is_group("")
+
+    def is_group(self, config_path: str) -> bool:
+        return Path(self.path, config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        return self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        there = Path(self.path, config_path).iterdir()
+        wanted = {True, False} if results_filter is None else {results_filter is ObjectType.GROUP}
+        return sorted({path.stem for path in there if path.is_dir() in wanted})
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path, self._normalize_file_name(config_path))
 
 
 def _refuse_unknown_key(override: Override, known: Mapping[str, Any]) -> None:
@@ -182,6 +221,8 @@ def _one_length(tree: dict[str, Any], given: Sequence[str]) -> None:
     typed = [key for key in ("steps", "epochs") if key in given and tree[key] is not None]
     if len(typed) == 2:
         raise UsageError("epochs", "cannot go with steps", tree["epochs"], "Give one of the two.")
+    for key in ("steps", "epochs"):
+        tree.setdefault(key, None)
     if tree["steps"] is not None and tree["epochs"] is not None:
         if not typed:
             raise UsageError("epochs", "cannot go with steps", tree["epochs"], "Write `steps: null` beside it.")
@@ -271,8 +312,7 @@ def _offer_probe(name: str, reader: Overrides) -> None:
 def _single_probes(preset: str, presets: Mapping[str, Path]) -> set[str]:
     """The probes of a preset, those of the presets in its defaults included."""
     found: set[str] = set()
-    tree: Any = OmegaConf.load(presets[preset])
-    for part in tree.get("defaults", []):
+    for part in read(presets[preset]).get("defaults", []):
         own = str(part).removeprefix("one/").partition("@")[0]
         found |= {own} if str(part).startswith("one/") else _single_probes(own, presets) if own in presets else set()
     return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from bnlab.config.compose import hydra_over, rounded
-from bnlab.config.overrides import Overrides, texts
+from bnlab.config.overrides import Overrides, refuse_many, texts
 from bnlab.config.places import config_dirs
 from bnlab.core.conditions import DEFAULTS, Condition, conditions
 from bnlab.core.errors import UsageError, nearest
@@ -43,4 +44,5 @@ def read_grid(overrides: Sequence[str], reader: Overrides, keys: Sequence[str] =
         values = [reader.read(f"{key}={value}").value() for value in texts(override, ())]
         axes[key] = [rounded(value) for value in values]
     axes.setdefault("eval_bn", list(get_args(EvalBN)))
+    refuse_many("the grid of " + " x ".join(axes), math.prod(map(len, axes.values())))
     return {key: axes[key] for key in keys if key in axes}

@@ -4,6 +4,7 @@ Plain Hydra accepts three things that a laboratory must not: `+key` (a key nothi
 net), `hydra.*` (silently ignored).
 """
 
+import itertools
 import math
 import re
 import shlex
@@ -20,8 +21,14 @@ from omegaconf import OmegaConf
 
 from bnlab.config.places import available
 from bnlab.core.errors import UsageError, nearest
+from bnlab.core.safe import MOST_DEPTH
 from bnlab.core.spec import GROUPS
 from bnlab.core.text import in_quotes, typed
+
+MOST_CHARACTERS, MOST_VALUES = 100_000, 20_000
+"""Of an override, and of an axis or a grid: of so many cells, half a minute goes into their specs."""
+
+LEVEL = {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}
 
 
 class Overrides:
@@ -95,6 +102,11 @@ class Overrides:
         return name
 
     def _checked(self, text: str) -> Override:
+        deepest = max(itertools.accumulate(LEVEL.get(sign, 0) for sign in text), default=0)
+        limits = (len(text), MOST_CHARACTERS, "characters"), (deepest, MOST_DEPTH, "brackets in each other")
+        for has, most, what in limits:
+            if has > most:
+                raise UsageError(text, f"has {has:,} {what}, and can have {most:,}", remedy="Write less.")
         try:
             override = self._parser.parse_overrides([text])[0]
         except HydraException as error:
@@ -104,6 +116,8 @@ class Overrides:
                 problem = str(error.__cause__).splitlines()[0].rstrip(".")
                 raise UsageError(text, f"cannot be read: {problem}") from None
             raise UsageError(text, "cannot be read as an override", remedy=self._as_text(text)) from None
+        except ValueError:
+            raise UsageError(text, "has a number of thousands of digits", remedy="Write fewer.") from None
         key = override.key_or_group
         if override.package is not None:
             raise UsageError(f"{key}@{override.package}", "a group has one place", remedy=f"Write {key}=...")
@@ -154,6 +168,7 @@ def logspace(lo: Number, hi: Number, n: int) -> ChoiceSweep:
     for end in (lo, hi):
         if not (0 < end < math.inf):
             raise UsageError(name, "lo and hi are the values themselves, not exponents, and must be above 0", end)
+    refuse_many(name, n)
     if n < 2:
         raise UsageError(name, "n must be at least 2, since both ends are values", n)
     ratio = math.log(hi / lo) / (n - 1)
@@ -162,6 +177,18 @@ def logspace(lo: Number, hi: Number, n: int) -> ChoiceSweep:
     if len(set(values)) < n:
         raise UsageError(name, f"{n} values between {lo:g} and {hi:g} are not {n} to {DIGITS} digits")
     return ChoiceSweep(list=list(values))
+
+
+def refuse_many(key: str, count: float) -> None:
+    """Refuse values before there are too many of them.
+
+    Raises:
+        UsageError: more than `MOST_VALUES`.
+    """
+    if not count <= MOST_VALUES:
+        remedy = "Give fewer, and more in another sweep of the same name."
+        has = f"{count:,.0f}" if count < 1e15 else f"{count:.0e}"
+        raise UsageError(key, f"has {has} values, and a sweep has at most {MOST_VALUES:,}", remedy=remedy)
 
 
 def texts(override: Override, options: Sequence[str]) -> list[str]:
@@ -193,6 +220,11 @@ def _values(override: Override, options: Sequence[str]) -> Iterator[Any]:
             raise UsageError(key, "glob() has nothing to choose from", override.get_value_string(), remedy)
         yield from swept.filter(list(options))
         return
+    if isinstance(swept, RangeSweep):
+        start, stop, step = (float(end or 0) for end in (swept.start, swept.stop, swept.step))
+        if not step:
+            raise UsageError(key, "the step of a range must not be 0", override.get_value_string())
+        refuse_many(key, (stop - start) / step)
     if isinstance(swept, ChoiceSweep | RangeSweep):
         swept.shuffle = False
     try:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.core.errors import UsageError
+from bnlab.core.safe import safe_yaml
 
 
 def packaged_dir() -> Path:
@@ -50,10 +57,37 @@ def available(kind: str, dirs: Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def read(file: Path) -> DictConfig:
+    """The keys of a YAML: one that does not repeat a key, with 1e-1 as a number and a date as a text.
+
+    Raises:
+        UsageError: it cannot be read, is not YAML within the limits of `safe_yaml`, has no keys, or has `defaults` that
+            Hydra would not know what to do with.
+    """
+    try:
+        data = file.read_bytes()
+        if not isinstance(safe_yaml(data) or {}, dict):
+            raise UsageError(str(file), "must have keys and values")
+        tree = OmegaConf.load(io.StringIO(data.decode("utf-8")))
+    except OSError as error:
+        raise UsageError(str(file), f"cannot be read, {error.strerror}") from None
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split()).rstrip(".")
+        raise error if isinstance(error, UsageError) else UsageError(str(file), problem) from None
+    assert isinstance(tree, DictConfig)
+    plain: Any = OmegaConf.to_container(tree)
+    defaults = plain.get("defaults", [])
+    for item in defaults if isinstance(defaults, list) else [defaults]:
+        name = next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item
+        if not isinstance(defaults, list) or not isinstance(name, str):
+            raise UsageError(f"{file}, defaults", "must be a list of names, or of group: name", item)
+    return tree
+
+
 def description(file: Path) -> str:
     """The comment at the top of a YAML, in one line."""
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.compose import Composer, hydra_over, offer_plugins, rounded
 from bnlab.config.conditions import read_grid
-from bnlab.config.overrides import Overrides, texts, value_of
-from bnlab.config.places import available, config_dirs
+from bnlab.config.overrides import Overrides, refuse_many, texts, value_of
+from bnlab.config.places import available, config_dirs, read
 from bnlab.core.conditions import DEFAULTS, conditions, under
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.spec import GROUPS, NOT_HASHED
@@ -77,14 +77,22 @@ def find(name: str, dirs: Sequence[Path]) -> Study:
     raise UsageError("--config", "no such study or experiment", name, nearest(name, {*studies, *experiments}))
 
 
+def own_plugins(user_dir: Path | None) -> list[str]:
+    """The plugins that the user's own studies and experiments name: files that are trusted without being typed."""
+    found: dict[str, None] = {}
+    own = config_dirs(user_dir)[:-1]
+    for file in [*available("studies", own).values(), *available("experiments", own).values()]:
+        with contextlib.suppress(UsageError):  # it is refused where it is used
+            for key, value in leaves({"": OmegaConf.to_container(read(file))}):
+                if key.endswith(".plugins") and isinstance(value, list):
+                    found |= dict.fromkeys(map(str, value))
+    return list(found)
+
+
 def _read(file: Path) -> Study:
     """A study's YAML; its keys may be nested or dotted, its axes lists or in the grammar of the command line."""
     try:
-        tree: Any = OmegaConf.to_container(
-            OmegaConf.load(file)
-        )  # refuses a doubled key; 1e-1 is a number, a date a text
-        if not isinstance(tree, Mapping):
-            raise UsageError("study", "must have keys, `base` among them")
+        tree: Any = OmegaConf.to_container(read(file))
         tree = {"name": file.stem, **_grid(tree, "")}
         for part in ("scales", "arms"):
             each = _mapping(tree.get(part), part).items()
@@ -97,8 +105,9 @@ def _read(file: Path) -> Study:
         if tree["arms"]:
             tree["axes"] = {ARM: ",".join(tree["arms"]), **tree["axes"]}
         return Study.from_tree({**tree, "claims": tree.get("claims") or []})
-    except (UsageError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        raise UsageError(str(file), " ".join(str(error).split()).rstrip(".")) from None
+    except UsageError as error:
+        known = str(error).startswith(str(file))
+        raise error if known else UsageError(str(file), str(error).rstrip(".")) from None
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
@@ -191,6 +200,7 @@ def _in_place(place: str) -> Iterator[None]:
 
 def _product(axes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """Every combination, the last axis fastest, `seed` slowest; the keys in the order of the axes."""
+    refuse_many("the grid of " + " x ".join(axes), math.prod(map(len, axes.values())))
     order = sorted(axes, key=lambda key: key != SLOWEST)
     for values in itertools.product(*(axes[key] for key in order)):
         chosen = dict(zip(order, values, strict=True))

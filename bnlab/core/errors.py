@@ -7,7 +7,11 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from bnlab.core.text import quoted
+from bnlab.core.text import cut, printable, quoted
+
+MOST_BYTES, MOST_PARTS = 200, 8
+"""Of the names of folders, and of folders below each other: file systems take 255 bytes in a name, and a file has the
+name of its folder with an ending; all with --runs before them must be less than 4,096."""
 
 _NOTHING = object()
 
@@ -21,7 +25,8 @@ class UsageError(ValueError):
 
     def __init__(self, key: str, problem: str, value: object = _NOTHING, remedy: str = "") -> None:
         got = "" if value is _NOTHING else f", got {quoted(value)}"
-        super().__init__(f"{key}: {problem}{got}." + (f" {remedy}" if remedy else ""))
+        line = f"{cut(key)}: {cut(problem, 600)}{got}." + (f" {cut(remedy, 600)}" if remedy else "")
+        super().__init__(printable(line))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -34,7 +39,7 @@ class DataError(UsageError):
 
     def __init__(self, key: str, problem: str, remedy: str) -> None:
         super().__init__(key, problem, remedy=remedy)
-        self._lines = (f"{key}: {problem}.", remedy)
+        self._lines = (printable(f"{key}: {problem}."), printable(remedy))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -44,28 +49,37 @@ class DataError(UsageError):
 def cause(error: BaseException) -> str:
     """An error in a user's own code, in one line: `ValueError in my_metric.py, line 20: no data`."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {words}".rstrip(": ")
+    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {said(error)}".rstrip(": ")
+
+
+def said(error: BaseException) -> str:
+    """The text of an error, in one line: a user's own may fail to make one."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return "an error without a text"
 
 
 def refuse_path(key: str, *parts: str) -> None:
     """Refuse `parts` that are not each the name of a folder below the one before.
 
     Raises:
-        UsageError: one is empty, has only dots, or has a slash, a `$` or a control character.
+        UsageError: one is empty, has only dots, or has a slash, a `$` or a control character; or they are too long.
     """
+    remedy = "Write letters, digits, _ or -, such as my_run."
     if any(not part.strip(". ") or not part.isprintable() or set("/\\$") & set(part) for part in parts):
-        remedy = "Write letters, digits, _ or -, such as my_run."
         raise UsageError(key, "cannot be the name of a folder", "/".join(parts), remedy)
+    if any(len(part.encode()) > MOST_BYTES for part in parts) or len(parts) > MOST_PARTS:
+        raise UsageError(key, "is too long for the name of a folder", "/".join(parts), remedy)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[object]) -> str:
     """`Did you mean: optim.lr?` where a known word is close, else the list of known words.
 
     >>> nearest("bach", ["none", "batch"])
     'Did you mean: batch?'
     """
-    known = sorted(known)
+    word, known = str(word), sorted(map(str, known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:  # the last part alone: `lr` for `optim.lr`
         close = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]][:1]

@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import bnlab
-from bnlab.core.errors import UsageError, nearest, refuse_path
+from bnlab.core.errors import UsageError, nearest, refuse_path, said
 from bnlab.core.typed import check_options
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -220,12 +220,18 @@ def read_plugin(file: str) -> Plugin:
     Raises:
         UsageError: there is no such file.
     """
-    path = Path(file).resolve()
+    path = _path(file)
     if path not in READ:
         if not path.is_file():
             raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
         READ[path] = Plugin(path, _with_modules(path))
     return READ[path]
+
+
+def _path(file: str) -> Path:
+    if "\0" in file:
+        raise UsageError("plugins", "no such file", file, "Give a path to a Python file.")
+    return Path(file).resolve()
 
 
 def digest(file: str) -> str | None:
@@ -316,7 +322,7 @@ def load_plugin(file: str) -> Registered:
     Raises:
         UsageError: it is not there, or it raises an error.
     """
-    path, package = Path(file).resolve(), Path(bnlab.__file__).parent
+    path, package = _path(file), Path(bnlab.__file__).parent
     if path.is_file() and path.is_relative_to(package):  # an entry of bnlab's own
         return _registered_in(".".join(("bnlab", *path.relative_to(package).with_suffix("").parts)))
     plugin = read_plugin(file)
@@ -341,7 +347,7 @@ def load_plugin(file: str) -> Registered:
         del sys.modules[name]
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {error}", file, "Fix it.") from error
+        raise UsageError("plugins", f"{type(error).__name__} in {path.name}: {said(error)}", file, "Fix it.") from error
 
 
 def _registered_in(module: str) -> Registered:

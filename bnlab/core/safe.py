@@ -1,9 +1,10 @@
 """YAML and JSON of a file that anybody may have written: plain trees, within limits that are checked before objects are
-built. No file can run code, hang, or end the process.
+built. No file can run code, hang, or end the process. And files that are written where others may write too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -26,6 +27,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
+def no_link(path: str, flags: int) -> int:
+    """For `open(path, mode, opener=no_link)`: what is opened to be written is no symbolic link, by which somebody who
+    may write to a folder of runs would have another file of its owner overwritten."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def safe_yaml(data: str | bytes) -> Any:
     """What a YAML document says: None, booleans, numbers, texts, lists, and mappings with texts as keys.
 
@@ -40,7 +47,10 @@ def safe_yaml(data: str | bytes) -> Any:
     try:
         text = data.decode() if isinstance(data, bytes) else data
         _measure(text)
-        tree = yaml.load(text, Loader=_Loader)
+        try:
+            tree = yaml.load(text, Loader=_Loader)
+        except ValueError:
+            raise ValueError("a number is none, or has more than 64 bits") from None
     except UnicodeError as error:
         raise ValueError(f"is not UTF-8 ({error.reason if isinstance(error, UnicodeDecodeError) else error})") from None
     except yaml.MarkedYAMLError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,12 +35,47 @@ def in_quotes(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as errors show it: `true` and `null` as one types them; strings in quotes, so that `'1'` is not `1`.
+    """A value as errors show it: `true` and `null` as one types them; strings in quotes, so that `'1'` is not `1`; the
+    ends of a long one.
 
     >>> quoted(None), quoted("1"), quoted([0.5, 1.5])
     ('null', "'1'", '[0.5, 1.5]')
     """
-    return typed(value) if value is None or isinstance(value, bool) else repr(value)
+    try:
+        return typed(value) if value is None or isinstance(value, bool) else cut(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a list in a list in ...
+        return f"{type(value).__name__} that is too long to print"
+
+
+def cut(text: str, most: int = 200) -> str:
+    """A text with its middle left out where it is longer than `most`.
+
+    >>> cut("x" * 1000, 20)
+    'xxxxxxx ... xxxxxxxx'
+    """
+    kept = most - 5
+    return text if len(text) <= most else f"{text[: kept // 2]} ... {text[-(kept - kept // 2) :]}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text that a terminal shows as it is: control characters, those that turn the direction of writing, and bytes
+    that are no text become escapes, except those to `keep`.
+
+    >>> print(printable("red\x1b[31m"), printable("naïve 数"))
+    red\\x1b[31m naïve 数
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: object) -> str:
+    """A text that a reader of Markdown and HTML shows as it is, in one line.
+
+    >>> print(markdown("a|b <c>"))
+    a&#124;b &#60;c&#62;
+    """
+    return re.sub(r"[\\`*\[\]<>&|~!]", lambda found: f"&#{ord(found[0])};", printable(" ".join(str(text).split())))
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:

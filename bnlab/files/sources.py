@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from bnlab import __version__
 from bnlab.core.errors import DataError, UsageError
+from bnlab.core.safe import no_link
 
 CONNECT_S, READ_S = 10.0, 30.0  # to wait for a site to answer, and for its next bytes
 ATTEMPTS = 4  # at one site, for a download that breaks off
@@ -284,7 +285,7 @@ def _alone(path: Path, source: Source, report: Report) -> Iterator[None]:
 def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.part")  # one name, so what a killed process left is overwritten
     try:
-        with open(part, "wb") as file:
+        with open(part, "wb", opener=no_link) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -354,7 +355,7 @@ def _download(url: str, path: Path, progress: _Progress) -> None:
     )
     for _ in range(ATTEMPTS):
         try:
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=no_link) as file:
                 get(url, file, None)
             return
         except (OSError, ValueError) as error:

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from bnlab.core.conditions import DEFAULTS
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import Plugin, digest
+from bnlab.core.safe import no_link
 from bnlab.core.spec import canonical
 
 HEARTBEAT_S = 10.0
@@ -94,7 +95,7 @@ class RunFolder:
 
     def add_answer(self, answer: Mapping[str, Any]) -> None:
         """Append a line, in one write: several processes may do so."""
-        with open(self.answers_file, "a+b", buffering=0) as file:
+        with open(self.answers_file, "a+b", buffering=0, opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             torn = size > 0 and file.read(1) != b"\n"
@@ -173,7 +174,7 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, with the time."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     @contextlib.contextmanager
@@ -255,7 +256,7 @@ def _is_locked(lock: Path) -> bool:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file by `data` at once: neither a reader nor a kill ever finds a part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "wb") as file:
+    with open(part, "wb", opener=no_link) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

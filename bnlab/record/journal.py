@@ -21,6 +21,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from bnlab.core.safe import no_link
+
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -51,7 +53,7 @@ class Journal:
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
         """Opens `path`, cut to its first `keep_bytes` bytes: the records up to the checkpoint."""
-        self._file = open(path, "ab")  # noqa: SIM115  (closed by close())
+        self._file = open(path, "ab", opener=no_link)  # noqa: SIM115  (closed by close())
         self._file.truncate(keep_bytes)
 
     def append(self, record: Mapping[str, Any]) -> None:

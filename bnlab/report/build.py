@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bnlab.analysis.claims import Verdict, facts
+from bnlab.analysis.claims import SIGNS, Verdict, facts
 from bnlab.analysis.load import STUDY_FILE, VERDICTS_FILE, Collection, read_runs, read_study, write_summary
 from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import cause
+from bnlab.core.safe import safe_json
 from bnlab.core.study import Study
 from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
@@ -22,10 +24,10 @@ from bnlab.report.views import Built, Drawn, Missing, View
 from bnlab.report.write import Written, styled, written
 
 
-def build(root: Path) -> Built:
+def build(root: Path, plugins: Sequence[str] = ()) -> Built:
     """Write `root/report.html`, `root/figures/`, `root/summary.parquet` and, of a study, `root/verdicts.json`, for the
     run, the study or the grid that `root` is; of a folder of several studies, one report in each and a page that leads
-    to them.
+    to them. `plugins` are files that may run (`read_runs`).
 
     Raises:
         NoRunsError: no such directory, no runs in it, or none that has ended.
@@ -34,8 +36,8 @@ def build(root: Path) -> Built:
     runs_below(root)
     folders = studies_in(root)
     if folders == [root]:
-        return _one(root)
-    parts = tuple(_one(folder) for folder in folders if _has_ended(folder))
+        return _one(root, plugins)
+    parts = tuple(_one(folder, plugins) for folder in folders if _has_ended(folder))
     if not parts:
         raise _nothing(root)
     write_atomically(root / "report.html", page.index(root, parts).encode())
@@ -64,11 +66,11 @@ def studies_in(root: Path) -> list[Path]:
     return sorted(above)
 
 
-def _one(root: Path) -> Built:
+def _one(root: Path, plugins: Sequence[str]) -> Built:
     keep = [name for entry in in_order() for name in entry.reads]
     study, _ = read_study(root / STUDY_FILE)
     keep += [figure["of"] for figure in (study.figures if study else ()) if isinstance(figure.get("of"), str)]
-    collection = read_runs(root, keep=keep)
+    collection = read_runs(root, keep=keep, plugins=plugins)
     if not collection.runs:
         raise _nothing(root)
     verdicts = tuple(judge(collection))
@@ -118,7 +120,7 @@ def _facts(
     }
 
 
-def facts_of(root: Path) -> Mapping[str, Any]:
+def facts_of(root: Path, plugins: Sequence[str] = ()) -> Mapping[str, Any]:
     """What `verdicts.json` of a study has. Its report is built first, if there is none, or if a run ended or a net
     answered after it.
 
@@ -130,10 +132,23 @@ def facts_of(root: Path) -> Mapping[str, Any]:
     results = (path for name in ("status.json", "answers.jsonl") for path in root.glob(f"*/*/*/{name}"))
     changed = max(path.stat().st_mtime_ns for path in (root / STUDY_FILE, *results))
     with contextlib.suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if "figures" in found and file.stat().st_mtime_ns >= changed:
+        found = safe_json(file.read_bytes())
+        if file.stat().st_mtime_ns >= changed and _is_whole(found):
             return found
-    return build(root).facts
+    return build(root, plugins).facts
+
+
+def _is_whole(found: Mapping[str, Any]) -> bool:
+    """Whether verdicts.json has what a gallery shows, and names of files for figures."""
+    figures, claims = found.get("figures"), found.get("claims")
+    if (
+        not isinstance(figures, dict)
+        or not isinstance(claims, dict)
+        or not isinstance(found.get("minutes"), float | int)
+    ):
+        return False
+    decided = all(isinstance(claim, dict) and claim.get("decision") in SIGNS for claim in claims.values())
+    return decided and all(name == Path(name).name for name in figures)
 
 
 def _line(out: Mapping[str, str]) -> str:
@@ -191,7 +206,8 @@ def _nothing_there(place: int) -> Drawn:
 
 
 def _name(name: str, view: View, number: int) -> str:
-    """`drift`, and of a further view `drift-depth-20`."""
+    """`drift`, and of a further view `drift-depth-20`: the name of a file."""
+    name = re.sub(r"[^\w.,+=-]", "-", name)
     if not view.setting:
         return name
     words = "".join(c if c.isalnum() or c in "." else "-" for c in view.setting.replace(",", ""))

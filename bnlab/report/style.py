@@ -97,6 +97,7 @@ RC: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "hatch.linewidth": 0.5,
     "text.hinting": "none",
+    "text.parse_math": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "bnlab",
     "path.simplify": True,

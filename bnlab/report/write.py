@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Written:
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """A context in which figures have bnlab's style, independent of the user's matplotlibrc."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot show: a box is drawn
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
         yield

@@ -18,6 +18,7 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.segment import Segment
 
+from bnlab.core.text import printable
 from bnlab.terminal.progress import INTERVAL_S
 
 SHARE = 0.01
@@ -104,7 +105,8 @@ class Frames:
     def _frame(self) -> str:
         """The text of a frame that overwrites the one before; the cursor stays in its last line."""
         width, height = self.console.size
-        lines = [Segment.adjust_line_length(line, width, pad=False) for line in self.lines(width, height)][:height]
+        shown = ([Segment(printable(text), style) for text, style, _ in line] for line in self.lines(width, height))
+        lines = [Segment.adjust_line_length(line, width, pad=False) for line in shown][:height]
         lengths = [Segment.get_line_length(line) for line in lines]
         text = self._to_the_top(width)
         if width != self._width:  # wrapped lines may reach below the new frame

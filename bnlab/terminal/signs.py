@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from bnlab.core.text import printable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
@@ -57,7 +59,13 @@ def is_screen(out: TextIO) -> bool:
 
 
 def say(text: str, out: TextIO | None = None) -> None:
-    """Print one line; signs that the output cannot show become `?`. A closed pipe is not an error."""
+    """Print a text; what a terminal would take for a command is escaped (`printable`)."""
+    put(printable(text, keep="\n\t"), out)
+
+
+def put(text: str, out: TextIO | None = None) -> None:
+    """Print a text that may have colours, and what users name in it escaped already. Signs that the output cannot show
+    become `?`. A closed pipe is not an error."""
     out = out or sys.stdout
     encoding = out.encoding or "ascii"
     try:

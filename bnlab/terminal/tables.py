@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.core.text import age, file_size, number, typed
-from bnlab.terminal.signs import DRAWN, is_screen, say, signs_for
+from bnlab.core.text import age, file_size, number, printable, typed
+from bnlab.terminal.signs import DRAWN, is_screen, put, say, signs_for
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
@@ -216,12 +216,13 @@ def _show(
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
     for line in lines:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else Text(*cell) for cell in line))
+        cells = ((cell, "") if isinstance(cell, str) else cell for cell in line)
+        table.add_row(*(Text(printable(text), style) for text, style in cells))
     target = console(out)
     with target.capture() as captured:
         target.print(table)
     for text in captured.get().splitlines():
-        say(text.rstrip(), out)  # without the blanks that fill the last column
+        put(text.rstrip(), out)  # without the blanks that fill the last column
 
 
 def _style(state: str) -> str:
@@ -359,12 +360,12 @@ def show_verdicts(verdicts: Sequence[Verdict], out: TextIO | None = None) -> Non
         ascii_sign, style = LOOKS[verdict.decision]
         sign = SIGNS[verdict.decision] if drawn else ascii_sign
         for index, line in enumerate(verdict_lines(verdict, sign, target.width)):
-            text = Text(line)
+            text = Text(printable(line))
             if index == 0:
                 text.stylize(style, 0, 2 + len(verdict.decision))
             with target.capture() as captured:
                 target.print(text, soft_wrap=True, end="")
-            say(captured.get(), out)
+            put(captured.get(), out)
 
 
 def verdict_lines(verdict: Verdict, sign: str, width: int) -> Iterator[str]:

@@ -18,10 +18,11 @@ import pytest
 
 from bnlab.analysis.load import read_runs
 from bnlab.analysis.metrics import METRICS, table
-from bnlab.analysis.verdicts import judge
+from bnlab.board.run import rebuild
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS, READ
+from bnlab.record.folder import RunFolder
 
 METRIC = '''
 from bnlab import METRICS
@@ -105,24 +106,47 @@ def test_a_claim_of_it_is_judged_and_without_its_file_is_not_tested(here: Path) 
     runs = read_runs(Path("runs/mine")).runs
     assert column.to_list() == [4 / run.final("train_loss") ** 2 for run in runs]
 
-    forget()  # a report loads what its runs name
-    assert judge(read_runs(Path("runs/mine")))[0].effect == own["effect"]
+    def claims(*words: str) -> list[dict[str, Any]]:
+        forget()
+        code, out, err = said("report", "runs/mine", "--json", *words)
+        assert (code, err) == (0, "")
+        found: list[dict[str, Any]] = json.loads(out)["claims"]
+        return found
 
-    forget()
-    (here / "my_metric.py").unlink()
-    assert judge(read_runs(Path("runs/mine")))[0].effect == own["effect"]  # the runs keep copies
+    assert claims()[0]["effect"] == own["effect"]  # the user's own study names the file
+    (here / "configs" / "studies" / "mine.yaml").unlink()
+    assert claims("--plugin", "my_metric.py")[0]["effect"] == own["effect"]
+    (here / "elsewhere").mkdir()
+    (here / "my_metric.py").rename(here / "elsewhere" / "my_metric.py")
+    assert claims("--plugin", "elsewhere/my_metric.py")[0]["effect"] == own["effect"]
 
-    forget()
-    for copies in list(here.rglob("plugins")):
-        shutil.rmtree(copies)
-    code, out, err = said("report", "runs/mine", "--json")
-    assert (code, err) == (0, "")
-    lost, still = json.loads(out)["claims"]
+    lost, still = claims()
     assert (lost["verdict"], lost["effect"]) == ("not tested", None)
-    assert lost["why"] == (
-        "no metric steps_per_loss: plugins: no such file, got 'my_metric.py'. Give a path to a Python file."
-    )
+    why = "my_metric.py: no code that runs name is run; to run it, give --plugin my_metric.py."
+    assert lost["why"] == f"no metric steps_per_loss: {why}"
     assert still == known
+
+
+def test_to_look_at_runs_runs_no_code_that_they_name(here: Path) -> None:
+    assert sweep()[0] == 0
+    (here / "configs" / "studies" / "mine.yaml").unlink()
+    evil = f"open({str(here / 'ran')!r}, 'w').close()\n"
+    for file in [here / "my_metric.py", *here.glob("runs/*/*/*/*/plugins/0/my_metric.py")]:
+        file.write_text(evil)
+    run = next(here.glob("runs/*/*/*/*/spec.yaml")).parent
+    for words in (
+        ("report", "runs/mine"), ("report", "runs"), ("report", "--gallery", "runs"), ("runs", "runs"),
+        ("runs", str(run)), ("runs", str(run), "--norms"), ("list", "studies"),
+    ):  # fmt: skip
+        forget()
+        code, _, err = said(*words)
+        refused = err.startswith("--norms: runs the code of a plugin, so that it must be given, got 'my_metric.py'.")
+        assert (code, refused) == ((2, True) if "--norms" in words else (0, False))
+        assert not (here / "ran").exists(), words
+    assert rebuild(RunFolder(run), "light")  # as `view` does
+    assert not (here / "ran").exists()
+    said("report", "runs/mine", "--plugin", "my_metric.py")
+    assert (here / "ran").exists()
 
 
 def test_a_report_says_that_it_was_edited_since_the_runs(here: Path) -> None:
@@ -139,18 +163,16 @@ def test_a_report_says_that_it_was_edited_since_the_runs(here: Path) -> None:
     code, out, err = sweep()
     now_eight = edited.replace("4 of 4", "4 of 8")
     assert (code, err.splitlines()[-1]) == (0, now_eight)  # with it as it is now, they are other runs
+    copy = sorted(here.glob("runs/*/*/*/*/plugins/0/my_metric.py"))[0]
     forget()
-    file.unlink()
-    _, out, err = said("report", "runs/mine", "--json")
+    (here / "configs" / "studies" / "mine.yaml").unlink()
+    _, out, err = said("report", "runs/mine", "--json", "--plugin", str(copy))
     (note,) = json.loads(out)["notes"]
-    assert err == f"{note}\n"
-    assert re.match(
-        r"my_metric\.py: 4 of 8 runs .*; the report uses runs/.*/plugins/0/my_metric\.py as it is now$", note
-    )
+    assert note.endswith(f"the report uses {copy} as it is now")
 
     forget()
     file.write_text("from bnlab import NORMS\n@NORMS.register('unused')\ndef unused(channels, dims): ...\n")
-    assert read_runs(Path("runs/mine")).edited == ()  # it brings nothing that a report uses
+    assert read_runs(Path("runs/mine"), plugins=["my_metric.py"]).edited == ()  # it brings nothing that a report uses
     NORMS.forget("unused")
 
 
@@ -159,7 +181,7 @@ def test_a_report_that_cannot_be_made_ends_a_sweep_in_one_line(here: Path) -> No
     file = here / "runs" / "mine" / "study.yaml"
     before = file.read_text()
     for text, problem in (
-        ("a: [", "runs/mine/study.yaml: not YAML."),
+        ("a: [", "runs/mine/study.yaml: not YAML, line 2: did not find expected node content."),
         ("[]", "runs/mine/study.yaml: not a study, got []."),
     ):
         file.write_text(text)

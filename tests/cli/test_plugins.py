@@ -54,7 +54,8 @@ def bnlab(tmp_path: Path) -> Callable[..., Any]:
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         lines = done.stderr.splitlines(keepends=True)  # on a slow machine there are lines of progress
-        done.stderr = "".join(line for line in lines if not line.startswith("answer "))
+        done.said = [line for line in lines if line.startswith("runs the code")]
+        done.stderr = "".join(line for line in lines if not line.startswith(("answer ", "runs the code")))
         return done
 
     return run
@@ -83,11 +84,12 @@ def test_an_evaluation_uses_the_plugin_that_the_run_was_trained_with(bnlab: Call
     run = json.loads(bnlab("train", *SHORT, "plugins=[mine.py]", "norm=scaled", "--json").stdout)
     first, ask = run["metrics"]["test_loss"], ("evaluate", "runs", "eval_bn=running", "--json")
     done = bnlab(*ask)
-    assert (answer(done), done.stderr) == (first, "")
+    assert (answer(done), done.stderr, done.said) == (first, "", ["runs the code in mine.py\n"])
 
     plugin(tmp_path, -3.0)  # edited: the run's copy is used, and said so
     done = bnlab(*ask)
     assert answer(done) == first
+    assert done.said == [f"runs the code in {run['run']}/plugins/0/mine.py\n"]
     assert done.stderr == "mine.py: edited since it was trained with; the copy that the run keeps is used\n"
     assert (tmp_path / run["run"] / "plugins" / "0" / "mine.py").read_bytes() == content
 

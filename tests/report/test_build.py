@@ -321,7 +321,7 @@ def test_a_plugin_brings_a_figure_that_comes_after_the_others(tmp_path: Path, wr
     write(root, spec={"plugins": [str(plugin)]})
     write(root, norm="none", spec={"plugins": [str(plugin)]})
     try:
-        built = build(root)
+        built = build(root, [str(plugin)])
     finally:
         FIGURES.forget("last_losses")
     assert built.figures[-1] == "last_losses"

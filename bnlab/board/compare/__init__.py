@@ -38,7 +38,7 @@ from bnlab.board.compare.lines import (
 )
 from bnlab.board.events import PATTERN, strings, write
 from bnlab.board.tags import hidden_sites
-from bnlab.core.text import count
+from bnlab.core.text import count, markdown
 from bnlab.record.folder import find_runs
 from bnlab.report.build import draw_all
 from bnlab.report.page import card_of
@@ -106,7 +106,7 @@ def build(root: Path, logs: Path) -> Compared:
             shown["verdicts"] = verdict_list(verdicts, found.ended)
         drawn, _ = draw_all(prepare(found.ended, verdicts))
         for number, figure in enumerate(drawn, 1):
-            about = f"**{figure.drawn.title}.** {figure.drawn.note}"
+            about = f"**{markdown(figure.drawn.title)}.** {markdown(figure.drawn.note)}"
             figures.append(image(f"0_figures/{number:02d}_{figure.drawn.name}", figure.png, about))
     messages = [layout(rows), *(text(f"0_figures/{name}", markdown) for name, markdown in shown.items()), *figures]
     write(logs, {0: b"".join(messages)})
@@ -184,10 +184,11 @@ def verdict_list(found: Sequence[Verdict], collection: Collection) -> str:
         effect = (
             f"**{card['effect']}** (95 % interval {card['interval']})"
             if card["interval"]
-            else card["effect"] or verdict.why
+            else card["effect"] or markdown(verdict.why)
         )
-        cautions = "".join(f"; *{caution}*" for caution in card["cautions"])
-        lines.append(f"- **{card['sign']} {card['decision']}**: {card['text']}: {effect}; {card['facts']}{cautions}")
+        cautions = "".join(f"; *{markdown(caution)}*" for caution in card["cautions"])
+        claim = markdown(card["text"])
+        lines.append(f"- **{card['sign']} {card['decision']}**: {claim}: {effect}; {card['facts']}{cautions}")
     return "\n".join(lines)
 
 
