@@ -56,7 +56,7 @@ THERE = "Install there what is here: the same Python, Ray, torch and other depen
 
 @dataclass(slots=True, kw_only=True)
 class _Sent:
-    """A task on its way: its item, a parcel; the status files that were sent; the runs that are owned until it is back."""
+    """A task on its way: its parcel, the status files that were sent, and the runs that are owned until it is back."""
 
     item: Any
     statuses: list[bytes | None]
@@ -240,6 +240,8 @@ def work(text: str, packed: bytes) -> tuple[str, bytes]:
         folders = [Path(name) / str(index) for index in range(len(item.folders))]
         sent = archive.unpack(packed, len(folders))
         archive.put(sent, (), dict(enumerate(folders)))
+        for file in Path(name).glob("*/status.json"):
+            os.utime(file, (0, 0))  # a run that is sent to start afresh has not done so yet
         moved = item.moved(folders)
         outcomes: list[Outcome[Any]] = list(Local([place]).run(function, [moved], stopped=lambda: bool(stops)))
         files = archive.content(folders)

@@ -8,7 +8,7 @@ import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +118,18 @@ def test_runs_come_back_as_those_of_this_machine(
     assert not list(Path(tempfile.gettempdir()).glob(f"{ray.PREFIX}*"))
     assert not group.tasks[0].folder.alive()
     assert cluster.options == {"num_cpus": 1.0, "num_gpus": 0, "max_retries": 3}
+
+
+def test_a_run_starts_afresh_where_it_should(cluster: Cluster, group: Group) -> None:
+    """Whatever it had: its answers are gone too."""
+    folder = group.tasks[0].folder
+    train(assemble(group.tasks[0].spec), folder)
+    folder.add_answer({"accuracy": 1})
+    folder.log("before")
+    on(Group((replace(group.tasks[0], fresh=True, since=0.0),)))
+    text = (folder.path / "log.txt").read_text()
+    assert ("before" in text, text.count("from step 0 of 12")) == (False, 1)
+    assert not folder.answers_file.exists()
 
 
 def test_meanwhile_the_runs_are_this_process_s(cluster: Cluster, group: Group) -> None:

@@ -111,7 +111,7 @@ NAMES = [
 def test_a_name_that_is_not_a_runs_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"^archive: (cannot be the name of a folder|not the name of a run's file)"):
         archive.accept([name], 2)
-    with pytest.raises(UsageError, match="^archive: "):
+    with pytest.raises(UsageError, match=r"^archive: "):
         archive.unpack(tar(("0/journal.jsonl", b"{}"), (name, b"evil")), 2)
 
 
@@ -121,7 +121,7 @@ def test_a_name_that_is_not_a_runs_is_refused(name: str) -> None:
      tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE],
 )  # fmt: skip
 def test_links_devices_pipes_and_folders_are_refused(kind: bytes) -> None:
-    with pytest.raises(UsageError, match="^archive: "):
+    with pytest.raises(UsageError, match=r"^archive: "):
         archive.unpack(tar(special(kind)), 1)
 
 
@@ -137,13 +137,13 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_size_beyond_the_archive_is_refused() -> None:
     info = tarfile.TarInfo("0/log.txt")
     info.size = 2**33 - 1
-    with pytest.raises(UsageError, match="^archive: "):
+    with pytest.raises(UsageError, match=r"^archive: "):
         archive.unpack(info.tobuf() + b"\0" * 1024, 1)
 
 
 @pytest.mark.parametrize("data", [b"x", b"x" * 600, b"PK\3\4" + b"\0" * 600, tar(("0/log.txt", b"1" * 999))[:700]])
 def test_what_is_damaged_or_no_archive_is_refused(data: bytes) -> None:
-    with pytest.raises(UsageError, match="^archive: "):
+    with pytest.raises(UsageError, match=r"^archive: "):
         archive.unpack(data, 1)
 
 
