@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,9 @@ class Composer:
 
     def _composed(self, choices: list[str]) -> DictConfig:
         try:
-            tree = compose(f"experiments/{self.name}", overrides=choices)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of `defaults` without _self_, which then comes last
+                tree = compose(f"experiments/{self.name}", overrides=choices)
             if choices:
                 # The experiment's settings of its own model do not hold for another one that the user chooses.
                 plain = compose("run", overrides=choices)
