@@ -59,6 +59,9 @@ class Normalizer(ABC):
     def __init__(self, norm: nn.Module, prefix: str) -> None:
         self.norm, self.prefix = norm, prefix
 
+    def of(self, norms: Sequence[nn.Module]) -> None:  # noqa: B027
+        """Say which net's norm is in which place, for norms that draw each net's own numbers."""
+
     @abstractmethod
     def forward(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, done: Forward, back: list[Step]
@@ -83,19 +86,24 @@ def normalizer(norm: nn.Module, prefix: str) -> Normalizer | None:
         return None
     if type(norm) is nn.BatchNorm1d:
         return _TorchBatch(norm, prefix)
-    if isinstance(norm, ChannelNorm) and _says(norm, "stacks"):
+    if isinstance(norm, ChannelNorm | Noise) and _says(norm, "stacks"):
         return _Channels(norm, prefix)
     if type(norm) is nn.LayerNorm:
         return _TorchLayer(norm, prefix)
-    in_turn = isinstance(norm, ChannelNorm | Noise) and _says(norm, "in_turn")
+    in_turn = isinstance(norm, ChannelNorm) and _says(norm, "in_turn")
     return InTurn(norm, prefix) if in_turn or type(norm) in (nn.GroupNorm, nn.RMSNorm) else None
 
 
 class _Channels(Normalizer):
     """A `ChannelNorm` that `stacks`: its own forward, on statistics over the batch axis of x [K, B, C]."""
 
-    def __init__(self, norm: ChannelNorm, prefix: str) -> None:
+    def __init__(self, norm: ChannelNorm | Noise, prefix: str) -> None:
         super().__init__(norm.side_by_side(), prefix)
+
+    def of(self, norms: Sequence[nn.Module]) -> None:
+        for name, part in self.norm.named_modules():
+            if isinstance(part, Noise):
+                part.of_nets = [noise for norm in norms if isinstance(noise := norm.get_submodule(name), Noise)]
 
     def forward(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, done: Forward, back: list[Step]
@@ -151,6 +159,9 @@ class InTurn(Normalizer):
     def __init__(self, norm: nn.Module, prefix: str) -> None:
         super().__init__(norm, prefix)
         self.norms: Sequence[nn.Module] = ()
+
+    def of(self, norms: Sequence[nn.Module]) -> None:
+        self.norms = norms
 
     def forward(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor, done: Forward, back: list[Step]

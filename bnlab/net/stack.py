@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.core.state import Loss, Objective
-from bnlab.net._stacked_norms import Forward, InTurn, Normalizer, Step, Tensors, normalizer, rows
+from bnlab.net._stacked_norms import Forward, Normalizer, Step, Tensors, normalizer, rows
 from bnlab.net.build import Net
 
 ALIGNED = 16
@@ -64,8 +64,8 @@ class Stack:
         """Say which net is in which place: norms that draw numbers draw each net's own. Without it, all are the one
         that the stack was made for."""
         for index, (_, norm, *_) in enumerate(self._layers):
-            if isinstance(norm, InTurn):
-                norm.norms = [own for net in nets if (own := net.sites[index].norm) is not None]
+            if norm is not None:
+                norm.of([own for net in nets if (own := net.sites[index].norm) is not None])
 
     @torch.no_grad()
     def forward(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -37,7 +37,7 @@ class ChannelNorm(nn.Module):
     num_batches_tracked: Tensor
     stacks: ClassVar[bool] = False
     """Whether the norms of K nets can be computed as one (`side_by_side`). It says so if its forward takes statistics
-    over `over`, brings them into shape by `wide`, is elementwise otherwise, and draws no numbers."""
+    over `over`, brings them into shape by `wide`, is elementwise otherwise, and draws no numbers but by a `Noise`."""
     in_turn: ClassVar[bool] = False
     """Whether K nets that have it can be trained at once with this norm computed for one after the other. It says so
     if its forward depends on nothing but x, its parameters and its buffers, and on what `bind` gave it."""
@@ -302,9 +302,9 @@ class DrawsEachStep(nn.Module):
         """See `DrawsNumbers`."""
         self._seed, self._name = seed, name
 
-    def draws(self) -> torch.Generator:
-        """The generator of the next step."""
-        return stream(self._seed, "noise", self._name, int(self.steps))
+    def draws(self, step: int | None = None) -> torch.Generator:
+        """The generator of a step, by default the next one."""
+        return stream(self._seed, "noise", self._name, int(self.steps) if step is None else step)
 
 
 class Noise(DrawsEachStep):
@@ -315,11 +315,17 @@ class Noise(DrawsEachStep):
         m ~ U(mu - r_mu, mu + r_mu),    s ~ N(sigma, r_sigma^2),    x <- s * x + m
     """
 
-    in_turn: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def __init__(self, *, n_mu: Width, n_sigma: Factor, r_mu: Width, r_sigma: Width) -> None:
         super().__init__()
         self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
+        self.of_nets: Sequence[Noise] = ()
+        """Of noise side by side, that of each net; where there is none, they all are this one."""
+
+    def side_by_side(self) -> Noise:
+        """A copy for K dense nets at once, as that of a `ChannelNorm`."""
+        return copy.deepcopy(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -331,9 +337,20 @@ class Noise(DrawsEachStep):
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """s and m of the next step, each of the given shape; always in float32. The channels' mu and sigma come first,
         so that they do not depend on the size of the batch."""
-        generator = self.draws()
+        if self.steps.ndim == 0:
+            mu, sigma, shift, scale = self._numbers(int(self.steps), shape)
+        else:  # [K, 1]: of K nets, each at its own step. Points of one net draw alike.
+            keys = list(zip(self.of_nets or [self] * shape[0], self.steps.flatten().tolist(), strict=True))
+            drawn = {(noise, step): noise._numbers(step, shape[1:]) for noise, step in dict.fromkeys(keys)}
+            mu, sigma, shift, scale = (torch.stack(parts) for parts in zip(*map(drawn.__getitem__, keys), strict=True))
+        mu = self.n_mu * (2 * mu - 1)
+        sigma = 1 + (self.n_sigma - 1) * sigma
+        return scale.mul_(self.r_sigma).add_(sigma), shift.mul_(2).sub_(1).mul_(self.r_mu).add_(mu)
+
+    def _numbers(self, step: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
+        """What one net draws at a step: uniform numbers for mu and sigma of each channel, uniform ones of the given
+        shape, and normal ones."""
+        generator = self.draws(step)
         channels = (1, shape[1], *(1 for _ in shape[2:]))
-        mu = self.n_mu * (2 * torch.rand(channels, generator=generator) - 1)
-        sigma = 1 + (self.n_sigma - 1) * torch.rand(channels, generator=generator)
-        shift = mu + self.r_mu * (2 * torch.rand(shape, generator=generator) - 1)
-        return sigma + self.r_sigma * torch.randn(shape, generator=generator), shift
+        uniform = [torch.rand(size, generator=generator) for size in (channels, channels, shape)]
+        return (*uniform, torch.randn(shape, generator=generator))

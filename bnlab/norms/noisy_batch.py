@@ -13,7 +13,7 @@ class NoisyBatch(BatchMomentsNorm):
     """Batch norm and then, in training alone, the noise of `Noise`: new at every step, for every channel and element.
     With `norm.position: before` it is before the nonlinearity, as in the paper."""
 
-    in_turn = True
+    stacks = True
 
     def __init__(
         self,
