@@ -37,7 +37,8 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         UsageError: whatever `load` refuses, for any cell; an axis without values, or one that makes no other run.
     """
     with hydra_over(config_dirs(user_dir)) as reader:
-        study = _typed_over(find(name, reader.dirs), overrides, reader)
+        found = find(name, reader.dirs)
+        study = _typed_over(found, overrides, reader)
         composer = Composer(study.base, reader)
         fixed = _as_typed(study.overrides)
         bundles = {name: _as_typed(bundle) for name, bundle in study.arms.items()}
@@ -48,6 +49,8 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
         # The study's settings of its own probes do not hold for others that the user chooses.
         typed_keys = {reader.read(text).key_or_group for text in overrides}
         droppable = {key for key in study.overrides if key.partition(".")[0] in typed_keys} - typed_keys
+        if (scale := found.scales.get(_scale(overrides, reader))) and scale.base:
+            droppable |= found.overrides.keys() - scale.overrides.keys() - typed_keys - set(GROUPS)
         cells: dict[str, Cell] = {}
         for chosen in _product(axes):
             given = {key: bundles[text] if key == ARM else [f"{key}={text}"] for key, text in chosen.items()}
@@ -127,9 +130,8 @@ def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> St
     """The study with what was typed. `name=...` gives the study, and so its folder, another name; `scale=...` another
     size."""
     read = [(text, reader.read(text)) for text in overrides]
-    for _, override in read:
-        if override.key_or_group == "scale":
-            study = _scaled(study, str(override.value()))
+    if scale := _scale(overrides, reader):
+        study = _scaled(study, scale)
     name, values, axes = study.name, dict(study.overrides), dict(study.axes)
     given: set[str] = set()
     for text, override in read:
@@ -153,6 +155,12 @@ def _typed_over(study: Study, overrides: Sequence[str], reader: Overrides) -> St
     return Study.from_tree({**study.tree(), "name": name, "overrides": values, "axes": axes})
 
 
+def _scale(overrides: Sequence[str], reader: Overrides) -> str:
+    """The scale that was typed, or none."""
+    read = [reader.read(text) for text in overrides]
+    return next((str(override.value()) for override in read if override.key_or_group == "scale"), "")
+
+
 def _scaled(study: Study, scale: str) -> Study:
     if scale not in study.scales:
         known = ", ".join(study.scales) or "none"
@@ -160,6 +168,7 @@ def _scaled(study: Study, scale: str) -> Study:
     of = study.scales[scale]
     tree = {"name": f"{study.name}-{scale}", "base": of.base or study.base, "scales": {}}
     tree |= {"overrides": {**study.overrides, **of.overrides}, "axes": {**study.axes, **of.axes}}
+    tree["figures"] = of.figures or study.figures
     return Study.from_tree({**study.tree(), **tree})
 
 

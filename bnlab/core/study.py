@@ -89,11 +89,13 @@ METRIC = "metric"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Another size of a study, `scale=NAME`: what takes the place of its own base, overrides and axes."""
+    """Another size of a study, `scale=NAME`: what takes the place of its own base, overrides, axes and figures.
+    Overrides of the study that the other base does not have are left out."""
 
     base: str = ""
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    figures: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

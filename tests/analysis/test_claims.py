@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,24 @@ def test_the_other_sizes_of_a_study_have_what_its_claims_are_about(name: str, sc
     check(study)
     check_reach(study, cells, {"scale"})
     check_figures(study, cells, {"scale"})
+
+
+WITHOUT_A_PAPER_S_SETTING = {
+    *("batch_noise", "channels", "colours", "convergence", "cost", "covariate_shift", "discrepancy", "dyt"),
+    *("equilibrium", "full_batch", "generalization", "inference_statistics", "information", "init_sensitivity"),
+    *("input_noise", "isometry", "learned", "lr_range", "margins", "memory", "negative_control", "one_cluster"),
+    *("orthogonality", "placement", "prices", "propagation", "quickstart", "regularization", "residual_gradients"),
+    *("separable", "shattered_gradients", "shuffle_once", "tiny_batch"),
+}
+"""Studies of the notes, of our own questions, of papers on ImageNet or transformers, or read as abstracts alone."""
+
+
+def test_every_study_has_the_setting_of_its_paper_or_says_why_not() -> None:
+    assert {name for name, study in studies().items() if "paper" not in study.scales} == WITHOUT_A_PAPER_S_SETTING
+    folder = Path(__file__).parents[2] / "configs" / "studies"
+    for name in studies():
+        said = re.search(r"^# No paper's setting: .+\.$", (folder / f"{name}.yaml").read_text("utf-8"), re.M | re.S)
+        assert bool(said) == (name in WITHOUT_A_PAPER_S_SETTING), name
 
 
 @pytest.mark.parametrize(

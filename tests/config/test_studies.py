@@ -327,3 +327,23 @@ def test_a_scale_takes_the_place_of_base_overrides_and_axes(armed: Path) -> None
     assert {(cell.spec.steps, cell.spec.optim.lr) for cell in cells} == {(7, 0.5)}
     with pytest.raises(UsageError, match=r"^scale: study mine has no such scale, got 'papr'. It has: paper\.$"):
         config.load_study("mine", ["scale=papr"], armed)
+
+
+def test_settings_that_another_base_does_not_have_are_left_out_and_a_scale_has_its_own_figures(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    text = """
+base: cnn_digits
+overrides: {steps: 7, model.channels: [4, 4], probes: none, probes.points: 3}
+axes: {norm: "none,batch"}
+scales:
+  paper: {base: bjorck_resnet110, overrides: {epochs: null}, figures: [{kind: by, by: norm, metric: trains}]}
+  wrong: {base: bjorck_resnet110, overrides: {epochs: null, model.channels: [4]}}
+"""
+    (tmp_path / "studies" / "mine.yaml").write_text(text)
+    study, cells = config.load_study("mine", ["scale=paper"], tmp_path)
+    assert study.figures == ({"kind": "by", "by": "norm", "metric": "trains"},)
+    assert [(cell.spec.model.options["depth"], cell.spec.steps, cell.spec.probes.points) for cell in cells] == [
+        (110, 7, 3)
+    ] * 2
+    with pytest.raises(UsageError, match=r"^model.channels: model=resnet has no such option"):
+        config.load_study("mine", ["scale=wrong"], tmp_path)
