@@ -60,7 +60,7 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     of = dict(sorted({**of, **{name: one.study for name, one in shown.items()}}.items()))
     known = {name: one.facts for name, one in shown.items()}
     content = page.gallery(
-        rows=statements.rows(of, known),
+        rows=statements.rows(of, known, statements.identities()),
         papers=statements.papers(),
         sources=statements.sources(),
         wrong=statements.wrong(known),

@@ -277,12 +277,16 @@ def test_growth_is_the_slope_of_the_log_over_sites(run_of: RunOf) -> None:
 
 def test_growth_fit_is_1_for_an_exponential_and_the_share_that_its_line_explains_else(run_of: RunOf) -> None:
     rows = [[3.0**-site for site in range(6)], [math.exp(y) for y in (1, 2, 1, 5, 0, 9)], [2.0] * 6]
-    run = run_of(series={"mine": ([0, 25, 50], rows), "net": ([0], [1.0])}, spec={"probes.points": 4})
+    rows.append([2 + 1e-7 * site for site in range(6)])  # a constant but for the rounding of float32
+    run = run_of(series={"mine": ([0, 25, 50, 75], rows), "net": ([0], [1.0])}, spec={"probes.points": 4})
     fixed = {"of": "mine", "skip_first": 0, "skip_last": 1}
     assert METRICS["growth_fit"].value(run, window=[0, 0], **fixed).value == pytest.approx(1.0)
     share = np.corrcoef(range(4), [1, 2, 1, 5])[0, 1] ** 2
     assert METRICS["growth_fit"].value(run, window=[0.2, 0.3], **fixed).value == pytest.approx(share)
-    assert math.isnan(METRICS["growth_fit"].value(run, window=[0.5, 1], **fixed).value)  # it has no variance
+    for constant in ([0.5, 0.5], [0.75, 0.75], [0.5, 1]):  # no variance that a line could explain
+        assert math.isnan(METRICS["growth_fit"].value(run, window=constant, **fixed).value)
+        growth = METRICS["growth"].value(run, window=constant, power=1, direction="up", **fixed)
+        assert growth.value == pytest.approx(1.0, abs=1e-6)
     for none in ({"of": "net"}, {"skip_last": 4}, {"skip_last": 9}):
         assert math.isnan(METRICS["growth_fit"].value(run, window=[0, 0], **fixed | none).value)
 

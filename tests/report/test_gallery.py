@@ -118,6 +118,10 @@ def test_the_page_has_the_rows_cards_and_commands_of_the_studies_that_ran(
     assert "✕ 0.1x (0.1 to 0.1) lower" in row
     assert "✓ 10x (10 to 10) lower" in row
     assert "– not run convergence" in row
+    for number, count in ((5, 8), (31, 2), (32, 4)):
+        text = " ".join(page.texts[f"statement-{number}"].split())
+        assert f"✓ {count} of {count} identities hold" in text
+        assert "bnlab verify" in text
     assert [name for name in page.texts if name.startswith("statement-")] == [f"statement-{n}" for n in range(1, 35)]
     text = (two / "gallery" / "index.html").read_text(encoding="utf-8")
     assert "of the 2 studies judged here, about 0.1 may have a wrong verdict" in text

@@ -180,6 +180,10 @@ def course(
     return over_finite(STATISTICS[over], within(run, at_sites(run.spaced(of), sites), window).values)
 
 
+CONSTANT = 1e-6
+"""A log that varies by no more than this over the sites is a constant: the rest is rounding in float32."""
+
+
 @METRICS.register(
     "growth", of="run", source="Yang et al. 2019, section 4: exponential in depth", unit="1", of_measurement=True
 )
@@ -218,11 +222,11 @@ def growth_fit(
 ) -> float:
     """How exponential in depth the measurement `of` is: the share of the variance of its log over the hidden sites,
     without the first `skip_first` and the last `skip_last`, that the line of `growth` explains; median over the equally
-    spaced steps of a `window` of the run."""
+    spaced steps of a `window` of the run. Not measured where it is the same at all sites, to a millionth."""
     logs, x = _by_layer(run, of, window, skip_first, skip_last)
+    logs = logs[np.ptp(logs, axis=1) > CONSTANT]
     around = logs - logs.mean(axis=1, keepdims=True)
-    with np.errstate(all="ignore"):  # no variance, no share
-        return over_finite(np.median, (logs @ x) ** 2 / (x @ x) / (around**2).sum(axis=1))
+    return over_finite(np.median, (logs @ x) ** 2 / (x @ x) / (around**2).sum(axis=1))
 
 
 def _by_layer(run: Run, of: str, window: Window, skip_first: int, skip_last: int) -> tuple[Floats, Floats]:
