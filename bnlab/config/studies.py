@@ -168,8 +168,7 @@ def _scaled(study: Study, scale: str) -> Study:
     of = study.scales[scale]
     tree = {"name": f"{study.name}-{scale}", "base": of.base or study.base, "scales": {}}
     tree |= {"overrides": {**study.overrides, **of.overrides}, "axes": {**study.axes, **of.axes}}
-    tree["figures"] = of.figures or study.figures
-    return Study.from_tree({**study.tree(), **tree})
+    return Study.from_tree({**study.tree(), **tree, "figures": of.figures or study.figures})
 
 
 def _as_typed(settings: Mapping[str, Any]) -> list[str]:
