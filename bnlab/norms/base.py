@@ -338,16 +338,16 @@ class Noise(DrawsEachStep):
         """s and m of the next step, each of the given shape; always in float32. The channels' mu and sigma come first,
         so that they do not depend on the size of the batch."""
         if self.steps.ndim == 0:
-            mu, sigma, shift, scale = self._numbers(int(self.steps), shape)
+            mu, sigma, shift, scale = self.numbers(int(self.steps), shape)
         else:  # [K, 1]: of K nets, each at its own step. Points of one net draw alike.
             keys = list(zip(self.of_nets or [self] * shape[0], self.steps.flatten().tolist(), strict=True))
-            drawn = {(noise, step): noise._numbers(step, shape[1:]) for noise, step in dict.fromkeys(keys)}
+            drawn = {(noise, step): noise.numbers(step, shape[1:]) for noise, step in dict.fromkeys(keys)}
             mu, sigma, shift, scale = (torch.stack(parts) for parts in zip(*map(drawn.__getitem__, keys), strict=True))
         mu = self.n_mu * (2 * mu - 1)
         sigma = 1 + (self.n_sigma - 1) * sigma
         return scale.mul_(self.r_sigma).add_(sigma), shift.mul_(2).sub_(1).mul_(self.r_mu).add_(mu)
 
-    def _numbers(self, step: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    def numbers(self, step: int, shape: Sequence[int]) -> tuple[Tensor, ...]:
         """What one net draws at a step: uniform numbers for mu and sigma of each channel, uniform ones of the given
         shape, and normal ones."""
         generator = self.draws(step)
