@@ -313,6 +313,7 @@ def traces(root: Path) -> dict[str, Any]:
         checkpoint = file.with_name("checkpoint.pt")
         content = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
         progress = content.pop("progress", {})
+        content.pop("journal_crc", None)  # of a journal with readings of the clock
         kept = {key: value for key, value in progress.items() if not key.endswith(("_s", "_bytes"))}
         found[str(file.parent.relative_to(root))] = (status, journal, kept, _bits(content))
     return found

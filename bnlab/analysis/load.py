@@ -67,6 +67,12 @@ class Collection:
         """With the runs that the metric is of: those that were asked, or each once."""
         return replace(self, runs=self.asked) if about_answers(metric, options) else self
 
+    @property
+    def damage(self) -> list[str]:
+        """A line for each run with a file that cannot be read, or of whose journal something was left out."""
+        unread = [run.problem for run in self.unfinished if run.problem]
+        return [*unread, *(f"{self.place(run)}/{line}" for run in self.runs for line in dict.fromkeys(run.damage))]
+
     def place(self, run: Run) -> str:
         """The run's path below the root, with slashes."""
         return run.path.relative_to(self.root).as_posix()
@@ -163,12 +169,15 @@ def read_study(file: Path) -> tuple[Study | None, dict[str, Any]]:
     remedy = "Remove it, and sweep the study again."
     try:
         tree = safe_yaml(file.read_bytes())
+        if not isinstance(tree, dict):
+            raise UsageError(str(file), "not a study", tree, remedy)
+        provenance = tree.pop("provenance", None) or {}
+        return Study.from_tree(tree), provenance if isinstance(provenance, dict) else {}
+    except UsageError as error:
+        own = str(error).startswith(str(file))
+        raise error if own else UsageError(str(file), str(error).rstrip("."), remedy=remedy) from None
     except ValueError as error:
-        raise UsageError(str(file), f"not YAML, {error}", remedy=remedy) from None
-    if not isinstance(tree, dict):
-        raise UsageError(str(file), "not a study", tree, remedy)
-    provenance = tree.pop("provenance", None)
-    return Study.from_tree(tree), provenance if isinstance(provenance, dict) else {}
+        raise UsageError(str(file), f"not YAML: {error}", remedy=remedy) from None
 
 
 def summary(collection: Collection) -> DataFrame:

@@ -31,7 +31,7 @@ def norms(folder: RunFolder, plugins: Sequence[str] = ()) -> dict[str, Any]:
         UsageError: no checkpoint, a spec that cannot be read, a plugin that is not among `plugins`, or a checkpoint of
             another net.
     """
-    if not folder.checkpoint_file.is_file():
+    if not folder.has_checkpoint:
         raise UsageError("--norms", "this run has no checkpoint", str(folder.path), "A run saves one at its end.")
     spec = under(folder.spec(), {})
     for file in spec.plugins:
@@ -39,8 +39,9 @@ def norms(folder: RunFolder, plugins: Sequence[str] = ()) -> dict[str, Any]:
             remedy = f"Its copy: --plugin {folder.copy(spec.plugins.index(file), file)}"
             raise UsageError("--norms", "runs the code of a plugin, so that it must be given", file, remedy)
     host.prepare(spec.threads)
-    net = assemble(replace(spec, plugins=folder.plugins(spec.plugins, plugins))).net
-    step, sites = checkpoint.restore_weights(folder.checkpoint_file, net.module), []
+    setup = assemble(replace(spec, plugins=folder.plugins(spec.plugins, plugins)))
+    net = setup.net
+    step, sites = checkpoint.restore_weights(folder, net.module, setup.steps), []
     for index, norm in net.every_norm.items():
         learned = dict(norm.named_parameters())
         tensors = {**learned, **{name: x for name, x in norm.named_buffers() if x.is_floating_point()}}

@@ -57,13 +57,13 @@ def evaluate(
     conditions = load_conditions(overrides or ())
     from bnlab.core.conditions import under
     from bnlab.core.registry import read_plugin
-    from bnlab.record.folder import runs_below
+    from bnlab.record.folder import BrokenError, runs_below
     from bnlab.run.answer import answers
     from bnlab.terminal.progress import Bars
     from bnlab.terminal.tables import show_answers
 
     folders = runs_below(runs)
-    saved = [folder for folder in folders if folder.checkpoint_file.is_file()]
+    saved = [folder for folder in folders if folder.has_checkpoint]
     if not saved:
         raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
     given = plugin or []
@@ -71,8 +71,13 @@ def evaluate(
         read_plugin(file)
     specs: list[tuple[RunFolder, list[RunSpec]]] = []
     notes: set[str] = set()
+    broken: list[BrokenError] = []
     for folder in saved:
-        asked = [under(folder.spec(), condition) for condition in conditions]
+        try:
+            asked = [under(folder.read_spec(), condition) for condition in conditions]
+        except BrokenError as error:  # of this run, which must not cost the others
+            broken.append(error)
+            continue
         files = asked[0].plugins
         plugins = folder.plugins(files, given)
         specs.append((folder, [replace(spec, plugins=plugins) for spec in asked]))
@@ -90,19 +95,26 @@ def evaluate(
         progress("answer", 0, len(saved) * len(conditions))
         for folder, of_run in specs:
             run = {"run": str(folder.path), "status": status_of(folder)["status"]}
-            for answer in answers(folder, of_run):
-                shift = {key: answer.pop(f"data.{key}") for key in ("shift", "shift_strength")}
-                found.append({**run, **shift, **answer})
-                progress("answer", len(found), len(saved) * len(conditions))
-    for note in sorted(notes):
+            try:
+                for answer in answers(folder, of_run):
+                    shift = {key: answer.pop(f"data.{key}") for key in ("shift", "shift_strength")}
+                    found.append({**run, **shift, **answer})
+                    progress("answer", len(found), len(saved) * len(conditions))
+            except BrokenError as error:
+                broken.append(error)
+    if broken and not found:
+        raise broken[0]
+    for note in (*sorted(notes), *map(str, broken)):
         complain(note)
     left_out = [folder for folder in folders if folder not in saved]
     if as_json:
         print_json({"evaluations": found, "left_out": [str(folder.path) for folder in left_out]})
-        return
-    show_answers(found)
-    for folder in left_out:
-        say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
+    else:
+        show_answers(found)
+        for folder in left_out:
+            say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
+    if broken:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -149,6 +161,8 @@ def runs(
     if of_one:
         shown = card(RunFolder(runs))
         (print_json if as_json else tables.show_card)(shown)
+        if "problem" in shown:
+            complain(shown["problem"])
         return
     asked = selection.keys()
     found = [known(folder) for folder in runs_below(runs)]
@@ -160,6 +174,20 @@ def runs(
         tables.show_runs(rows, more=more)
     else:
         say(f"none of {len(found)} runs")
+    for line in some(
+        [str(one["problem"]) for one in found if "problem" in one], f"runs that cannot be read, in {runs}"
+    ):
+        complain(line)
+
+
+def some(lines: Sequence[str], what: str) -> list[str]:
+    """The first lines, and one that counts the rest.
+
+    >>> some(["a", "b"], "runs"), some(["a"] * 7, "runs")[-1]
+    (['a', 'b'], '2 more runs')
+    """
+    left = len(lines) - MOST_NAMED
+    return [*lines[:MOST_NAMED], *([f"{left} more {what}"] if left > 0 else [])]
 
 
 def row(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +201,8 @@ def known(folder: RunFolder) -> dict[str, Any]:
     from bnlab.core.text import leaves
     from bnlab.record.runs import age_s
 
-    status, spec = status_of(folder), dict(leaves(folder.spec()))
+    tree, status = read(folder)
+    spec = dict(leaves(tree))
     metrics = _mapping(status.pop("metrics", None))
     columns = {
         "run": str(folder.path),
@@ -191,6 +220,19 @@ def known(folder: RunFolder) -> dict[str, Any]:
     return {**spec, **dict(leaves(status)), **metrics, **final, **columns}
 
 
+def read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The spec, and the status as `status_of` has it; of a run with a file that cannot be read, `problem` says why."""
+    from bnlab.record.folder import BrokenError
+
+    status, problem = status_of(folder), None
+    try:
+        tree = folder.read_spec()
+        problem = folder.problem() if status["status"] == "unreadable" else None
+    except BrokenError as error:
+        tree, problem = {}, str(error)
+    return tree, status | ({"status": "unreadable", "problem": problem} if problem else {})
+
+
 def status_of(folder: RunFolder) -> dict[str, Any]:
     """The status, with the state of the run now; the step of a run that has not ended is that of its journal."""
     from bnlab.record.runs import progress_of, state_of
@@ -204,11 +246,11 @@ def card(folder: RunFolder) -> dict[str, Any]:
     """Everything about one run."""
     from bnlab.record.runs import age_s
 
-    spec = folder.spec()
+    spec, status = read(folder)
     provenance = _mapping(spec.pop("provenance", {}))
     files = {file.name: file.stat().st_size for file in sorted(folder.path.iterdir()) if file.is_file()}
     age = {"age_s": age_s(folder)}
-    return {"run": str(folder.path), **status_of(folder), **age, "spec": spec, "provenance": provenance, "files": files}
+    return {"run": str(folder.path), **status, **age, "spec": spec, "provenance": provenance, "files": files}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

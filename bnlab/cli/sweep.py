@@ -252,7 +252,7 @@ def _sweep(config: str, asked: Asked) -> Done:
             say(f"report  {built.path}", out)
     _say_failures(grid.failures, again, places, out)
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
-    for line in (*unanswered, *(built.notes if built else ()), *broken, *changed):
+    for line in (*grid.recovered, *unanswered, *(built.notes if built else ()), *broken, *changed):
         complain(line)
     from bnlab.cli.runs import tree
 
@@ -363,7 +363,8 @@ def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str,
 
     rows = [(label(one.cell.values) or "the only run", str(one.error), str(one.log or "-")) for one in failures]
     show_failures(rows, out)
-    say(f"alone   {failures[0].cell.line(**places)}", out)
+    fresh = " --fresh" if "--fresh" in str(failures[0].error) else ""
+    say(f"alone   {failures[0].cell.line(**places)}{fresh}", out)
     if any(one.state == "failed" for one in failures):
         say(f"again   {again} --retry-failed", out)
 

@@ -38,8 +38,8 @@ def train(
     """Train one run, or resume it."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
-    from bnlab.record.folder import ENDED, RunFolder
-    from bnlab.record.runs import current_state, other_than
+    from bnlab.record.folder import ENDED, BrokenError, RunFolder
+    from bnlab.record.runs import other_than, state_to_resume
 
     if config is None:
         raise cli.no_config(config_dir, "experiments")
@@ -51,7 +51,7 @@ def train(
     places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
     again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain)
     folder, out = RunFolder(runs / spec.folder), cli.words_out(as_json)
-    status: Status = {} if fresh else dict(current_state(folder)[1])
+    status: Status = {} if fresh else dict(state_to_resume(folder)[1])
     if status.get("status") in ENDED:
         say(f"already {status['status']}, nothing to do (--fresh runs it again)", out)
     else:
@@ -65,6 +65,11 @@ def train(
         except RunFailedError as error:
             complain(str(error))
             raise typer.Exit(cli.FAILED) from None
+        except BrokenError as error:
+            complain(f"{error} The line: {again} --fresh" if "--fresh" in str(error) else str(error))
+            raise typer.Exit(cli.USAGE) from None
+    for line in status.pop("recovered", ()):
+        complain(line)
     interrupted = status["status"] == "interrupted"
     if as_json:
         print_json({"run": str(folder.path), "id": spec.id, **status})

@@ -42,7 +42,7 @@ def safe_yaml(data: str | bytes) -> Any:
     Raises:
         ValueError: in one line, with the line number where there is one: not UTF-8, not YAML, more than one document,
             deeper than `MOST_DEPTH`, more values than `MOST_NODES`, an alias within itself, a tag that is not plain, a
-            number that is none or has more than 64 bits, a key that is not a text.
+            number that is none, a key that is not a text.
     """
     try:
         text = data.decode() if isinstance(data, bytes) else data
@@ -114,6 +114,4 @@ def _plain(value: Any, levels: int = MOST_DEPTH) -> Any:
         return {key: _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, levels - 1) for item in value]
-    if isinstance(value, int) and abs(value) >= 1 << 63:
-        raise ValueError("a number has more than 64 bits")
     return value

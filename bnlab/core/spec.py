@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -183,18 +183,23 @@ class RunSpec:
         return self._hash()
 
     def _hash(self) -> str:
-        hashed = {key: value for key, value in self.tree().items() if key not in NOT_HASHED}
-        for group, key, value in NEWER:
-            if hashed[group][key] == value:
-                hashed[group] = {name: item for name, item in hashed[group].items() if name != key}
-        hashed["plugins"] = [digest(file) or file for file in self.plugins]
-        text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return id_of(self.tree(), [digest(file) or file for file in self.plugins])
 
     @property
     def folder(self) -> str:
         """Its path in the runs folder: the arm first, so that TensorBoard can colour by it."""
         return f"{self.name}/{self.norm.name}/lr={self.optim.lr:.12g}/seed={self.seed}-{self.id}"
+
+
+def id_of(tree: Mapping[str, Any], plugins: Sequence[str]) -> str:
+    """The id of the run with this tree, and plugins with this content."""
+    hashed = {key: value for key, value in tree.items() if key not in (*NOT_HASHED, "provenance")}
+    for group, key, value in NEWER:
+        if hashed[group].get(key) == value:
+            hashed[group] = {name: item for name, item in hashed[group].items() if name != key}
+    hashed["plugins"] = list(plugins)
+    text = f"bnlab schema {SCHEMA_VERSION} {canonical(hashed)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 GROUPS: dict[str, type] = {

@@ -3,7 +3,7 @@
 spec.yaml       the whole resolved spec and its provenance; written first
 journal.jsonl   the records (journal.py)
 status.json     running | finished | diverged | failed | interrupted, the step, the final metrics
-checkpoint.pt   what an exact resume needs
+checkpoint.pt   what an exact resume needs; until the run has ended, checkpoint.previous.pt is the one before it
 events.out.*    the TensorBoard view of the journal (board/)
 log.txt         a log for people; a traceback if the run failed
 answers.jsonl   loss and accuracy under conditions that a study asks about (run/answer.py), a line each
@@ -14,12 +14,15 @@ owner.json      the process that trains the run, or trained it last, and its hea
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -30,23 +33,50 @@ from filelock import FileLock, Timeout
 from bnlab.core.conditions import DEFAULTS
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import Plugin, digest
-from bnlab.core.safe import no_link
-from bnlab.core.spec import canonical
+from bnlab.core.safe import no_link, safe_json, safe_yaml
+from bnlab.core.spec import canonical, id_of
+from bnlab.core.typed import check_tree
+from bnlab.record.shapes import AnswerShape, SpecShape, StatusShape, read_tree
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0
 ENDED = ("finished", "diverged")
+AGAIN = "Type the line that began it again: nothing is lost."
 
 
 class BusyError(UsageError):
     """Another process is training the run."""
 
 
+class LostError(BusyError):
+    """Another process has taken the run over: this one writes nothing more."""
+
+
 class BrokenError(UsageError):
     """A file of the run is cut off or damaged, or belongs to another run."""
 
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(str(path), problem, remedy="Train the run again with --fresh.")
+    def __init__(self, path: Path, problem: str, remedy: str = "Train the run again with --fresh.") -> None:
+        super().__init__(str(path), problem, remedy=remedy)
+        self.problem = f"{path.name} {problem}"
+
+
+class DiskError(UsageError):
+    """The run's folder cannot be written: the disk is full, the folder was removed, a permission is gone, ..."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        why = "was removed" if not path.is_dir() else f"cannot be written: {(error.strerror or str(error)).lower()}"
+        super().__init__(str(path), why, remedy="When that is mended, the same line resumes the run.")
+
+    @staticmethod
+    def is_of(path: Path, error: BaseException) -> bool:
+        """Whether an error is the folder's, not that of a file which a plugin or a data set reads."""
+        own = isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(path)
+        return own or (isinstance(error, OSError) and error.errno in DISK)
+
+
+DISK = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE") if hasattr(errno, name)
+}
 
 
 class NoRunsError(UsageError):
@@ -58,6 +88,8 @@ class RunFolder:
     """The paths and small files of one run."""
 
     path: Path
+    token: str = field(default="", compare=False, repr=False)
+    """Of this process as the owner, inside `owned`: what it writes is refused once owner.json has another one."""
 
     @property
     def spec_file(self) -> Path:
@@ -80,6 +112,24 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def previous_file(self) -> Path:
+        return self.path / "checkpoint.previous.pt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.checkpoint_file.is_file() or self.previous_file.is_file()
+
+    def write_checkpoint(self, data: bytes) -> None:
+        """The one before it stays as the previous one. After a kill between the two renames that is the only one."""
+
+        def keep() -> None:
+            self.refuse_others()
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.checkpoint_file, self.previous_file)
+
+        write_atomically(self.checkpoint_file, data, before=keep)
+
+    @property
     def answers_file(self) -> Path:
         return self.path / "answers.jsonl"
 
@@ -89,7 +139,8 @@ class RunFolder:
         found = {}
         for line in self.answers_file.read_bytes().splitlines() if self.answers_file.is_file() else []:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                answer = json.loads(line)
+                answer = safe_json(line)
+                check_tree(AnswerShape, answer)
                 found[canonical({key: answer[key] for key in DEFAULTS})] = answer
         return found
 
@@ -106,12 +157,12 @@ class RunFolder:
         return self.path / "status.json"
 
     def status(self) -> dict[str, Any]:
-        """The last written status; empty if there is none."""
-        try:
-            status: dict[str, Any] = json.loads(self.status_file.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        return status
+        """The last written status; empty if there is none.
+
+        Raises:
+            BrokenError: it cannot be read. The line that began the run finds out again whether it has ended.
+        """
+        return self._tree(self.status_file, safe_json, StatusShape)
 
     def begun_since(self, time_s: float) -> bool:
         """Whether a status was written since that time."""
@@ -121,24 +172,54 @@ class RunFolder:
             return False
 
     def write_status(self, status: Mapping[str, Any]) -> None:
-        write_atomically(self.status_file, json.dumps(status, indent=1).encode())
+        write_atomically(self.status_file, json.dumps(status, indent=1).encode(), before=self.refuse_others)
+
+    def read_spec(self) -> dict[str, Any]:
+        """The spec as it was written, with its `provenance`; empty if there is none.
+
+        Raises:
+            BrokenError: it cannot be read, or is another one than that whose id is in the folder's name.
+        """
+        tree = self._tree(self.spec_file, safe_yaml, SpecShape)
+        named = re.fullmatch(r"seed=\d+-([0-9a-f]{10})", self.path.name)
+        made_with = (tree.get("provenance") or {}).get("plugins")
+        if not tree or not named or (tree.get("plugins") and made_with is None):  # the last: of an earlier version
+            return tree
+        with contextlib.suppress(KeyError, AttributeError, TypeError):
+            if id_of(tree, made_with or ()) == named[1]:
+                return tree
+        raise BrokenError(self.spec_file, f"was changed: it is not the spec of run {named[1]}", AGAIN)
 
     def spec(self) -> dict[str, Any]:
-        """The spec as it was written, with its `provenance`; empty where it cannot be read."""
+        """The same; empty where it cannot be read."""
+        with contextlib.suppress(BrokenError):
+            return self.read_spec()
+        return {}
+
+    def problem(self) -> str | None:
+        """Why the run cannot be read, in one line."""
         try:
-            tree = yaml.load(self.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
-        except (OSError, ValueError, yaml.YAMLError):
-            return {}
-        return tree if isinstance(tree, dict) else {}
+            self.read_spec()
+            self.status()
+        except BrokenError as error:
+            return str(error)
+        return None
+
+    def _tree(self, file: Path, read: Callable[[bytes], Any], shape: type) -> dict[str, Any]:
+        try:
+            return read_tree(file, read, shape)
+        except ValueError as error:
+            raise BrokenError(file, f"cannot be read: {error}", AGAIN) from None
 
     def provenance(self) -> dict[str, Any]:
         """The provenance in spec.yaml; empty if there is none, or the file cannot be read."""
-        found = self.spec().get("provenance")
-        return found if isinstance(found, dict) else {}
+        with contextlib.suppress(BrokenError):
+            return self._tree(self.spec_file, safe_yaml, SpecShape).get("provenance") or {}
+        return {}
 
     def write_spec(self, tree: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         text = yaml.dump({**tree, "provenance": dict(provenance)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
-        write_atomically(self.spec_file, text.encode())
+        write_atomically(self.spec_file, text.encode(), before=self.refuse_others)
 
     def keep(self, plugins: Sequence[Plugin]) -> None:
         """Write a copy of each, as it was read."""
@@ -174,14 +255,16 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, with the time."""
+        self.refuse_others()
         with open(self.path / "log.txt", "a", encoding="utf-8", opener=no_link) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
+    def owned(self) -> Iterator[RunFolder]:
         """Inside the `with`, no other process works on the run. The run of a dead owner is taken over: on one machine
         the system releases the lock of a process that ends, however it ends; an owner on another machine counts as dead
-        when its heartbeat is more than a minute old.
+        when its heartbeat is more than a minute old. Yields the folder as its owner writes it: should another process
+        take the run over from this one, because it was stopped for so long, this one writes nothing more.
 
         Raises:
             BusyError: another process is training the run.
@@ -195,28 +278,45 @@ class RunFolder:
         try:
             if self._remote_owner_is_alive():
                 raise self._busy()
-            self.heartbeat()
-            yield
+            mine = replace(self, token=uuid.uuid4().hex)
+            mine._write_owner()
+            sweep_up(self.path)
+            yield mine
+            mine.refuse_others()
             (self.path / "owner.json").unlink(missing_ok=True)
         finally:
             lock.release()
 
     def heartbeat(self) -> None:
         """Record that the owner is alive."""
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat_s": time.time()}
+        self.refuse_others()
+        self._write_owner()
+
+    def _write_owner(self) -> None:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat_s": time.time(), "token": self.token}
         write_atomically(self.path / "owner.json", json.dumps(owner).encode())
+
+    def refuse_others(self) -> None:
+        """Before a write of the owner.
+
+        Raises:
+            LostError: the run has another owner now.
+            DiskError: the folder is gone.
+        """
+        if self.token and self._owner().get("token") != self.token:
+            if not self.path.is_dir():
+                raise DiskError(self.path, FileNotFoundError())
+            raise self._busy(LostError)
 
     def _owner(self) -> dict[str, Any]:
         try:
-            owner = json.loads((self.path / "owner.json").read_text())
+            return safe_json((self.path / "owner.json").read_bytes())
         except (OSError, ValueError):
             return {}
-        return owner if isinstance(owner, dict) else {}
 
     def _remote_owner_is_alive(self) -> bool:
         owner = self._owner()
-        remote = owner.get("host") not in (None, socket.gethostname())
-        return remote and time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S
+        return owner.get("host") not in (None, socket.gethostname()) and _beats(owner)
 
     def alive(self) -> bool:
         """Whether the owner of the run is alive. On its own machine: its process exists and the lock is held, since the
@@ -224,7 +324,7 @@ class RunFolder:
         owner = self._owner()
         try:
             if owner["host"] != socket.gethostname():
-                return bool(time.time() - float(owner["heartbeat_s"]) < DEAD_AFTER_S)
+                return _beats(owner)
             os.kill(int(owner["pid"]), 0)
         except PermissionError:
             return True
@@ -232,10 +332,16 @@ class RunFolder:
             return False
         return _is_locked(self.path / "lock")
 
-    def _busy(self) -> BusyError:
+    def _busy(self, kind: type[BusyError] = BusyError) -> BusyError:
         owner = self._owner()
-        who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-        return BusyError(str(self.path), f"{who} is training this run", remedy="Wait for it, or stop it.")
+        who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
+        return kind(str(self.path), f"{who} is training this run", remedy="Wait for it, or stop it.")
+
+
+def _beats(owner: Mapping[str, Any]) -> bool:
+    """Whether a heartbeat is recent. One from the future is not: a clock was set back since."""
+    heartbeat_s = owner.get("heartbeat_s")
+    return isinstance(heartbeat_s, int | float) and abs(time.time() - heartbeat_s) < DEAD_AFTER_S
 
 
 def _is_locked(lock: Path) -> bool:
@@ -253,14 +359,32 @@ def _is_locked(lock: Path) -> bool:
     return False
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file by `data` at once: neither a reader nor a kill ever finds a part of it."""
+def write_atomically(path: Path, data: bytes, before: Callable[[], None] = lambda: None) -> None:
+    """Replace the file by `data` at once: neither a reader nor a kill ever finds a part of it. `before` is called when
+    all is written but its name."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "wb", opener=no_link) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb") as file:  # which follows no link that lies there
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        before()
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def sweep_up(folder: Path, *, older_s: float | None = None) -> None:
+    """Remove the parts that killed processes have left at or below a folder: those that are so old, or, by the owner,
+    all."""
+    for part in folder.rglob(".*") if older_s is None else folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            left = re.fullmatch(r"\..+\.\d+|\.board\.part", part.name)
+            if left and (older_s is None or time.time() - part.lstat().st_mtime > older_s):
+                part.unlink()
 
 
 TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
@@ -284,5 +408,4 @@ def find_runs(root: Path) -> list[RunFolder]:
     return [RunFolder(file.parent) for file in sorted(root.rglob("spec.yaml"))]
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

@@ -7,9 +7,9 @@ clock, so that two runs of one spec agree in every other byte.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from bnlab.core.safe import no_link
+from bnlab.record.folder import write_atomically
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -47,18 +48,31 @@ NOTHING = Series(np.zeros(0, np.int64), np.zeros(0))
 """The series of a name that was not measured."""
 
 
+class DamagedError(ValueError):
+    """A line that is no record: its number, and the bytes before it."""
+
+    def __init__(self, line: int, before: int) -> None:
+        super().__init__(f"line {line} is damaged")
+        self.line, self.before = line, before
+
+
 class Journal:
     """Appends records. They reach the operating system in blocks, and the disk with `sync`. Records that a killed
-    process had not written are measured again after its checkpoint."""
+    process had not written are measured again after its checkpoint. `crc` is the checksum of all records."""
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Opens `path`, cut to its first `keep_bytes` bytes: the records up to the checkpoint."""
+        """Opens `path`, cut to its first `keep_bytes` bytes: the records up to the checkpoint. They go into a new file:
+        an earlier owner of the run may still have the old one open, and write to it."""
+        kept = path.read_bytes()[:keep_bytes] if keep_bytes else b""
+        self.crc = zlib.crc32(kept)
+        write_atomically(path, kept)
         self._file = open(path, "ab", opener=no_link)  # noqa: SIM115  (closed by close())
-        self._file.truncate(keep_bytes)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append one line. Values are numbers, strings, or numpy arrays; NaN and infinities become null."""
-        self._file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+        line = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        self.crc = zlib.crc32(line, self.crc)
+        self._file.write(line)
 
     def sync(self) -> int:
         """Write everything to the disk; returns the size of the file in bytes."""
@@ -76,14 +90,48 @@ class Journal:
 
 def read(path: Path, *, keep_bytes: int | None = None) -> Iterator[Record]:
     """The records in order; with `keep_bytes`, those in the first so many bytes. An incomplete last line, left by a
-    process that was killed while writing it, is not a record."""
+    process that was killed while writing it, is not a record.
+
+    Raises:
+        DamagedError: another line is no record.
+    """
     with open(path, "rb") as file:
         read_bytes = 0
-        for text in file:
-            read_bytes += len(text)
-            if not text.endswith(b"\n") or (keep_bytes is not None and read_bytes > keep_bytes):
+        for number, text in enumerate(file, 1):
+            if not text.endswith(b"\n") or (keep_bytes is not None and read_bytes + len(text) > keep_bytes):
                 return
-            yield orjson.loads(text)
+            if (record := _record(text)) is None:
+                raise DamagedError(number, read_bytes)
+            read_bytes += len(text)
+            yield record
+
+
+def _record(text: bytes) -> Record | None:
+    """The record of a line; None if it has none."""
+    try:
+        found = orjson.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step", 0), int) else None
+
+
+def refuse_damage(path: Path, keep_bytes: int, crc: int | None) -> None:
+    """Check the first `keep_bytes` bytes against their checksum, if it is known, and every line of them.
+
+    Raises:
+        ValueError: in one line, what is wrong.
+    """
+    try:
+        kept = path.read_bytes()[:keep_bytes]
+        records = sum(1 for _ in read(path, keep_bytes=keep_bytes))
+    except OSError as error:
+        raise ValueError(f"{path.name}: {(error.strerror or str(error)).lower()}") from None
+    except DamagedError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    if len(kept) < keep_bytes:
+        raise ValueError(f"{path.name} is cut off before the {keep_bytes:,} bytes that the checkpoint counts")
+    if not records or not kept.endswith(b"\n") or crc not in (None, zlib.crc32(kept)):
+        raise ValueError(f"the first {keep_bytes:,} bytes of {path.name} are not those that the checkpoint counts")
 
 
 def without_clock(record: Mapping[str, Any]) -> Record:
@@ -115,15 +163,15 @@ def last_record(path: Path) -> Record:
                 # The first piece may be the end of a line, the last one is an incomplete line.
                 whole = lines[(0 if reach >= size else 1) : -1]
                 if whole or reach >= size:
-                    found = json.loads(whole[-1]) if whole else {}
-                    return found if isinstance(found, dict) else {}
+                    return (_record(whole[-1]) if whole else None) or {}
                 reach *= 4
     except (OSError, ValueError):
         return {}
 
 
-def columns(file: Path, names: Iterable[str]) -> dict[str, Series]:
-    """The series of these names that the journal has, in one pass.
+def columns(file: Path, names: Iterable[str], damage: list[str] | None = None) -> dict[str, Series]:
+    """The series of these names that the journal has, in one pass. Lines that are no records are left out, and counted
+    in a line of `damage`.
 
     A record is flat, its step comes first, and callers need few of its names: searching for those takes a fifth of the
     time of parsing everything.
@@ -133,6 +181,19 @@ def columns(file: Path, names: Iterable[str]) -> dict[str, Series]:
     except FileNotFoundError:
         return {}
     data = data[: data.rfind(b"\n") + 1]  # an incomplete last line is not a record
+    lines = data.count(b"\n")
+    try:
+        if lines and not data.count(b"}\n") == data.count(b"\n{") + data.startswith(b"{") == lines:
+            raise ValueError
+        return _columns(data, names)
+    except ValueError:
+        whole = [line for line in data.splitlines(keepends=True) if _record(line) is not None]
+    if damage is not None and len(whole) < lines:
+        damage.append(f"{file.name}: {lines - len(whole)} of {lines} lines are damaged, and left out")
+    return _columns(b"".join(whole), names)
+
+
+def _columns(data: bytes, names: Iterable[str]) -> dict[str, Series]:
     step = b"0"
     steps: dict[bytes, list[bytes]] = {}
     values: dict[bytes, list[bytes]] = {}

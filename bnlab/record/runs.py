@@ -17,11 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS, NEWER, NOT_HASHED, canonical
 from bnlab.core.study import varying
 from bnlab.core.text import leaves, typed
-from bnlab.record.folder import ENDED, RunFolder, find_runs
+from bnlab.record.folder import ENDED, BrokenError, RunFolder, find_runs
 from bnlab.record.journal import NOTHING, Series, columns, first_record, last_record
 
 State = Literal["not started", "running", "interrupted", "failed", "finished", "diverged", "unreadable"]
@@ -41,10 +40,8 @@ def state_of(folder: RunFolder) -> tuple[State, Status]:
     """The current state of a run, and its last written status. `finished` and `diverged` runs have ended. A run with a
     living owner is `running`, whatever its status says; one whose process has died is `interrupted`."""
     try:
-        status: Any = folder.status()
-    except (OSError, ValueError):
-        return "unreadable", {}
-    if not isinstance(status, Mapping):
+        status = folder.status()
+    except BrokenError:
         return "unreadable", {}
     written: Any = status.get("status")
     if written in ENDED:
@@ -58,15 +55,12 @@ def state_of(folder: RunFolder) -> tuple[State, Status]:
     return ("unreadable" if status else "not started"), status
 
 
-def current_state(folder: RunFolder) -> tuple[State, Status]:
-    """The same.
-
-    Raises:
-        UsageError: the status cannot be read, so that nobody knows whether the run has ended.
-    """
+def state_to_resume(folder: RunFolder) -> tuple[State, Status]:
+    """The same, for who has the spec: a run whose status or spec cannot be read counts as interrupted, since training
+    it again from its last checkpoint writes both as they were."""
     state, status = state_of(folder)
-    if state == "unreadable":
-        raise UsageError(str(folder.status_file), "cannot be read", remedy="Run it again with --fresh.")
+    if state == "unreadable" or (state in ENDED and folder.problem()):
+        return ("running" if folder.alive() else "interrupted"), {}
     return state, status
 
 
@@ -81,6 +75,10 @@ class Run:
     provenance: Mapping[str, Any]
     status: Status
     keep: frozenset[str] = frozenset()
+    problem: str | None = None
+    """Why it cannot be read."""
+    damage: list[str] = field(default_factory=list, repr=False)
+    """What of its journal was left out."""
     answer: Mapping[str, Any] | None = None
     """What the net answers under the conditions that `spec` has, such as `test_accuracy`, of a run as it was asked."""
     _series: dict[str, Series] = field(default_factory=dict, repr=False)
@@ -149,7 +147,7 @@ class Run:
         whole file."""
         if name not in self._series:
             wanted = self.keep if name in self.keep else frozenset({name})
-            found = columns(self.folder.journal_file, wanted)
+            found = columns(self.folder.journal_file, wanted, self.damage)
             self._series.update({each: found.get(each, NOTHING) for each in wanted})
         return self._series[name]
 
@@ -167,7 +165,11 @@ class Run:
 
 def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
     """The run in a folder. A file that cannot be read counts as empty, and the run as not ended."""
-    tree, status = folder.spec(), state_of(folder)[1]
+    state, status = state_of(folder)
+    try:
+        tree, problem = folder.read_spec(), folder.problem() if state == "unreadable" else None
+    except BrokenError as error:
+        tree, problem = {}, str(error)
     newer = {f"{group}.{key}": value for group, key, value in NEWER if group in tree}
     provenance = tree.pop("provenance", None)
     return Run(
@@ -175,8 +177,9 @@ def read_run(folder: RunFolder, keep: frozenset[str] = frozenset()) -> Run:
         id=run_id(folder.path, tree),
         spec=newer | flat(tree),
         provenance=provenance if isinstance(provenance, dict) else {},
-        status=status if isinstance(status, dict) and tree else {},
+        status=status if tree else {},
         keep=keep,
+        problem=problem,
     )
 
 

@@ -97,7 +97,7 @@ def _one(root: Path, plugins: Sequence[str]) -> Built:
         unfinished=collection.unfinished,
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
-        notes=(*collection.edited, *collection.unanswered),
+        notes=(*collection.edited, *collection.unanswered, *collection.damage),
         facts=facts_,
     )
 

@@ -46,7 +46,7 @@ def answers(folder: RunFolder, specs: Sequence[RunSpec], caches: Caches | None =
     host.prepare(specs[0].threads)
     for setup, new in setups(specs, {} if caches is None else caches):
         if new:
-            step = checkpoint.restore_weights(folder.checkpoint_file, setup.net.module)
+            step = checkpoint.restore_weights(folder, setup.net.module, setup.steps)
         spec, test = setup.spec, setup.dataset.test
         found: dict[str, Any] = to_host(evaluate(setup.inference, test, spec.loss, spec.reduction))
         yield {

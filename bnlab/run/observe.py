@@ -313,6 +313,7 @@ class Recorder:
     def write(self) -> None:
         """Write all pending records to the journal and the board, and pass them to the listener."""
         start = time.perf_counter()
+        self.folder.refuse_others()
         records: list[Record] = []
         for known, metrics, raw in self._pending:
             wall_s = known.pop("wall_s")
@@ -334,11 +335,17 @@ class Recorder:
         self.write()
         return self._journal.sync()
 
+    @property
+    def journal_crc(self) -> int:
+        """The checksum of the journal."""
+        return self._journal.crc
+
     def close(self) -> None:
         """Close the journal and the board, after the run's status is written."""
-        self._journal.close()
         journal = self.folder.journal_file
         try:
+            self._journal.close()
+            self.folder.refuse_others()
             self._board.end(self.folder.status(), read(journal), journal.stat().st_size)
         finally:
             self._board.close()

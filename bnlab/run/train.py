@@ -25,7 +25,7 @@ from bnlab.core.state import correct, untouched_random_state
 from bnlab.data.base import Split
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.probes.base import to_host
-from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, RunFolder
+from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, DiskError, LostError, RunFolder
 from bnlab.record.journal import Record
 from bnlab.record.runs import is_divergence
 from bnlab.run import checkpoint, host
@@ -84,14 +84,14 @@ def opened(
 ) -> Iterator[Run | Status]:
     """Inside the `with`, the run is this process's; the status of one that has ended. An error there ends the run as
     failed. See `train`."""
-    with folder.owned():
+    spec = setup.spec
+    with _disk(folder), folder.owned() as folder:
         if fresh:
             _clear(folder)
-        status = folder.status()
-        if status.get("status") in ENDED:
+        status, damage = _status(folder)
+        if status.get("status") in ENDED and not damage:
             yield status
             return
-        spec = setup.spec
         kept = folder.provenance().get("plugins")
         plugins = [read_plugin(file) for file in spec.plugins]
         facts = {"plugins": [plugin.digest for plugin in plugins]} if plugins else {}
@@ -99,17 +99,49 @@ def opened(
             raise BrokenError(folder.path, f"not begun with plugins={list(spec.plugins)} as they are now")
         folder.keep(plugins)
         folder.write_spec(spec.tree(), _provenance(folder, setup, {**(provenance or {}), **facts}))
+        if status.get("status") in ENDED:
+            folder.log(str(damage))
+            yield {**status, "recovered": [damage]}
+            return
         try:
             with Run(setup, folder, listen, profile) as run:
+                run.recovered[:0] = [damage] if damage else []
                 yield run
-        except BrokenError:
+        except (BrokenError, LostError, DiskError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if DiskError.is_of(folder.path, error):
+                raise
             folder.log(traceback.format_exc())
             folder.write_status({"status": "failed", "error": f"{type(error).__name__}: {error}"})
             raise RunFailedError(
                 f"{type(error).__name__}: {error}. The traceback is in {folder.path / 'log.txt'}."
             ) from error
+
+
+@contextmanager
+def _disk(folder: RunFolder) -> Iterator[None]:
+    """Inside it, an error of the run's folder leaves the run as it was last written: it is none of the run."""
+    try:
+        yield
+    except OSError as error:
+        if DiskError.is_of(folder.path, error):
+            raise DiskError(folder.path, error) from error
+        raise
+
+
+def _status(folder: RunFolder) -> tuple[Status, str | None]:
+    """The status, and what is wrong with it or with the spec. One that cannot be read counts as none: what the last
+    checkpoint and the spec lead to is what it said."""
+    try:
+        status = folder.status()
+    except BrokenError as error:
+        return {}, f"{error.problem}; found out again"
+    try:
+        folder.read_spec()
+    except BrokenError as error:
+        return status, f"{error.problem}; written again"
+    return status, None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,11 +165,12 @@ class Run:
         self.module = setup.net.module
         # For modules that draw from torch's global generator; a checkpoint restores its state.
         torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
-        self.progress = checkpoint.restore(folder.checkpoint_file, self.module, setup.optimizer, setup.observer)
+        parts = (self.module, setup.optimizer, setup.observer)
+        self.progress, problem = checkpoint.restore(folder, *parts, setup.steps)
+        self.recovered = [problem] if problem else []
+        """What was damaged, and what was used in its place."""
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
         kept = self.progress.journal_bytes
-        if folder.journal_bytes < kept:
-            raise BrokenError(folder.journal_file, f"cut off before the {kept:,} bytes that its checkpoint counts")
         self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
         self.step = self.progress.step
         """The next one."""
@@ -180,7 +213,7 @@ class Run:
         """Say that the run is running."""
         first = self.progress.step
         self.folder.log(f"from step {first} of {self.setup.steps}")
-        for note in self.setup.notes:
+        for note in (*self.recovered, *self.setup.notes):
             self.folder.log(note)
         self.folder.write_status({"status": "running", "step": first, "steps": self.setup.steps})
         self.module.train()
@@ -247,8 +280,8 @@ class Run:
         progress.step, progress.initial_loss = step, self.guard.initial_loss
         progress.journal_bytes = self.recorder.sync()
         progress.run_s, progress.measure_s = self._seconds()
-        setup, file = self.setup, self.folder.checkpoint_file
-        checkpoint.save(file, progress, self.module, setup.optimizer, setup.observer, self.random)
+        parts = (self.module, self.setup.optimizer, self.setup.observer)
+        checkpoint.save(self.folder, progress, *parts, self.recorder.journal_crc, self.random)
         self._saved = time.monotonic()
 
     def _seconds(self) -> tuple[float, float]:
@@ -300,7 +333,9 @@ class Run:
         ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": dict(metrics), **more}
         ended["timing"] = timing
         self.folder.write_status(ended)
-        return ended
+        if status in ENDED:
+            self.folder.previous_file.unlink(missing_ok=True)
+        return ended | ({"recovered": list(self.recovered)} if self.recovered else {})
 
 
 class Guard:

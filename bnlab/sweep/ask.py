@@ -88,7 +88,7 @@ class Asking:
         missing = [condition for key, condition in wanted.items() if key not in known]
         self.asked += len(wanted)
         self.there += len(wanted) - len(missing)
-        if missing and not one.folder.checkpoint_file.is_file():
+        if missing and not one.folder.has_checkpoint:
             self.lost.append(one.folder)
         elif missing:
             specs = tuple(under(tree, condition) for condition in missing)

@@ -23,11 +23,12 @@ import bnlab
 from bnlab.board.tags import FULL_RUNS
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ
+from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import ARM, Cell, Study, varying
 from bnlab.launch.base import Detaching, Executor, Outcome
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
-from bnlab.record.runs import State, Status, current_state, flat
+from bnlab.record.runs import State, Status, flat, state_to_resume
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 
 POLL_S = 0.25
@@ -82,11 +83,7 @@ class Sweep:
         retry_failed: bool = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Reads the state of every cell.
-
-        Raises:
-            UsageError: a status cannot be read.
-        """
+        """Reads the state of every cell."""
         self.fresh = fresh
         self.provenance = {"argv": sys.argv, **(provenance or {}), "axes": _axes(cells)}
         self.standings: dict[str, Standing] = {}
@@ -110,6 +107,12 @@ class Sweep:
     def failures(self) -> list[Standing]:
         """Cells that have no result, with the reason."""
         return [standing for standing in self.standings.values() if standing.failed]
+
+    @property
+    def recovered(self) -> list[str]:
+        """A line for each file of a run that was damaged, and what was used in its place."""
+        ran = [(one.folder.path, one.status.get("recovered", ())) for one in self.standings.values()]
+        return [f"{path}: {line}" for path, lines in ran for line in lines]
 
     @property
     def left(self) -> list[Standing]:
@@ -214,7 +217,7 @@ class Sweep:
         """The state; for a cell to be run again, only a run since the start of this sweep counts."""
         if key in self._again and not folder.begun_since(self._start_s):
             return ("running" if folder.alive() else "not started"), {}
-        return current_state(folder)
+        return state_to_resume(folder)
 
     def _started(self, group: Group) -> None:
         keys = [task.spec.id for task in group.tasks if task.spec.id in self._left]
@@ -326,10 +329,10 @@ def claims_differ(file: Path, study: Study) -> bool:
     if not file.is_file():
         return True
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = safe_yaml(file.read_bytes())
         tree.pop("provenance", None)
         before = Study.from_tree(tree)
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
     return dataclasses.replace(before, axes={}, overrides={}) != dataclasses.replace(study, axes={}, overrides={})
 
@@ -337,9 +340,9 @@ def claims_differ(file: Path, study: Study) -> bool:
 def _earlier_seeds(file: Path, study: Study) -> list[str]:
     """The seeds of the study's earlier sweeps, as they were written, where they were not these."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = safe_yaml(file.read_bytes())
         before = [*tree.get("provenance", {}).get("earlier_seeds", []), tree["axes"]["seed"]]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
     return [seeds for seeds in dict.fromkeys(map(str, before)) if seeds != study.axes.get("seed")]
 

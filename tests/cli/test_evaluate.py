@@ -173,7 +173,7 @@ def test_a_checkpoint_that_cannot_be_read_and_a_folder_without_one_are_reported(
     (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
     code, out, err = _said("evaluate", run)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"{run / 'checkpoint.pt'}: cannot be read into this net")
+    assert err.startswith(f"{run / 'checkpoint.pt'}: cannot be used: it is damaged: ")
     (run / "checkpoint.pt").unlink()
     code, out, err = _said("evaluate", run)
     assert (code, out, err.startswith("RUNS: no run here has a checkpoint")) == (2, "", True)

@@ -105,8 +105,7 @@ def test_an_unreadable_owner_file_stops_nobody(tmp_path: Path, text: str) -> Non
 
 
 def test_a_heartbeat_moves_forward(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    with folder.owned():
+    with RunFolder(tmp_path).owned() as folder:
         first = json.loads((tmp_path / "owner.json").read_text())
         time.sleep(0.01)
         folder.heartbeat()

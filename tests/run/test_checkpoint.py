@@ -118,7 +118,7 @@ def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(
     assert records == whole.clockless
     assert _without_times(folder.status()) == _without_times(whole.status)
     setup = assemble(spec)
-    restore(folder.checkpoint_file, setup.net.module, setup.optimizer, setup.observer)
+    restore(folder, setup.net.module, setup.optimizer, setup.observer, setup.steps)
     assert state_bits(setup) == state_bits(whole.setup)
 
 
@@ -147,7 +147,7 @@ def test_a_run_repeated_in_another_process_equals_this_one(
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "8"}, check=True, timeout=200)
     assert [without_clock(record) for record in read(folder.journal_file)] == whole.clockless
     setup = assemble(spec)
-    restore(folder.checkpoint_file, setup.net.module, setup.optimizer, setup.observer)
+    restore(folder, setup.net.module, setup.optimizer, setup.observer, setup.steps)
     assert state_bits(setup) == state_bits(whole.setup)
 
 
@@ -310,14 +310,14 @@ def test_a_checkpoint_holds_no_more_than_tensors_and_numbers(spec_of: SpecOf, ru
     """So that loading it runs no code from the file."""
     ended = run(spec_of("optim=adam", *PROBED))
     content = torch.load(ended.folder.checkpoint_file, weights_only=True)
-    assert set(content) == {"progress", "module", "optimizer", "random", "carries"}
+    assert set(content) == {"progress", "journal_crc", "module", "optimizer", "random", "carries"}
     assert content["progress"]["step"] == 12
     assert set(content["carries"]) == set(ended.setup.spec.probes.options)
 
 
 def test_without_a_checkpoint_a_run_begins_at_step_0(spec_of: SpecOf, tmp_path: Path) -> None:
     setup = assemble(spec_of())
-    progress = restore(tmp_path / "checkpoint.pt", setup.net.module, setup.optimizer, setup.observer)
+    progress, _ = restore(RunFolder(tmp_path), setup.net.module, setup.optimizer, setup.observer, setup.steps)
     assert (progress.step, progress.initial_loss, progress.journal_bytes) == (0, None, 0)
 
 

@@ -23,7 +23,7 @@ from bnlab.core.registry import NORMS
 from bnlab.core.text import command
 from bnlab.launch.inline import Inline
 from bnlab.record.folder import RunFolder
-from bnlab.record.runs import current_state
+from bnlab.record.runs import state_to_resume
 from bnlab.report.views import Built
 from bnlab.sweep.run import Sweep as Sweeping
 
@@ -184,9 +184,9 @@ def test_fresh_runs_everything_again(sweep: Sweep, tmp_path: Path) -> None:
     size = journal.stat().st_size
     journal.write_text("")
     (journal.parent / "status.json").write_text("{")
-    broken = sweep("norm=batch", "optim.lr=0.05")
-    assert broken.code == 2
-    assert "status.json: cannot be read. Run it again with --fresh." in broken.err
+    broken = sweep("norm=batch", "optim.lr=0.05", "--json")
+    assert broken.code == 3
+    assert "checkpoint.pt: cannot be used: journal.jsonl is cut off" in broken.json["runs"][0]["error"]
     again = sweep("norm=batch", "optim.lr=0.05", "--fresh", "--json").json["runs"][0]
     assert again["metrics"] == run["metrics"]
     assert abs(journal.stat().st_size - size) < 200  # but for the digits of the clock
@@ -338,13 +338,13 @@ def test_what_another_sweep_has_run_again_since_is_not_run_once_more(tmp_path: P
 )
 def test_the_state_of_a_cell_is_that_of_its_folder(status: dict[str, Any] | None, state: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    assert current_state(folder) == ("not started", {})
+    assert state_to_resume(folder) == ("not started", {})
     folder.path.mkdir()
     if status is not None:
         folder.write_status(status)
-    assert current_state(folder) == (state, status or {})
+    assert state_to_resume(folder) == (state, status or {})
     with folder.owned():
-        assert current_state(folder)[0] == (state if state in ("finished", "diverged") else "running")
+        assert state_to_resume(folder)[0] == (state if state in ("finished", "diverged") else "running")
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
