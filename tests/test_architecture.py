@@ -42,7 +42,7 @@ PINNED: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("terminal",),
     "tensorboard": ("board", "board.compare", "board.serve"),
-    "google_crc32c": ("board",),
+    "google_crc32c": ("board", "run"),
     "pydantic": ("core",),
     "filelock": ("record", "files"),
     "sklearn": ("data",),

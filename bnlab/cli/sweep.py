@@ -363,8 +363,7 @@ def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str,
 
     rows = [(label(one.cell.values) or "the only run", str(one.error), str(one.log or "-")) for one in failures]
     show_failures(rows, out)
-    fresh = " --fresh" if "--fresh" in str(failures[0].error) else ""
-    say(f"alone   {failures[0].cell.line(**places)}{fresh}", out)
+    say(f"alone   {failures[0].cell.line(**places, fresh='--fresh' in str(failures[0].error))}", out)
     if any(one.state == "failed" for one in failures):
         say(f"again   {again} --retry-failed", out)
 

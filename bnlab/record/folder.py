@@ -14,7 +14,6 @@ owner.json      the process that trains the run, or trained it last, and its hea
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -36,7 +35,7 @@ from bnlab.core.registry import Plugin, digest
 from bnlab.core.safe import no_link, safe_json, safe_yaml
 from bnlab.core.spec import canonical, id_of
 from bnlab.core.typed import check_tree
-from bnlab.record.shapes import AnswerShape, SpecShape, StatusShape, read_tree
+from bnlab.record.files import AnswerShape, DiskError, SpecShape, StatusShape, read_tree, sweep_up
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0
@@ -58,25 +57,6 @@ class BrokenError(UsageError):
     def __init__(self, path: Path, problem: str, remedy: str = "Train the run again with --fresh.") -> None:
         super().__init__(str(path), problem, remedy=remedy)
         self.problem = f"{path.name} {problem}"
-
-
-class DiskError(UsageError):
-    """The run's folder cannot be written: the disk is full, the folder was removed, a permission is gone, ..."""
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        why = "was removed" if not path.is_dir() else f"cannot be written: {(error.strerror or str(error)).lower()}"
-        super().__init__(str(path), why, remedy="When that is mended, the same line resumes the run.")
-
-    @staticmethod
-    def is_of(path: Path, error: BaseException) -> bool:
-        """Whether an error is the folder's, not that of a file which a plugin or a data set reads."""
-        own = isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(path)
-        return own or (isinstance(error, OSError) and error.errno in DISK)
-
-
-DISK = {
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE") if hasattr(errno, name)
-}
 
 
 class NoRunsError(UsageError):
@@ -375,16 +355,6 @@ def write_atomically(path: Path, data: bytes, before: Callable[[], None] = lambd
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-
-
-def sweep_up(folder: Path, *, older_s: float | None = None) -> None:
-    """Remove the parts that killed processes have left at or below a folder: those that are so old, or, by the owner,
-    all."""
-    for part in folder.rglob(".*") if older_s is None else folder.glob(".*"):
-        with contextlib.suppress(OSError):
-            left = re.fullmatch(r"\..+\.\d+|\.board\.part", part.name)
-            if left and (older_s is None or time.time() - part.lstat().st_mtime > older_s):
-                part.unlink()
 
 
 TRAIN_FIRST = "Train one first: bnlab train --config quickstart."

@@ -183,12 +183,12 @@ def columns(file: Path, names: Iterable[str], damage: list[str] | None = None) -
     data = data[: data.rfind(b"\n") + 1]  # an incomplete last line is not a record
     lines = data.count(b"\n")
     try:
-        if lines and not data.count(b"}\n") == data.count(b"\n{") + data.startswith(b"{") == lines:
+        if not data.count(b"}\n") == data.count(b"\n{") + data.startswith(b"{") == lines > 0:
             raise ValueError
         return _columns(data, names)
     except ValueError:
         whole = [line for line in data.splitlines(keepends=True) if _record(line) is not None]
-    if damage is not None and len(whole) < lines:
+    if damage is not None and (len(whole) < lines or not lines):
         damage.append(f"{file.name}: {lines - len(whole)} of {lines} lines are damaged, and left out")
     return _columns(b"".join(whole), names)
 

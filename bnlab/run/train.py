@@ -25,7 +25,8 @@ from bnlab.core.state import correct, untouched_random_state
 from bnlab.data.base import Split
 from bnlab.net.evaluate import at_chance, evaluate
 from bnlab.probes.base import to_host
-from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, DiskError, LostError, RunFolder
+from bnlab.record.files import DiskError
+from bnlab.record.folder import ENDED, HEARTBEAT_S, BrokenError, LostError, RunFolder
 from bnlab.record.journal import Record
 from bnlab.record.runs import is_divergence
 from bnlab.run import checkpoint, host

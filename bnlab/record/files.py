@@ -1,12 +1,17 @@
-"""What readers rely on in the small files of a run: checked once, where they are read."""
+"""The small files of a run: what readers rely on in them, checked once, where they are read; and errors of the disk."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bnlab.core.errors import UsageError
 from bnlab.core.typed import check_tree
 
 
@@ -81,3 +86,32 @@ def read_tree(file: Path, read: Callable[[bytes], Any], shape: type) -> dict[str
     except ValueError as error:
         raise ValueError(" ".join(str(error).split()).rstrip(".")) from None
     return tree
+
+
+class DiskError(UsageError):
+    """The run's folder cannot be written: the disk is full, the folder was removed, a permission is gone, ..."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        why = "was removed" if not path.is_dir() else f"cannot be written: {(error.strerror or str(error)).lower()}"
+        super().__init__(str(path), why, remedy="When that is mended, the same line resumes the run.")
+
+    @staticmethod
+    def is_of(path: Path, error: BaseException) -> bool:
+        """Whether an error is the folder's, not that of a file which a plugin or a data set reads."""
+        own = isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(path)
+        return own or (isinstance(error, OSError) and error.errno in DISK)
+
+
+DISK = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE") if hasattr(errno, name)
+}
+
+
+def sweep_up(folder: Path, *, older_s: float | None = None) -> None:
+    """Remove the parts that killed processes have left at or below a folder: those that are so old, or, by the owner,
+    all."""
+    for part in folder.rglob(".*") if older_s is None else folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            left = re.fullmatch(r"\..+\.\d+|\.board\.part", part.name)
+            if left and (older_s is None or time.time() - part.lstat().st_mtime > older_s):
+                part.unlink()
