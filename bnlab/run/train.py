@@ -122,13 +122,11 @@ def opened(
 
 @contextmanager
 def _disk(folder: RunFolder) -> Iterator[None]:
-    """Inside it, an error of the run's folder leaves the run as it was last written: it is none of the run."""
+    """Inside it, an error of the run's folder leaves the run as it was last written."""
     try:
         yield
     except OSError as error:
-        if DiskError.is_of(folder.path, error):
-            raise DiskError(folder.path, error) from error
-        raise
+        raise (DiskError(folder.path, error) if DiskError.is_of(folder.path, error) else error) from None
 
 
 def _status(folder: RunFolder) -> tuple[Status, str | None]:
@@ -166,13 +164,13 @@ class Run:
         self.module = setup.net.module
         # For modules that draw from torch's global generator; a checkpoint restores its state.
         torch.manual_seed(stream(setup.spec.seed, "noise").initial_seed())
-        parts = (self.module, setup.optimizer, setup.observer)
-        self.progress, problem = checkpoint.restore(folder, *parts, setup.steps)
+        of_run = (self.module, setup.optimizer, setup.observer, setup.steps)
+        self.progress, problem = checkpoint.restore(folder, *of_run)
         self.recovered = [problem] if problem else []
         """What was damaged, and what was used in its place."""
         self.guard = Guard(at_once=setup.spec.device == "cpu", initial_loss=self.progress.initial_loss)
-        kept = self.progress.journal_bytes
-        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=kept, profile=profile)
+        keep_bytes = self.progress.journal_bytes
+        self.recorder = Recorder(folder, setup.observer, listen, keep_bytes=keep_bytes, profile=profile)
         self.step = self.progress.step
         """The next one."""
         self._saved = self._beat = started = time.monotonic()
@@ -281,8 +279,8 @@ class Run:
         progress.step, progress.initial_loss = step, self.guard.initial_loss
         progress.journal_bytes = self.recorder.sync()
         progress.run_s, progress.measure_s = self._seconds()
-        parts = (self.module, self.setup.optimizer, self.setup.observer)
-        checkpoint.save(self.folder, progress, *parts, self.recorder.journal_crc, self.random)
+        setup, crc = self.setup, self.recorder.journal_crc
+        checkpoint.save(self.folder, progress, self.module, setup.optimizer, setup.observer, crc, self.random)
         self._saved = time.monotonic()
 
     def _seconds(self) -> tuple[float, float]:

@@ -78,13 +78,14 @@ def test_a_status_that_is_missing_or_broken(status: str | None, shown: str, tmp_
 
 
 @pytest.mark.parametrize("spec", ["", "norm: [", "- 1", "norm: batch\noptim: 3\n", "\x00"])
-def test_a_spec_that_is_broken_costs_its_figures_only(spec: str, tmp_path: Path) -> None:
+def test_a_spec_that_is_broken_is_said_and_shown_as_unreadable(spec: str, tmp_path: Path) -> None:
     values = known(folder(tmp_path / "a", FINISHED, spec=spec))
-    assert [values[key] for key in ("status", "norm", "lr", "seed", "steps")] == ["finished", None, None, None, 100]
+    assert [values[key] for key in ("status", "norm", "lr", "seed", "steps")] == ["unreadable", None, None, None, 100]
+    assert values["problem"].startswith(f"{tmp_path / 'a' / 'spec.yaml'}: cannot be read: ")
     out = io.StringIO()
     tables.show_runs([row(values)], out)
     tables.show_card(runs.card(RunFolder(tmp_path / "a")), out)
-    assert "finished" in out.getvalue()
+    assert "unreadable" in out.getvalue()
 
 
 def test_a_running_run_is_as_far_as_its_journal(tmp_path: Path) -> None:
