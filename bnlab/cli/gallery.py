@@ -75,6 +75,14 @@ def gallery(root: Path, config_dir: Path | None) -> Gallery:
     return Gallery(path=root / FOLDER / "index.html", studies=tuple(shown), failed=tuple(failed))
 
 
+def if_any(root: Path, config_dir: Path | None) -> Gallery | None:
+    """The same; None where no run has ended."""
+    try:
+        return gallery(root, config_dir)
+    except NoRunsError:
+        return None
+
+
 def _shown(root: Path, plugins: Sequence[str]) -> tuple[dict[str, Shown], list[str]]:
     """The studies below `root` with at least one ended run, by name; a line for each that cannot be read."""
     found, failed = {}, []

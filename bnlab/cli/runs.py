@@ -20,6 +20,7 @@ from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
+    from bnlab.analysis.select import Selection
     from bnlab.core.spec import RunSpec
     from bnlab.record.folder import RunFolder
     from bnlab.record.runs import Run
@@ -134,7 +135,11 @@ def runs(
         list[str] | None,
         typer.Option(metavar="FILE", help="With --norms: a plugin of the run, whose code then runs; may be repeated."),
     ] = None,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Show the table again and again until nothing runs, here or in SLURM.")
+    ] = False,
     as_json: Json = False,
+    plain: Plain = False,
 ) -> None:
     """List runs in a table, or show everything about one run.
 
@@ -144,11 +149,18 @@ def runs(
 
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
-    from bnlab.analysis.select import Selection, full_key
+    from bnlab.analysis.select import Selection
     from bnlab.record.folder import RunFolder, runs_below
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
+    if watching:
+        if as_json or norms:
+            raise UsageError("--watch", "cannot be used with --json or --norms")
+        from bnlab.cli.watch import watch
+
+        watch(runs, selection, plain=plain)
+        return
     of_one = not where and not sort and RunFolder(runs).spec_file.is_file()
     if norms and not of_one:
         raise UsageError("--norms", "is of one run", str(runs), "Give the folder of one, without --where and --sort.")
@@ -164,10 +176,8 @@ def runs(
         if "problem" in shown:
             complain(shown["problem"])
         return
-    asked = selection.keys()
     found = [known(folder) for folder in runs_below(runs)]
-    more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
-    rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
+    rows, more = chosen(selection, found)
     if as_json:
         print_json({"runs": rows})
     elif rows:
@@ -188,6 +198,16 @@ def some(lines: Sequence[str], what: str) -> list[str]:
     """
     left = len(lines) - MOST_NAMED
     return [*lines[:MOST_NAMED], *([f"{left} more {what}"] if left > 0 else [])]
+
+
+def chosen(selection: Selection, found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the selected runs, and the keys that they have besides the columns."""
+    from bnlab.analysis.select import full_key
+
+    asked = selection.keys()
+    more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
+    rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
+    return rows, more
 
 
 def row(values: Mapping[str, Any]) -> dict[str, Any]:

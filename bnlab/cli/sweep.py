@@ -19,7 +19,6 @@ from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
-    from bnlab.cli.gallery import Gallery
     from bnlab.core.study import Cell, Study
     from bnlab.launch.base import Executor
     from bnlab.report.views import Built
@@ -50,6 +49,9 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their states (with --json, their lines); run nothing.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Submit the runs to a cluster and return; the same line collects them.")
+    ] = False,
     expect_verdicts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Exit with 4 if a verdict differs from the one in this YAML or JSON."),
@@ -69,6 +71,7 @@ def sweep(
     asked = Asked(
         overrides=tuple(overrides or ()), runs=runs, config_dir=config_dir, as_json=as_json, plain=plain, fresh=fresh,
         retry_failed=retry_failed, fail_fast=fail_fast, dry_run=dry_run, expect_verdicts=expect_verdicts, stop=stop,
+        detach=detach,
     )  # fmt: skip
     if not all_studies:
         for option, value in (("--budget", budget), ("--statements", statements)):
@@ -102,6 +105,7 @@ class Asked:
     dry_run: bool
     expect_verdicts: Path | None
     stop: cli.Stop
+    detach: bool
 
     @property
     def places(self) -> dict[str, Any]:
@@ -122,6 +126,7 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     """One study after the other, each as if it alone were swept; at the end a table of their verdicts, and the gallery
     of all that ran."""
     from bnlab.analysis.claims import facts
+    from bnlab.cli.gallery import if_any
     from bnlab.config import config_dirs
     from bnlab.config.statements import plan, tally
     from bnlab.terminal.tables import show_tallies
@@ -148,7 +153,8 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
             break
     if not asked.as_json and not asked.dry_run:
         show_tallies(rows, out)
-    page = None if asked.dry_run or asked.stop.reason is not None else _gallery(asked)
+    with cli.writing(asked.runs):
+        page = None if asked.dry_run or asked.stop.reason is not None else if_any(asked.runs, asked.config_dir)
     if asked.as_json:
         print_json({"studies": trees, "gallery": str(page.path) if page else None})
     elif page:
@@ -162,22 +168,6 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     raise typer.Exit(cli.FAILED if failed else cli.OK)
 
 
-def _gallery(asked: Asked) -> Gallery | None:
-    """The page over all studies below --runs; None where no run has ended.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    from bnlab.cli.gallery import gallery
-    from bnlab.record.folder import NoRunsError
-
-    try:
-        with cli.writing(asked.runs):
-            return gallery(asked.runs, asked.config_dir)
-    except NoRunsError:
-        return None
-
-
 def _sweep(config: str, asked: Asked) -> Done:
     """Run or resume one study, and judge it.
 
@@ -188,7 +178,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
     from bnlab.analysis.load import STUDY_FILE
     from bnlab.core.conditions import conditions
-    from bnlab.launch.base import executor
+    from bnlab.launch.base import Detaching, executor
     from bnlab.record.runs import other_than
     from bnlab.sweep.ask import Asking, refuse_unanswerable
     from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
@@ -204,6 +194,10 @@ def _sweep(config: str, asked: Asked) -> Done:
         check_figures(study, cells, typed)
     expected = read_expected(asked.expect_verdicts, study) if asked.expect_verdicts else {}
     workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
+    if isinstance(workers, Detaching):
+        workers.say = lambda line: say(line, cli.words_out(as_json))
+    elif asked.detach:
+        raise UsageError("--detach", "runs end with this command", cells[0].spec.launch.name, "Use launch=slurm.")
     provenance = {"claims": digests(study)} if study.claims else {}
     grid = Sweep(cells, runs, fresh=asked.fresh, retry_failed=asked.retry_failed, provenance=provenance)
     each = conditions(study.ask)
@@ -232,6 +226,10 @@ def _sweep(config: str, asked: Asked) -> Done:
             live = not asked.plain and not as_json and is_screen(out) and workers.isolated
             _say_notes(grid, out)
             with cli.writing(root):
+                if grid.left and asked.detach and isinstance(workers, Detaching):
+                    grid.submit(workers)
+                    say(f"follow   {command('bnlab', 'runs', str(root))} --watch\ncollect  {again}", out)
+                    return Done(code=cli.OK, tree={"study": study.name, "submitted": len(grid.left), "again": again})
                 if grid.left:
                     _run(grid, workers, live, asked.fail_fast, stop, out)
                 asking = Asking(grid.standings.values(), each)

@@ -89,6 +89,11 @@ class Array:
         """The slices that have items without an outcome."""
         return [index for index, one in self.slices.items() if one.left]
 
+    def read(self) -> None:
+        """Pass over what the jobs have said so far."""
+        for one in self.slices.values():
+            one.news()
+
     def folders(self) -> set[str]:
         """The run folders of items without an outcome."""
         return {place for one in self.slices.values() for item in one.left for place in one.folders[item]}
@@ -189,8 +194,7 @@ def left_below(place: Path) -> list[Array]:
         states = array.states()
         if states is None:
             raise UsageError("launch", "SLURM does not answer, and jobs of an earlier command may run", str(folder))
-        for one in array.slices.values():
-            one.news()
+        array.read()
         if set(states.values()) - ENDED and array.open:
             arrays.append(array)
         elif not young and not set(states.values()) - ENDED:
@@ -200,6 +204,19 @@ def left_below(place: Path) -> list[Array]:
 
 def _names(arrays: Iterable[Array]) -> str:
     return ", ".join(array.folder.name for array in arrays)
+
+
+def held_below(root: Path) -> set[str]:
+    """The run folders, absolute, that arrays of the studies at or below `root` still have."""
+    held: set[str] = set()
+    for place in (root / ".slurm", *root.glob("*/.slurm")):
+        for folder in place.iterdir() if place.is_dir() else ():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                array = Array(folder)
+                array.read()
+                if set((array.states() or {}).values()) - ENDED:
+                    held |= array.folders()
+    return held
 
 
 def asked(*command: str) -> str | None:

@@ -81,7 +81,7 @@ class Slurm:
         held = {Path(folder) for array in arrays for folder in array.folders()}
         if held:
             names = ", ".join(array.folder.name for array in arrays)
-            self.say(f"waiting for {count(len(held), 'run')} of an earlier command, in SLURM as {names}")
+            self.say(f"in SLURM from an earlier command: {count(len(held), 'run')}, in {names}")
         fresh = [item for one in waiting if (item := one.without(held)) is not None]
         if fresh:
             arrays.append(self._submitted(name, function, fresh, min(places)))
