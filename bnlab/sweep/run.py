@@ -91,6 +91,7 @@ class Sweep:
         self._again = {cell.spec.id for cell in cells} if fresh else set()
         """Cells that are run although they have ended, unless another sweep has run them since this one started."""
         self._training: dict[int, list[str]] = {}  # the cells of groups that are running
+        self._on_change: Callable[[Standing], None] = lambda standing: None
         self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
         self._look_at = 0.0
         for cell in cells:
