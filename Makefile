@@ -2,7 +2,7 @@
 # PYTHON may point into any environment with the [test] extra.
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup check check-all lint types test test-all docs bench
+.PHONY: setup check check-all lint types test test-all test-cluster docs bench
 
 setup: .venv/.done
 
@@ -13,7 +13,7 @@ setup: .venv/.done
 
 check: lint types test
 
-check-all: lint types test-all
+check-all: lint types test-cluster test-all
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -24,6 +24,10 @@ types:
 
 test:
 	$(PYTHON) -m pytest -m "not study and not slow and not browser and not cluster" $(PYTEST_ARGS)
+
+# One after the other: each brings up daemons.
+test-cluster:
+	$(PYTHON) -m pytest -n 0 -m cluster tests/cluster $(PYTEST_ARGS)
 
 test-all:
 	$(PYTHON) -m pytest -m "not cluster" $(PYTEST_ARGS)

@@ -77,8 +77,11 @@ class Array:
     """An array of jobs, by its folder."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises OSError, ValueError, KeyError or TypeError for a folder that is not one of an array."""
         self.folder = folder
         trees = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        if not trees:
+            raise ValueError("no slices")
         self.functions = {tree["function"] for tree in trees.values()}
         self.slices = {int(file.stem): Slice(file, tree["folders"]) for file, tree in trees.items()}
         self.items: dict[int, list[Any]] = {}
@@ -143,7 +146,7 @@ class Array:
 
     def _end(self, index: int, state: str) -> str:
         """How a job ended, and the last line that it printed."""
-        files = [*self.folder.glob(f"*_{index}_0_log.err"), *self.folder.glob("*_0_log.err")][:1]
+        files = [*self.folder.glob(f"*_{index}_0_log.err" if len(self.slices) > 1 else "*_0_log.err")]
         lines = [line for file in files for line in file.read_text(errors="replace").splitlines() if line.strip()]
         end = f"its job ended as {state}" if state != "gone" else "its job is gone"
         return f"{end}: {lines[-1].strip()[:200]} ({files[0]})" if lines else end

@@ -51,6 +51,7 @@ class Slurm:
     def __init__(self, folder: Path, *, accounting: bool) -> None:
         self.folder, self.accounting = folder, accounting
         self.conf = folder / "slurm.conf"
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {**os.environ, "SLURM_CONF": str(self.conf)}
         names = ("control", *NODES, "slurmdbd", "mariadbd")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -108,6 +109,8 @@ class Slurm:
         with contextlib.suppress(OSError, ValueError):
             pid = int(file.read_text())
             os.kill(pid, number)
+            if name in self.children:
+                self.children.pop(name).wait(30)
             limit = time.monotonic() + 10
             while _command(pid) and time.monotonic() < limit:
                 time.sleep(0.05)
@@ -122,7 +125,9 @@ class Slurm:
     def _behind(self, name: str, *command: str) -> None:
         """Start what stays in the foreground."""
         with (self.folder / f"{name}.out").open("w") as out:
-            subprocess.Popen(command, env=self.environment, stdout=out, stderr=out, start_new_session=True)
+            self.children[name] = subprocess.Popen(
+                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
+            )
 
     def _munge(self) -> None:
         key = self.folder / "munge.key"
