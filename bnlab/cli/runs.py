@@ -150,7 +150,7 @@ def runs(
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
     from bnlab.analysis.select import Selection
-    from bnlab.record.folder import RunFolder, runs_below
+    from bnlab.record.folder import RunFolder, find_runs, runs_below
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
@@ -159,7 +159,10 @@ def runs(
             raise UsageError("--watch", "cannot be used with --json or --norms")
         from bnlab.cli.watch import watch
 
-        watch(runs, selection, plain=plain)
+        def look() -> tuple[list[dict[str, Any]], list[str]]:
+            return chosen(selection, [known(folder) for folder in find_runs(runs)])
+
+        watch(runs, look, by_activity=not sort, plain=plain)
         return
     of_one = not where and not sort and RunFolder(runs).spec_file.is_file()
     if norms and not of_one:
