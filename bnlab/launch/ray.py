@@ -274,15 +274,19 @@ def connected(address: str | None, cpus: float) -> Any:
     logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     code = {"py_modules": [str(Path(bnlab.__file__).parent)]}
-    quiet = {"log_to_driver": False, "configure_logging": False, "runtime_env": code}
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "runtime_env": code}
     if address is None:
         place = tempfile.mkdtemp(prefix="bnlab-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)  # a short path
         atexit.register(_end, library, place)
-        library.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=place, **quiet)
-    else:
-        library.init(address, **quiet)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        quiet |= {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": place}
+    try:
+        library.init(address or "local", **quiet)
+    except Exception as error:
+        words = " ".join(str(error).split())[:200].rstrip(".")
+        raise UsageError("launch", f"Ray does not start: {type(error).__name__}: {words}") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return library
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -70,18 +71,28 @@ class Nodes:
         self.address = f"127.0.0.2:{_free_port()}"
 
     def start(self, host: str) -> None:
-        """Bring up a node; the first one is the head."""
+        """Bring up a node; the first one is the head. Ray gives a node's agents 15 s, which a busy machine may need more
+        than, and the node then crashes."""
+        for _ in range(4):
+            if self._started(host):
+                return
+            self.kill(host)
+        raise AssertionError((self.folder / f"{host}.out").read_text())
+
+    def _started(self, host: str) -> bool:
         head = ("--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}")
         where = (f"--address={self.address}",) if self.processes else (*head, "--include-dashboard=false")
         script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
         more = ("--num-cpus=2", "--object-store-memory=100000000", "--block")
-        with (self.folder / f"{host}.out").open("wb") as out:
-            self.processes[host] = subprocess.Popen(
+        output = self.folder / f"{host}.out"
+        with output.open("wb") as out:
+            process = self.processes[host] = subprocess.Popen(
                 [sys.executable, "-c", script, "start", *where, f"--node-ip-address={host}", *more],
                 env=self.environment, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
-        started = "Ray runtime started"
-        until(lambda: started in (self.folder / f"{host}.out").read_text(), f"node {host}", 120)
+        done = "Ray runtime started"
+        until(lambda: done in output.read_text() or process.poll() is not None, f"answer of node {host}")
+        return process.poll() is None
 
     def kill(self, host: str) -> None:
         """As if its power were cut."""
@@ -96,8 +107,8 @@ class Nodes:
 
 
 def _free_port() -> int:
-    """Below those that Ray gives to its workers."""
-    for port in range(6400, 9999):
+    """Below those that Ray takes for itself."""
+    for port in random.SystemRandom().sample(range(6400, 8200), 200):
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("0.0.0.0", port))
             return port
