@@ -202,7 +202,7 @@ def _sort_keys(walk: Walk) -> list[Offer]:
 
 
 def _columns() -> list[str]:
-    from bnlab.cli.runs import COLUMNS
+    from bnlab.cli.table import COLUMNS
 
     return [name for name in COLUMNS if name not in ("norm", "seed", "steps")]  # those are keys of a spec too
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,22 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Runs, app, writing
+from bnlab.cli.table import chosen, known, mapping, read, status_of, watch
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
-    from bnlab.analysis.select import Selection
     from bnlab.core.spec import RunSpec
     from bnlab.record.folder import RunFolder
     from bnlab.record.runs import Run
-
-COLUMNS = ("run", "status", "norm", "lr", "seed", "step", "steps", "train_loss", "test_accuracy", "age_s")
-"""Keys of every row of the table."""
-
-SAME_COLUMN = ("norm.name", "optim.lr")
-"""Keys that are columns under another name."""
 
 MOST_NAMED = 5
 """Runs that have not ended and are listed one by one."""
@@ -150,19 +144,14 @@ def runs(
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
     from bnlab.analysis.select import Selection
-    from bnlab.record.folder import RunFolder, find_runs, runs_below
+    from bnlab.record.folder import RunFolder, runs_below
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
     if watching:
         if as_json or norms:
             raise UsageError("--watch", "cannot be used with --json or --norms")
-        from bnlab.cli.watch import watch
-
-        def look() -> tuple[list[dict[str, Any]], list[str]]:
-            return chosen(selection, [known(folder) for folder in find_runs(runs)])
-
-        watch(runs, look, by_activity=not sort, plain=plain)
+        watch(runs, selection, plain=plain)
         return
     of_one = not where and not sort and RunFolder(runs).spec_file.is_file()
     if norms and not of_one:
@@ -203,81 +192,15 @@ def some(lines: Sequence[str], what: str) -> list[str]:
     return [*lines[:MOST_NAMED], *([f"{left} more {what}"] if left > 0 else [])]
 
 
-def chosen(selection: Selection, found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the selected runs, and the keys that they have besides the columns."""
-    from bnlab.analysis.select import full_key
-
-    asked = selection.keys()
-    more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
-    rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
-    return rows, more
-
-
-def row(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the table, of all that is known of a run. None: not known."""
-    return {key: values[key] for key in COLUMNS}
-
-
-def known(folder: RunFolder) -> dict[str, Any]:
-    """All that is known of a run, by key: its columns, its spec, its status and final metrics. A file that cannot be
-    read leaves its keys out, or None."""
-    from bnlab.core.text import leaves
-    from bnlab.record.runs import age_s
-
-    tree, status = read(folder)
-    spec = dict(leaves(tree))
-    metrics = _mapping(status.pop("metrics", None))
-    columns = {
-        "run": str(folder.path),
-        "status": status["status"],
-        "norm": spec.get("norm.name"),
-        "lr": spec.get("optim.lr"),
-        "seed": spec.get("seed"),
-        "step": status.get("step"),
-        "steps": status.get("steps", spec.get("steps")),
-        "train_loss": metrics.get("train_loss", status.get("train_loss")),
-        "test_accuracy": metrics.get("test_accuracy"),
-        "age_s": age_s(folder),
-    }
-    final = {f"final_{name}": value for name, value in metrics.items()}
-    return {**spec, **dict(leaves(status)), **metrics, **final, **columns}
-
-
-def read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The spec, and the status as `status_of` has it; of a run with a file that cannot be read, `problem` says why."""
-    from bnlab.record.folder import BrokenError
-
-    status, problem = status_of(folder), None
-    try:
-        tree = folder.read_spec()
-        problem = folder.problem() if status["status"] == "unreadable" else None
-    except BrokenError as error:
-        tree, problem = {}, str(error)
-    return tree, status | ({"status": "unreadable", "problem": problem} if problem else {})
-
-
-def status_of(folder: RunFolder) -> dict[str, Any]:
-    """The status, with the state of the run now; the step of a run that has not ended is that of its journal."""
-    from bnlab.record.runs import progress_of, state_of
-
-    state, status = state_of(folder)
-    recorded = progress_of(folder) if state in ("running", "interrupted") else {}
-    return {**status, **recorded, "status": state}
-
-
 def card(folder: RunFolder) -> dict[str, Any]:
     """Everything about one run."""
     from bnlab.record.runs import age_s
 
     spec, status = read(folder)
-    provenance = _mapping(spec.pop("provenance", {}))
+    provenance = mapping(spec.pop("provenance", {}))
     files = {file.name: file.stat().st_size for file in sorted(folder.path.iterdir()) if file.is_file()}
     age = {"age_s": age_s(folder)}
     return {"run": str(folder.path), **status, **age, "spec": spec, "provenance": provenance, "files": files}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 @app.command()

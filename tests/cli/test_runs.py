@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bnlab.cli import runs
-from bnlab.cli.runs import known, row
+from bnlab.cli.table import known, row
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import last_record
 from bnlab.terminal import tables

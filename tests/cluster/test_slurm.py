@@ -82,7 +82,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of `launch=local`."""
     folder = tmp_path_factory.mktemp("local")
     command = [sys.executable, "-c", WITHOUT_REPORT, "sweep", *TINY, *LONGER]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs"
 
 

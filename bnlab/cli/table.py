@@ -1,0 +1,130 @@
+"""The table of `bnlab runs`, and `--watch`: the same again and again, until nothing runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bnlab.cli import INTERRUPTED, Stop
+from bnlab.terminal.signs import is_screen, say
+
+if TYPE_CHECKING:
+    from bnlab.analysis.select import Selection
+    from bnlab.record.folder import RunFolder
+
+EVERY_S, SHARE = 3.0, 0.05
+"""Seconds between two looks, and the share of the time that looks may take: a disk may be one that many share."""
+CLEAR = "\x1b[H\x1b[J"
+
+COLUMNS = ("run", "status", "norm", "lr", "seed", "step", "steps", "train_loss", "test_accuracy", "age_s")
+"""Keys of every row of the table."""
+
+SAME_COLUMN = ("norm.name", "optim.lr")
+"""Keys that are columns under another name."""
+
+
+def chosen(selection: Selection, found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the selected runs, and the keys that they have besides the columns."""
+    from bnlab.analysis.select import full_key
+
+    asked = selection.keys()
+    more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
+    rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
+    return rows, more
+
+
+def row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the table, of all that is known of a run. None: not known."""
+    return {key: values[key] for key in COLUMNS}
+
+
+def known(folder: RunFolder) -> dict[str, Any]:
+    """All that is known of a run, by key: its columns, its spec, its status and final metrics. A file that cannot be
+    read leaves its keys out, or None."""
+    from bnlab.core.text import leaves
+    from bnlab.record.runs import age_s
+
+    tree, status = read(folder)
+    spec = dict(leaves(tree))
+    metrics = mapping(status.pop("metrics", None))
+    columns = {
+        "run": str(folder.path),
+        "status": status["status"],
+        "norm": spec.get("norm.name"),
+        "lr": spec.get("optim.lr"),
+        "seed": spec.get("seed"),
+        "step": status.get("step"),
+        "steps": status.get("steps", spec.get("steps")),
+        "train_loss": metrics.get("train_loss", status.get("train_loss")),
+        "test_accuracy": metrics.get("test_accuracy"),
+        "age_s": age_s(folder),
+    }
+    final = {f"final_{name}": value for name, value in metrics.items()}
+    return {**spec, **dict(leaves(status)), **metrics, **final, **columns}
+
+
+def read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The spec, and the status as `status_of` has it; of a run with a file that cannot be read, `problem` says why."""
+    from bnlab.record.folder import BrokenError
+
+    status, problem = status_of(folder), None
+    try:
+        tree = folder.read_spec()
+        problem = folder.problem() if status["status"] == "unreadable" else None
+    except BrokenError as error:
+        tree, problem = {}, str(error)
+    return tree, status | ({"status": "unreadable", "problem": problem} if problem else {})
+
+
+def status_of(folder: RunFolder) -> dict[str, Any]:
+    """The status, with the state of the run now; the step of a run that has not ended is that of its journal."""
+    from bnlab.record.runs import progress_of, state_of
+
+    state, status = state_of(folder)
+    recorded = progress_of(folder) if state in ("running", "interrupted") else {}
+    return {**status, **recorded, "status": state}
+
+
+def watch(root: Path, selection: Selection, *, plain: bool) -> None:
+    """Show the selected runs until none runs or is in SLURM: on a screen the table, those that run first, as many as
+    there is room for; else a line whenever a run has changed its state."""
+    from bnlab.launch._arrays import held_below
+    from bnlab.record.folder import find_runs
+    from bnlab.terminal import tables
+
+    stop, before, screen = Stop(), "", is_screen(sys.stdout) and not plain
+    while stop.reason is None:
+        start = time.monotonic()
+        rows, more = chosen(selection, [known(folder) for folder in find_runs(root)])
+        held = held_below(root)
+        states = Counter(row["status"] for row in rows)
+        queued = held - {str(Path(row["run"]).absolute()) for row in rows if row["status"] != "interrupted"}
+        counts = [f"{number} {state}" for state, number in states.most_common()]
+        line = ", ".join(counts + [f"{len(queued)} in the queue"] * bool(queued)) or "no runs"
+        if screen:
+            room = max(1, shutil.get_terminal_size().lines - 4)
+            active = sorted(rows, key=lambda row: (row["status"] != "running", row["age_s"]))
+            shown = rows if selection.sort else active
+            print(CLEAR, end="")
+            if shown:
+                tables.show_runs(shown[:room], more=more)
+            say(line)
+        elif line != before:
+            say(f"{time.strftime('%H:%M:%S')}  {line}")
+        if not held and not states["running"]:
+            return
+        before, until = line, time.monotonic() + max(EVERY_S, (time.monotonic() - start) / SHARE)
+        while stop.reason is None and time.monotonic() < until:
+            time.sleep(0.1)
+    raise typer.Exit(INTERRUPTED)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
