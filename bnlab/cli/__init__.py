@@ -19,7 +19,7 @@ import typer
 from bnlab import __version__
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.text import cut
-from bnlab.terminal.signs import complain, say
+from bnlab.terminal.signs import complain, only_json, say
 
 OK, USAGE, FAILED, CHANGED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes: done; a mistake of the user; a run or a check failed; another verdict than expected; Ctrl-C."""
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code. A mistake of the user is one line: what was typed or written is wrong, or
     a file cannot be read or written."""
     try:
-        code = app(args=None if arguments is None else list(arguments), prog_name="bnlab", standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        with only_json() if "--json" in words else contextlib.nullcontext():
+            code = app(args=words, prog_name="bnlab", standalone_mode=False)
         raise SystemExit(code or OK)
     except UsageError as error:
         lines = error.lines

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -87,3 +91,35 @@ def _git(folder: Path) -> dict[str, Any]:
         return {"git_sha": None, "git_dirty": None}
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
+
+
+class TooLongError(Exception):
+    """A step took longer than `launch.timeout`."""
+
+
+GRACE_S = 30.0
+_limited = 0.0
+
+
+def limit(seconds: float | None) -> None:
+    """From now on, so many seconds may pass until the next call; else `TooLongError` is raised in the main thread, and
+    where that does not help, the process ends `GRACE_S` later with its stack on stderr. None: any number may."""
+    global _limited
+    now = time.monotonic()
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        return
+    if seconds is None:
+        if _limited:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
+        _limited = 0.0
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TooLongError(f"no step for {seconds:g} s (launch.timeout)")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if now - _limited > 1:  # it starts a thread
+        _limited = now
+        faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)

@@ -145,8 +145,8 @@ class Lockstep(Generic[Key]):
         started = time.perf_counter()
         try:
             work(member.run)
-        except Exception as error:
-            member.result = error
+        except (Exception, SystemExit) as error:
+            member.result = error_of(error)
         member.seconds += time.perf_counter() - started
 
     def _turn(self, member: Member[Key], stopped: Stopped) -> None:
@@ -353,9 +353,14 @@ def go_on_alone(member: Member[Key], stopped: Stopped) -> Member[Key]:
     member.run.seconds = lambda: before + time.monotonic() - started
     try:
         member.result = member.run.go_on(stopped)
-    except Exception as error:
-        member.result = error
+    except (Exception, SystemExit) as error:
+        member.result = error_of(error)
     return member
+
+
+def error_of(error: BaseException) -> Exception:
+    """The error of a run whose code may have called `sys.exit`."""
+    return error if isinstance(error, Exception) else RuntimeError(f"its code called sys.exit({error})")
 
 
 def closed(member: Member[Key]) -> Member[Key]:

@@ -184,6 +184,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        host.limit(None)
         self.recorder.close()
 
     def train(self, stopped: Callable[[], str | None]) -> Status:
@@ -264,6 +265,7 @@ class Run:
 
     def beat(self) -> None:
         """Write the heartbeat, if it is due."""
+        host.limit(self.setup.spec.launch.timeout)
         now = time.monotonic()
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now

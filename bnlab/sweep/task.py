@@ -123,6 +123,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
             task = waiting.popleft()
             closing = contextlib.ExitStack()
             READ.update(task.plugins)
+            host.limit(task.spec.launch.timeout)
             try:
                 entered = opened(
                     assemble(task.spec, shared),
@@ -132,8 +133,8 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
                     profile=task.profile,
                 )
                 run = closing.enter_context(entered)
-            except Exception as error:
-                found[task.spec.id] = _failure(error)
+            except (Exception, SystemExit) as error:
+                found[task.spec.id] = _failure(lockstep.error_of(error))
                 continue
             begun.append(closing)
             if isinstance(run, Run):
@@ -160,6 +161,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
             result = member.result
             found[member.key] = _failure(result) if isinstance(result, Exception) else result or {}
     finally:
+        host.limit(None)
         for closing in begun:  # of runs that something stopped which is no error of theirs, such as Ctrl-C
             closing.close()
     return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -84,7 +85,21 @@ def complain(text: str) -> None:
 
 def print_json(tree: Mapping[str, Any]) -> None:
     """Print one object on one line; a number that is not finite is null."""
-    say(json.dumps(_finite(tree), allow_nan=False, default=str))
+    say(json.dumps(_finite(tree), allow_nan=False, default=str), _stdout[-1] if _stdout else None)
+
+
+_stdout: list[TextIO] = []
+
+
+@contextlib.contextmanager
+def only_json() -> Iterator[None]:
+    """Inside it, only `print_json` writes to stdout: what a plugin prints goes to stderr."""
+    _stdout.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.pop()
 
 
 def _finite(value: Any) -> Any:

@@ -43,7 +43,7 @@ def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     """Runs a command in this process and this folder; an exception that leaves it is a traceback. A sweep makes no
     report."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "_reported", lambda root: None)
+    monkeypatch.setattr(sweeping, "_reported", lambda *_: None)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
 

@@ -44,7 +44,7 @@ class Said:
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
     """Runs `bnlab sweep` on the tiny grid in this process, one run after the other, without a report at its end."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "_reported", lambda root: None)
+    monkeypatch.setattr(sweeping, "_reported", lambda *_: None)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
 

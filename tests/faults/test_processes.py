@@ -1,0 +1,176 @@
+"""Plugins that hang, exit or print; a disk that is full, a folder that is gone, an owner that is no longer one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab.core.spec import RunSpec
+from bnlab.record import folder as folders
+from bnlab.record.files import DiskError
+from bnlab.record.folder import LostError, RunFolder
+from bnlab.run.setup import assemble
+from bnlab.run.train import train
+
+Stopped = Callable[..., tuple[RunSpec, RunFolder]]
+SpecOf = Callable[..., RunSpec]
+
+PLUGIN = """
+import os, sys, time
+import torch
+from bnlab import NORMS
+
+
+class Bad(torch.nn.Module):
+    steps = 0
+
+    def forward(self, x):
+        Bad.steps += self.training
+        if Bad.steps > 20:
+            {act}
+        return x
+
+
+@NORMS.register("{name}", title="bad")
+def bad(features, space_dims):
+    return Bad()
+"""
+WORDS = ("--config", "mlp_digits", "steps=60", "model.depth=2", "model.width=6", "probes=none", "data.batch_size=16")
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
+    """`plugin("time.sleep(60)")`: words for runs whose norm does that after some steps."""
+
+    def write(act: str) -> tuple[str, ...]:
+        name = f"bad_{hashlib.sha256(act.encode()).hexdigest()[:6]}"  # two plugins may not bring one name
+        (tmp_path / "bad.py").write_text(PLUGIN.replace("{act}", act).replace("{name}", name))
+        (tmp_path / "configs" / "norm").mkdir(parents=True)
+        (tmp_path / "configs" / "norm" / f"{name}.yaml").write_text(f"defaults: [none, _self_]\nname: {name}\n")
+        return (*WORDS, "plugins=[bad.py]", f"norm={name},none", "launch=inline", "--json")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        ("time.sleep(60)", "no step for 8 s (launch.timeout)"),
+        ("sys.exit(3)", "3"),
+        ("raise MemoryError('no room')", "MemoryError: no room"),
+        ("torch.empty(10**15)", "RuntimeError: "),
+    ],
+)
+def test_what_a_plugin_does_is_the_failure_of_its_run(
+    act: str, error: str, plugin: Callable[[str], tuple[str, ...]], bnlab: Callable[..., Any]
+) -> None:
+    said = bnlab("sweep", *plugin(act), "launch.timeout=" + ("8" if "sleep" in act else "null"))
+    assert said.code == 3
+    bad, other = said.json["runs"]
+    assert (bad["state"], other["state"]) == ("failed", "finished")
+    assert error in bad["error"]
+    assert "Traceback" not in said.err
+
+
+def test_what_a_plugin_prints_is_not_on_stdout(
+    plugin: Callable[[str], tuple[str, ...]], bnlab: Callable[..., Any]
+) -> None:
+    said = bnlab("sweep", *plugin("print('hello')"))
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "finished"]
+    assert "hello" in said.err
+
+
+def _owner(folder: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder.path / "owner.json").read_text())
+    return found
+
+
+def _files(folder: RunFolder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.path.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("checkpoint_s", ["0", "1000"])
+def test_an_owner_that_slept_while_its_run_was_taken_over_writes_nothing(
+    checkpoint_s: str, spec_of: SpecOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped before step 5. Another host, whose lock does not see this one's, trains the run to its end."""
+    spec, folder, steps = spec_of(f"launch.checkpoint_s={checkpoint_s}"), RunFolder(tmp_path / "run"), iter(range(100))
+    left: dict[str, bytes] = {}
+
+    def asleep() -> None:
+        if next(steps) != 5:
+            return
+        (folder.path / "owner.json").write_text(json.dumps(_owner(folder) | {"heartbeat_s": 0.0}))
+        (folder.path / "lock").unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "another-host")
+            assert train(assemble(spec), folder)["status"] == "finished"
+            left.update(_files(folder))
+            with folder.owned():  # and is at work on it again
+                left["owner.json"] = (folder.path / "owner.json").read_bytes()
+        (folder.path / "owner.json").write_bytes(left["owner.json"])
+
+    with pytest.raises(LostError, match=r"process .* on another-host is training this run"):
+        train(assemble(spec), folder, stopped=asleep)
+    assert _files(folder) == left
+
+
+def test_a_heartbeat_from_the_future_is_of_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    for ahead_s, alive in ((3600.0, False), (5.0, True), (-30.0, True), (-61.0, False)):
+        owner = {"host": "another-host", "pid": 1, "heartbeat_s": folders.time.time() + ahead_s}
+        (tmp_path / "owner.json").write_text(json.dumps(owner))
+        assert RunFolder(tmp_path).alive() is alive
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "status.json", "journal.jsonl", "owner.json", "spec.yaml"])
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
+    file: str, spec_of: SpecOf, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, folder = spec_of("launch.checkpoint_s=0"), RunFolder(tmp_path / "run")
+    real, calls = os.fsync, iter(range(100))
+    after = 4 if file == "checkpoint.pt" else 0
+
+    def full(descriptor: int) -> None:
+        if file in os.readlink(f"/proc/self/fd/{descriptor}") and next(calls) >= after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskError, match=r"/run: cannot be written: no space left on device\. When that is mended"):
+            train(assemble(spec), folder)
+    assert not list(folder.path.glob(".*"))  # what could not be written takes no room
+    assert train(assemble(spec), folder)["metrics"] == run(spec, "whole").status["metrics"]
+    assert [line for line in (folder.path / "log.txt").read_text().splitlines() if "Traceback" in line] == []
+
+
+def test_a_folder_that_is_removed_stops_its_run(spec_of: SpecOf, tmp_path: Path) -> None:
+    folder, steps = RunFolder(tmp_path / "run"), iter(range(100))
+
+    def remove() -> None:
+        if next(steps) == 5:
+            folder.path.rename(tmp_path / "gone")
+
+    with pytest.raises(DiskError, match=r"/run: was removed\. "):
+        train(assemble(spec_of("launch.checkpoint_s=0")), folder, stopped=remove)
+    assert not folder.path.exists()
+
+
+def test_parts_that_killed_processes_left_are_swept_up(stopped: Stopped) -> None:
+    spec, folder = stopped(5)
+    (folder.path / "plugins" / "0").mkdir(parents=True)
+    parts = [
+        folder.path / name for name in (".checkpoint.pt.123", ".status.json.9", "plugins/0/.my.py.77", ".board.part")
+    ]
+    for part in parts:
+        part.write_bytes(b"x")
+    train(assemble(spec), folder)
+    assert [part for part in parts if part.exists()] == []
