@@ -130,8 +130,7 @@ def _disk(folder: RunFolder) -> Iterator[None]:
 
 
 def _status(folder: RunFolder) -> tuple[Status, str | None]:
-    """The status, and what is wrong with it or with the spec. One that cannot be read counts as none: what the last
-    checkpoint and the spec lead to is what it said."""
+    """The status, and what is wrong with it or with the spec. One that cannot be read is found out again."""
     try:
         status = folder.status()
     except BrokenError as error:
@@ -287,8 +286,7 @@ class Run:
 
     def _seconds(self) -> tuple[float, float]:
         """The seconds spent on this run so far, in all and on measuring, with its earlier parts."""
-        in_all = self._before.run_s + self.seconds()
-        return in_all, self._before.measure_s + self.recorder.seconds
+        return self._before.run_s + self.seconds(), self._before.measure_s + self.recorder.seconds
 
     def _interrupted(self, step: int, reason: str) -> Status:
         if self.guard.settle():
