@@ -77,12 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = f"{context.command_path if context else 'bnlab'}: {message[:1].lower()}{message[1:].rstrip('.')}."
         lines = (f"{cut(line, 600)} See: {context.command_path if context else 'bnlab'} --help",)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and _has_folder():
             raise
-        lines = (f"{cut(str(error.filename))}: {(error.strerror or str(error)).lower()}.",)
+        lines = (f"{cut(str(error.filename or 'the current folder'))}: {(error.strerror or str(error)).lower()}.",)
     for line in lines:
         complain(line)
     raise SystemExit(USAGE)
+
+
+def _has_folder() -> bool:
+    """Whether the folder that the command was typed in is still there."""
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _version(wanted: bool) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +69,23 @@ def test_any_tree_as_a_config_is_taken_or_costs_one_line(
 def test_random_inputs_cost_one_line_each() -> None:
     found, _ = run_all(range(300), seed=2)
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (b"list \xff\x1b[31m", {"LC_ALL": "C"}, r"KIND: nothing of this kind, got '\\udcff\\x1b\[31m'\. .*"),
+        ("list é".encode(), {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, r"KIND: nothing of this kind, got '\?'\. .*"),
+        (b"train --config quickstart --show", {}, r"the current folder: no such file or directory\."),
+    ],
+    ids=["bytes", "ascii", "gone"],
+)
+def test_what_surrounds_a_process_is_no_surprise(
+    words: bytes, environment: dict[str, str], says: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    go = f'cd {tmp_path} && {f"rmdir {tmp_path} &&" if request.node.name.endswith("[gone]") else ""} exec "$@"'
+    line = [b"sh", b"-c", go.encode(), b"sh", os.fsencode(sys.executable), b"-m", b"bnlab"]
+    done = subprocess.run([*line, *words.split(b" ")], env=here, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(says, done.stderr.decode().rstrip("\n")), done.stderr
