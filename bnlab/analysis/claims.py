@@ -308,8 +308,8 @@ def read_expected(file: Path, study: Study) -> dict[str, str]:
         node: Any = yaml.compose(text, Loader=yaml.SafeLoader)  # has doubled keys, which the tree has not
     except OSError as error:
         raise UsageError(option, (error.strerror or str(error)).lower(), str(file)) from None
-    except ValueError as error:
-        raise UsageError(option, f"cannot be read, {error}", str(file), form) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(option, f"cannot be read, {' '.join(str(error).split())}", str(file), form) from None
     if not isinstance(tree, Mapping) or not tree:
         raise UsageError(option, "has no claims", str(file), form)
     if len(node.value) > len(tree):
