@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.xdist_g
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS), "seed=range(0,6)", "--plain")
-LONGER = ("steps=800", "launch.checkpoint_s=0.2")
+LONGER = ("steps=600", "launch.checkpoint_s=1")
 """Long enough to be disturbed in the middle."""
 ON_SLURM = ("launch=slurm", "launch.slices=2")
 WITHOUT_REPORT = "from bnlab.cli import main, sweep; sweep._reported = lambda root: None; main()"
