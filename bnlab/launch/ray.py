@@ -56,10 +56,10 @@ THERE = "Install there what is here: the same Python, Ray, torch and other depen
 
 @dataclass(slots=True, kw_only=True)
 class _Sent:
-    """A task on its way: its parcel, the status files that were sent, and the runs that are owned until it is back."""
+    """A task: its parcel; the run folders as their owner writes them, and their ownership, until it is back."""
 
     item: Any
-    statuses: list[bytes | None]
+    folders: list[RunFolder]
     owned: contextlib.ExitStack
     stopped_at: float | None = None
 
@@ -135,28 +135,26 @@ class Ray:
                 if time.monotonic() - beat >= HEARTBEAT_S:
                     beat = time.monotonic()
                     for sent in running.values():
-                        for folder in sent.item.folders if sent.item.owns else ():
-                            RunFolder(folder).heartbeat()
+                        for folder in sent.folders if sent.item.owns else ():
+                            with contextlib.suppress(UsageError):  # it has another owner, which is seen at the end
+                                folder.heartbeat()
                 for reference in cluster.wait(list(running), timeout=TICK_S)[0]:
                     yield _received(cluster, reference, running.pop(reference))
         finally:
             for reference, sent in running.items():
                 cluster.cancel(reference, force=True)
-                sent.owned.close()
+                with contextlib.suppress(UsageError):
+                    sent.owned.close()
 
 
 def _send(task: Any, function: Callable[[Any], Any], item: Any) -> tuple[Any, _Sent]:
     """Raises BusyError if another process has one of the runs."""
+    folders = [RunFolder(path) for path in item.folders]
     with contextlib.ExitStack() as owned:
-        for folder in item.folders if item.owns else ():
-            owned.enter_context(RunFolder(folder).owned())
+        if item.owns:
+            folders = [owned.enter_context(folder.owned()) for folder in folders]
         reference = task.remote(to_text(function, item), archive.pack(archive.content(item.folders)))
-        return reference, _Sent(item=item, statuses=_statuses(item), owned=owned.pop_all())
-
-
-def _statuses(item: Any) -> list[bytes | None]:
-    files = [RunFolder(folder).status_file for folder in item.folders]
-    return [file.read_bytes() if file.is_file() else None for file in files]
+        return reference, _Sent(item=item, folders=folders, owned=owned.pop_all())
 
 
 def _stop(cluster: Any, reference: Any, sent: _Sent) -> None:
@@ -170,27 +168,29 @@ def _stop(cluster: Any, reference: Any, sent: _Sent) -> None:
 
 
 def _received(cluster: Any, reference: Any, sent: _Sent) -> Outcome[Any]:
-    """Write what came back into the run folders. A run with another status than when it was sent has had another owner,
-    and is left as it is."""
-    item = sent.item
-    with sent.owned:
+    """Write what came back into the run folders. A run that has another owner now is left as it is."""
+    item, ours, lost = sent.item, dict[int, Path](), None
+    with contextlib.suppress(UsageError), sent.owned:  # raised at the end of the ownership of such a run
         try:
             text, packed = cluster.get(reference)
-        except cluster.exceptions.RayError as error:
-            if sent.stopped_at is not None or isinstance(error, cluster.exceptions.TaskCancelledError):
-                return Outcome(item=item)
-            return Outcome(item=item, error=_line(error, cluster))
-        try:
             answer = json.loads(text)
             files, gone = archive.unpack(packed, len(item.folders)), answer["gone"]
             archive.accept(gone, len(item.folders))
-        except (ValueError, KeyError, TypeError) as error:
-            return Outcome(item=item, error=f"what came back was refused: {error}")
-        if refused := answer.get("refused"):
-            raise UsageError("launch", f"a node of the cluster refused a run: {refused.rstrip('.')}")
-        before = zip(item.folders, sent.statuses, _statuses(item), strict=True)
-        ours = {index: folder for index, (folder, then, now) in enumerate(before) if then == now}
-        archive.put(files, gone, ours)
+        except (cluster.exceptions.RayError, ValueError, KeyError, TypeError) as error:
+            lost = error
+        else:
+            for index, folder in enumerate(sent.folders):
+                with contextlib.suppress(UsageError):
+                    folder.refuse_others()
+                    ours[index] = folder.path
+            archive.put(files, gone, ours)
+    if isinstance(lost, cluster.exceptions.RayError):
+        cancelled = sent.stopped_at is not None or isinstance(lost, cluster.exceptions.TaskCancelledError)
+        return Outcome(item=item) if cancelled else Outcome(item=item, error=_line(lost, cluster))
+    if lost is not None:
+        return Outcome(item=item, error=f"what came back was refused: {lost}")
+    if refused := answer.get("refused"):
+        raise UsageError("launch", f"a node of the cluster refused a run: {refused.rstrip('.')}")
     if len(ours) < len(item.folders):
         return Outcome(item=item)
     return Outcome(item=item, value=answer["value"], error=answer["error"])
@@ -267,6 +267,7 @@ def connected(address: str | None, cpus: float) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it listens on the machine's own address
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else runs have less of a core than anything else
     else:
         refuse_unreachable(address)
     library = importlib.import_module("ray")

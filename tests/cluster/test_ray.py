@@ -57,22 +57,25 @@ class Nodes:
     """A Ray cluster. Each node is a process group of its own, and ends with it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.temporary = folder, folder / "t"
+        self.temporary.mkdir()
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "TMPDIR": str(self.temporary),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # by default 15: on a busy machine nothing would happen
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.address = f"127.0.0.2:{_free_port()}"
 
     def start(self, host: str) -> None:
-        """Bring up a node; the first one is the head. Ray gives a node's agents 15 s, which a busy machine may need more
-        than, and the node then crashes."""
+        """Bring up a node; the first one is the head. Ray gives a node's agents 15 s to start. On a busy machine they
+        may need more, and the node then crashes."""
         for _ in range(4):
             if self._started(host):
                 return
@@ -94,10 +97,22 @@ class Nodes:
         until(lambda: done in output.read_text() or process.poll() is not None, f"answer of node {host}")
         return process.poll() is None
 
+    def owners(self, pattern: str) -> list[int]:
+        """The processes that own folders of tasks."""
+        found = []
+        for file in self.temporary.glob(f"{ray.PREFIX}*/{pattern}"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(int(json.loads(file.read_text())["pid"]))
+        return found
+
+    def workers(self) -> list[int]:
+        """Ray's processes that have a task."""
+        return [pid for pid in self.owners("owner.json") if _raylet(pid)]
+
     def kill(self, host: str) -> None:
         """As if its power were cut."""
         process = self.processes.pop(host)
-        runs = [pid for pid in workers() if host in _raylet(pid)]
+        runs = [pid for pid in self.workers() if host in _raylet(pid)]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         for pid in runs:
@@ -130,20 +145,6 @@ def until(found: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         assert time.monotonic() < limit, f"no {what} in {seconds:g} s"
         time.sleep(0.05)
     return answer
-
-
-def owners(pattern: str) -> list[int]:
-    """The processes that own folders of tasks."""
-    found = []
-    for file in Path(tempfile.gettempdir()).glob(f"{ray.PREFIX}*/{pattern}"):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(json.loads(file.read_text())["pid"]))
-    return found
-
-
-def workers() -> list[int]:
-    """Ray's processes that have a task."""
-    return [pid for pid in owners("owner.json") if _raylet(pid)]
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_the_runs_of_a_cluster_are_those_of_this_machine(
     there, here = traces_of(tmp_path / "there"), traces_of(tmp_path / "here")
     assert len(here) == 24
     assert there == here
-    assert not list(Path(tempfile.gettempdir()).glob(f"{ray.PREFIX}*"))
+    assert not list(nodes.temporary.glob(f"{ray.PREFIX}*"))
 
 
 def test_a_killed_worker_and_a_lost_node_cost_no_run(
@@ -228,9 +229,11 @@ def test_a_killed_worker_and_a_lost_node_cost_no_run(
 ) -> None:
     nodes.start("127.0.0.4")
     process = sweeps.start(*ALL, *LONGER, "launch=ray", f"launch.address={nodes.address}", "--runs", "there")
-    until(lambda: len(owners("0/owner.json")) >= 3, "three runs")
-    lost = until(lambda: [pid for pid in workers() if "127.0.0.4" in _raylet(pid)], "worker on the third node")
-    killed = until(lambda: [pid for pid in workers() if "127.0.0.4" not in _raylet(pid)], "worker on another node")
+    until(lambda: len(nodes.owners("0/owner.json")) >= 3, "three runs")
+    lost = until(lambda: [pid for pid in nodes.workers() if "127.0.0.4" in _raylet(pid)], "worker on the third node")
+    killed = until(
+        lambda: [pid for pid in nodes.workers() if "127.0.0.4" not in _raylet(pid)], "worker on another node"
+    )
     os.kill(killed[0], signal.SIGKILL)
     nodes.kill("127.0.0.4")
     assert lost
@@ -243,11 +246,11 @@ def test_a_killed_run_and_a_killed_sweep_are_completed_by_the_same_line(
 ) -> None:
     line = (*ALL, *LONGER, "launch=ray", f"launch.address={nodes.address}", "--runs", "there")
     process = sweeps.start(*line)
-    os.kill(until(lambda: owners("0/owner.json"), "run")[0], signal.SIGKILL)
+    os.kill(until(lambda: nodes.owners("0/owner.json"), "run")[0], signal.SIGKILL)
     until(lambda: len(list(tmp_path.rglob("status.json"))) >= 3, "finished runs")
     process.kill()
     process.communicate()
-    until(lambda: not workers(), "end of its tasks")
+    until(lambda: not nodes.workers(), "end of its tasks")
     found = sweeps.run(*line)
     assert states(found) == {"finished": 24}
     assert traces_of(tmp_path / "there") == traces_of(whole)
@@ -256,7 +259,7 @@ def test_a_killed_run_and_a_killed_sweep_are_completed_by_the_same_line(
 def test_a_killed_process_of_a_run_costs_that_run_alone(sweeps: Sweeps, nodes: Nodes, tmp_path: Path) -> None:
     line = ("norm=batch", *LONGER, "launch=ray", f"launch.address={nodes.address}", "--runs", "there")
     process = sweeps.start(*line)
-    os.kill(until(lambda: owners("0/owner.json"), "run")[0], signal.SIGKILL)
+    os.kill(until(lambda: nodes.owners("0/owner.json"), "run")[0], signal.SIGKILL)
     found = sweeps.ended(process, code=3)
     assert sorted(states(found).items())[0] == ("finished", 3)
     (error,) = [run["error"] for run in found["runs"] if "error" in run]
@@ -267,14 +270,14 @@ def test_a_killed_process_of_a_run_costs_that_run_alone(sweeps: Sweeps, nodes: N
 def test_ctrl_c_brings_checkpoints_back(sweeps: Sweeps, nodes: Nodes, tmp_path: Path) -> None:
     line = ("norm=batch", "steps=200000", "launch=ray", f"launch.address={nodes.address}", "launch.lockstep=off")
     process = sweeps.start(*line, "--runs", "there")
-    until(lambda: len(list(Path(tempfile.gettempdir()).glob(f"{ray.PREFIX}*/0/journal.jsonl"))) >= 2, "runs")
+    until(lambda: len(list(nodes.temporary.glob(f"{ray.PREFIX}*/0/journal.jsonl"))) >= 2, "runs")
     os.killpg(process.pid, signal.SIGINT)
     found = sweeps.ended(process, code=130)
     assert states(found)["interrupted"] >= 2
     back = [RunFolder(file.parent) for file in tmp_path.rglob("checkpoint.pt")]
     assert len(back) >= 2
     assert all(folder.status()["step"] > 0 and not folder.alive() for folder in back)
-    until(lambda: not workers(), "end of the tasks")
+    until(lambda: not nodes.workers(), "end of the tasks")
 
 
 # -- who answers -------------------------------------------------------------------------------------------------------

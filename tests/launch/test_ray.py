@@ -83,8 +83,10 @@ def _cancelled(text: str, packed: bytes) -> Any:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
     before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
+    (tmp_path / "node").mkdir()
     made = Cluster()
     monkeypatch.setattr(ray, "connected", lambda address, cpus: made)
     yield made
@@ -115,7 +117,7 @@ def test_runs_come_back_as_those_of_this_machine(
     for task in group.tasks:
         train(assemble(task.spec), RunFolder(tmp_path / "here" / task.spec.folder))
     assert traces_of(tmp_path / "runs") == traces_of(tmp_path / "here")
-    assert not list(Path(tempfile.gettempdir()).glob(f"{ray.PREFIX}*"))
+    assert not list((tmp_path / "node").glob(f"{ray.PREFIX}*"))
     assert not group.tasks[0].folder.alive()
     assert cluster.options == {"num_cpus": 1.0, "num_gpus": 0, "max_retries": 3}
 
@@ -126,7 +128,7 @@ def test_a_run_starts_afresh_where_it_should(cluster: Cluster, group: Group) -> 
     train(assemble(group.tasks[0].spec), folder)
     folder.add_answer({"accuracy": 1})
     folder.log("before")
-    on(Group((replace(group.tasks[0], fresh=True, since=0.0),)))
+    on(Group((replace(group.tasks[0], fresh=True, since=1.0),)))
     text = (folder.path / "log.txt").read_text()
     assert ("before" in text, text.count("from step 0 of 12")) == (False, 1)
     assert not folder.answers_file.exists()
@@ -143,6 +145,22 @@ def test_meanwhile_the_runs_are_this_process_s(cluster: Cluster, group: Group) -
     assert on(group).error is None
 
 
+def test_a_heartbeat_leaves_the_runs_this_process_s(
+    cluster: Cluster, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = 0
+
+    def wait(references: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        nonlocal waited
+        waited += 1
+        return ([], references) if waited < 4 else (references, [])
+
+    monkeypatch.setattr(ray, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(cluster, "wait", wait)
+    assert on(group).value is not None
+    assert all(task.folder.status()["status"] == "finished" for task in group.tasks)
+
+
 def test_a_run_that_another_process_trains_is_left_to_it(cluster: Cluster, group: Group) -> None:
     with group.tasks[1].folder.owned():
         outcome = on(group)
@@ -154,6 +172,7 @@ def test_a_run_that_had_another_owner_meanwhile_is_left_as_it_is(cluster: Cluste
     taken, own = (task.folder for task in group.tasks)
 
     def answer(text: str, packed: bytes) -> Any:
+        (taken.path / "owner.json").write_text('{"host": "other", "token": "its own"}')
         taken.write_status({"status": "finished", "step": 12})
         return work(text, packed)
 
@@ -162,6 +181,7 @@ def test_a_run_that_had_another_owner_meanwhile_is_left_as_it_is(cluster: Cluste
     assert (outcome.value, outcome.error) == (None, None)
     assert taken.status() == {"status": "finished", "step": 12}
     assert not taken.checkpoint_file.exists()
+    assert "its own" in (taken.path / "owner.json").read_text()
     assert own.status()["status"] == "finished"
 
 
