@@ -155,14 +155,15 @@ def words_out(as_json: bool) -> TextIO:
     return sys.stderr if as_json else sys.stdout
 
 
-def no_config(config_dir: Path | None, *kinds: str) -> UsageError:
-    """The error of a command without --config: it lists the configs of these kinds."""
+def no_config(config_dir: Path | None, given: Sequence[str], *kinds: str) -> UsageError:
+    """The error of a command without --config: it lists the configs of these kinds, or takes the first word for one."""
     from bnlab.config import available, config_dirs
 
     dirs = config_dirs(config_dir)
-    return UsageError(
-        "--config", "missing", remedy=nearest("", [name for kind in kinds for name in available(kind, dirs)])
-    )
+    known = [name for kind in kinds for name in available(kind, dirs)]
+    meant = [word for word in given if word in known]
+    remedy = f"Did you mean: --config {meant[0]}?" if meant else nearest("", known)
+    return UsageError("--config", "missing", remedy=remedy)
 
 
 @contextlib.contextmanager

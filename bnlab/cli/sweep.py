@@ -78,7 +78,7 @@ def sweep(
             if value is not None:
                 raise UsageError(option, "needs --all", value)
         if config is None:
-            raise cli.no_config(config_dir, "studies", "experiments")
+            raise cli.no_config(config_dir, asked.overrides, "studies", "experiments")
         done = _sweep(config, asked)
         if as_json:
             print_json(done.tree)

@@ -42,7 +42,7 @@ def train(
     from bnlab.record.runs import other_than, state_to_resume
 
     if config is None:
-        raise cli.no_config(config_dir, "experiments")
+        raise cli.no_config(config_dir, overrides or (), "experiments")
     given = overrides or []
     spec = configs.load(config, given, config_dir)
     if show:

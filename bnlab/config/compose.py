@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -39,11 +39,13 @@ class Composer:
     of its groups; and a copy of what it composed 8 ms, so that values are set in a plain copy, unless one refers to
     another (`seed=${model.depth}`), which takes OmegaConf to resolve. Needs Hydra set up."""
 
-    def __init__(self, name: str, overrides: Overrides) -> None:
-        """Raises UsageError for an unknown experiment."""
+    def __init__(self, name: str, overrides: Overrides, key: str = "--config") -> None:
+        """Raises UsageError for an unknown experiment, as the mistake of `key`."""
         experiments = available("experiments", overrides.dirs)
         if name not in experiments:
-            raise UsageError("--config", "no such experiment", name, nearest(name, experiments))
+            study = name in available("studies", overrides.dirs)
+            hint = f"It is a study: bnlab sweep --config {name}." if study else nearest(name, experiments)
+            raise UsageError(key, "no such experiment", name, hint)
         self.name, self.file, self.overrides = name, experiments[name], overrides
         self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
 
@@ -102,11 +104,28 @@ class Composer:
             self._bases[key] = tree, plain
         return self._bases[key]
 
-    def _composed(self, choices: list[str]) -> DictConfig:
-        try:
+    def _read(self, choices: list[str]) -> DictConfig:
+        """The experiment as Hydra composes it. A file without `defaults` holds what is other than in `run.yaml`: keys,
+        and options of groups by their names, such as `norm: layer`."""
+        own = read(self.file)
+        if "defaults" in own:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of `defaults` without _self_, which then comes last
                 tree = compose(f"experiments/{self.name}", overrides=choices)
+            if "steps" not in tree:
+                problem = "has `defaults` without /run"
+                raise UsageError(str(self.file), problem, remedy="Put /run first, or leave out all.")
+            return tree
+        named = [group for group in GROUPS if isinstance(own.get(group), str)]
+        chosen = {group: self.overrides.option(group, own.pop(group)) for group in named}
+        typed = dict(choice.split("=", 1) for choice in choices)
+        tree = compose("run", overrides=[f"{group}={option}" for group, option in {**chosen, **typed}.items()])
+        OmegaConf.set_struct(tree, False)
+        return cast(DictConfig, OmegaConf.merge(tree, {"name": self.name}, own))
+
+    def _composed(self, choices: list[str]) -> DictConfig:
+        try:
+            tree = self._read(choices)
             if choices:
                 # The experiment's settings of its own model do not hold for another one that the user chooses.
                 plain = compose("run", overrides=choices)

@@ -39,7 +39,7 @@ def load_study(name: str, overrides: Sequence[str], user_dir: Path | None = None
     with hydra_over(config_dirs(user_dir)) as reader:
         found = find(name, reader.dirs)
         study = _typed_over(found, overrides, reader)
-        composer = Composer(study.base, reader)
+        composer = Composer(study.base, reader, "base")
         fixed = _as_typed(study.overrides)
         bundles = {name: _as_typed(bundle) for name, bundle in study.arms.items()}
         in_all = [*fixed, *itertools.chain(*bundles.values())]

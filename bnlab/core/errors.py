@@ -76,13 +76,13 @@ def refuse_path(key: str, *parts: str) -> None:
 def nearest(word: object, known: Iterable[object]) -> str:
     """`Did you mean: optim.lr?` where a known word is close, else the list of known words.
 
-    >>> nearest("bach", ["none", "batch"])
-    'Did you mean: batch?'
+    >>> nearest("bach", ["none", "batch"]), nearest("batch_size", ["eval_batch_size", "data.batch_size"])
+    ('Did you mean: batch?', 'Did you mean: data.batch_size?')
     """
     word, known = str(word), sorted(map(str, known))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # the last part alone: `lr` for `optim.lr`
-        close = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    last = word.rpartition(".")[2]
+    close = [name for name in known if name.rpartition(".")[2] == last][:1]  # `lr` for `optim.lr`
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"Did you mean: {close[0]}?"
     return f"There are: {', '.join(known)}." if len(known) <= 40 else ""

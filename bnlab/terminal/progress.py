@@ -106,11 +106,16 @@ class Progress:
 
 
 class PlainLines(Progress):
-    """One line each tenth of the run."""
+    """One line each tenth of the run, with the latest measurements, and their steps where they are others."""
 
     def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO) -> None:
         super().__init__(title, steps, begun, out)
         self._tenths = Tenths(steps)
+        self._measured: dict[str, int] = {}
+
+    def listen(self, record: Record) -> None:
+        super().listen(record)
+        self._measured |= dict.fromkeys(record, int(record["step"]))
 
     def advanced(self) -> None:
         if self._tenths.passed(self.step):
@@ -128,8 +133,13 @@ class PlainLines(Progress):
 
     def _line(self) -> None:
         shown = {"train_loss": "loss", "train_accuracy": "accuracy", "test_accuracy": "test accuracy"}
-        values = [f"{word} {number(self.latest[name], 4)}" for name, word in shown.items() if name in self.latest]
+        known = {name: word for name, word in shown.items() if name in self.latest}
+        values = [f"{word} {number(self.latest[name], 4)}{self._at(name)}" for name, word in known.items()]
         say("  ".join([position("step", self.step, self.steps), *values, self.pace()]), self.out)
+
+    def _at(self, name: str) -> str:
+        """The step of a measurement, unless it is this one."""
+        return "" if self._measured[name] == self.step else f" at {self._measured[name]}"
 
 
 class Tally:

@@ -407,6 +407,47 @@ def test_a_key_in_a_file_that_nothing_reads_is_refused(mine: Path, body: str, ke
         assemble(config.load("mine", [], mine))
 
 
+def _plain(mine: Path, text: str, *overrides: str) -> RunSpec:
+    (mine / "experiments" / "mine.yaml").write_text(text)
+    return config.load("mine", list(overrides), mine)
+
+
+def test_a_file_without_defaults_says_what_is_other_than_in_the_base(mine: Path) -> None:
+    spec = _plain(mine, "model: {depth: 3}\nnorm: layer\nsteps: 20\noptim: {lr: 0.5}\n")
+    base = _plain(mine, "")
+    assert (spec.name, spec.norm.name, spec.steps, spec.optim.lr) == ("mine", "layer", 20, 0.5)
+    assert spec.model.options == {**base.model.options, "depth": 3}
+    assert (spec.data, spec.probes, spec.loss) == (base.data, base.probes, base.loss)
+    assert _plain(mine, "norm: layer\n", "norm=batch", "norm.eps=1e-3").norm.options["eps"] == 1e-3
+
+
+def test_settings_of_a_model_do_not_hold_for_another_without_defaults_either(mine: Path) -> None:
+    assert _plain(mine, "model: {depth: 3}\n", "model=cnn").model.name == "cnn"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("stepz: 3\n", "stepz: no such key, got 3. Did you mean: steps?"),
+        ("norm: bach\n", "norm: no such option, got 'bach'. Did you mean: batch?"),
+        ("- 3\n", ".*mine.yaml: must have keys and values."),
+        (
+            "defaults: [_self_]\nname: mine\n",
+            ".*mine.yaml: has `defaults` without /run. Put /run first, or leave out all.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_without_defaults_is_one_line(mine: Path, text: str, line: str) -> None:
+    with pytest.raises(UsageError, match=f"^{line.replace('?', '[?]')}$"):
+        _plain(mine, text)
+
+
+def test_a_study_is_no_experiment_and_says_how_to_run_it() -> None:
+    hint = r"It is a study: bnlab sweep --config lr_smoothing\.$"
+    with pytest.raises(UsageError, match=rf"^--config: no such experiment, got 'lr_smoothing'\. {hint}"):
+        config.load("lr_smoothing", [])
+
+
 def test_a_file_that_gives_epochs_does_not_silently_train_the_default_number_of_steps(mine: Path) -> None:
     """`steps: 1000` comes from the base file: either the experiment's epochs win, or both together are refused."""
     _experiment(mine, "epochs: 3")

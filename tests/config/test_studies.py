@@ -243,7 +243,7 @@ def test_typed_overrides_replace_those_of_the_study() -> None:
     [
         ("base: quickstart\naxis: {seed: 1}", "axis: no such key, got {'seed': 1}. Did you mean: axes?"),
         ("axes: {seed: 1}", "base: missing"),
-        ("base: nothing", "--config: no such experiment, got 'nothing'. There are: "),
+        ("base: nothing", "base: no such experiment, got 'nothing'. There are: "),
         ("base: quickstart\naxes: [1]", "axes: must have keys and values, got [1]"),
         ("- 1", "mine.yaml: must have keys and values"),
         ("base: [", "expected node content"),

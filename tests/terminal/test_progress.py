@@ -44,17 +44,28 @@ def lines_of(clock: Clock, steps: int, first: int = 0, status: str = "finished")
 def test_ten_lines_at_the_tenths(clock: Clock) -> None:
     assert lines_of(clock, 20) == [
         "title",
-        "step  2/20  loss 0.5  1/s  eta 0:18",
-        "step  4/20  loss 0.25  1/s  eta 0:16",
-        "step  6/20  loss 0.1667  1/s  eta 0:14",
-        "step  8/20  loss 0.125  1/s  eta 0:12",
-        "step 10/20  loss 0.1  1/s  eta 0:10",
-        "step 12/20  loss 0.08333  1/s  eta 0:08",
-        "step 14/20  loss 0.07143  1/s  eta 0:06",
-        "step 16/20  loss 0.0625  1/s  eta 0:04",
-        "step 18/20  loss 0.05556  1/s  eta 0:02",
-        "step 20/20  loss 0.05  1/s  eta 0:00",
+        "step  2/20  loss 0.5 at 1  1/s  eta 0:18",
+        "step  4/20  loss 0.25 at 3  1/s  eta 0:16",
+        "step  6/20  loss 0.1667 at 5  1/s  eta 0:14",
+        "step  8/20  loss 0.125 at 7  1/s  eta 0:12",
+        "step 10/20  loss 0.1 at 9  1/s  eta 0:10",
+        "step 12/20  loss 0.08333 at 11  1/s  eta 0:08",
+        "step 14/20  loss 0.07143 at 13  1/s  eta 0:06",
+        "step 16/20  loss 0.0625 at 15  1/s  eta 0:04",
+        "step 18/20  loss 0.05556 at 17  1/s  eta 0:02",
+        "step 20/20  loss 0.05 at 19  1/s  eta 0:00",
     ]
+
+
+def test_a_measurement_of_the_step_itself_needs_no_step(clock: Clock) -> None:
+    out = io.StringIO()
+    progress = PlainLines("title", 10, lambda: 0, out)
+    progress.tick()
+    progress.listen({"step": 0, "train_loss": 2.0, "test_accuracy": 0.5})
+    progress.listen({"step": 1, "train_loss": 1.0})
+    clock.now += 1
+    progress.tick()
+    assert out.getvalue().splitlines()[-1] == "step  1/10  loss 1  test accuracy 0.5 at 0  1/s  eta 0:09"
 
 
 def test_a_resumed_run_says_where_it_resumes(clock: Clock) -> None:
