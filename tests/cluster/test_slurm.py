@@ -24,7 +24,7 @@ TINY = ("--config", "tiny", "--config-dir", str(CONFIGS), "seed=range(0,6)", "--
 LONGER = ("steps=600", "launch.checkpoint_s=1")
 """Long enough to be disturbed in the middle."""
 ON_SLURM = ("launch=slurm", "launch.slices=2")
-WITHOUT_REPORT = "from bnlab.cli import main, sweep; sweep._reported = lambda root: None; main()"
+WITHOUT_REPORT = "from bnlab.cli import main, sweep; sweep._reported = lambda *given: None; main()"
 Traces = Callable[[Path], dict[str, Any]]
 
 
