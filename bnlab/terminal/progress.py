@@ -122,8 +122,9 @@ class PlainLines(Progress):
             self._line()
 
     def finish(self, status: Mapping[str, Any]) -> None:
+        begun = self.step >= 0
         super().finish(status)
-        if status.get("status") == "finished" and self.step > self._first:
+        if begun and status.get("status") == "finished" and self.step > self._first:
             self._line()
 
     def _begin(self) -> None:
