@@ -17,6 +17,7 @@ import yaml
 from bnlab.board import card
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
+from bnlab.core.spec import id_of
 from bnlab.core.text import markdown, printable
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
@@ -42,8 +43,6 @@ def hostile(tmp_path: Path) -> Path:
     (root / "study.yaml").write_text(yaml.safe_dump(study | {"provenance": {"line": EVIL}}))
     for norm in ("batch", EVIL):
         for seed in (0, 1):
-            folder = RunFolder(root / norm.replace("/", "-")[:40] / "lr=0.1" / f"seed={seed}-{seed}{len(norm):09d}")
-            folder.path.mkdir(parents=True)
             of = {
                 "name": "s",
                 "seed": seed,
@@ -57,6 +56,9 @@ def hostile(tmp_path: Path) -> Path:
                 "optim": {"name": EVIL, "lr": 0.1, "schedule": EVIL},
             }
             of |= {"norm": {"name": norm}, "data": {"name": EVIL, "batch_size": 64}, "probes": {}}
+            name = f"seed={seed}-{id_of(of, ['0' * 64])}"
+            folder = RunFolder(root / norm.replace("/", "-")[:40] / "lr=0.1" / name)
+            folder.path.mkdir(parents=True)
             told = {
                 "bnlab": EVIL,
                 "git_sha": EVIL,

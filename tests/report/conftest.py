@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bnlab.core.spec import id_of
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal, Series
 from bnlab.record.runs import Run
@@ -55,9 +56,6 @@ def write_run(
     argv: Sequence[str] = ("bnlab", "train", "--config", "quickstart", "steps=40"),
 ) -> Path:
     """A run below `root`, laid out as `bnlab train` does."""
-    identity = f"{abs(hash_of(norm, lr, seed, spec)):010x}"[:10]
-    folder = RunFolder(root / norm / f"lr={lr:g}" / f"seed={seed}-{identity}")
-    folder.path.mkdir(parents=True)
     tree: dict[str, Any] = {
         "name": root.name,
         "seed": seed,
@@ -71,6 +69,8 @@ def write_run(
     for key, value in (spec or {}).items():
         group, _, option = key.partition(".")
         tree[group] = tree[group] | {option: value} if option else value
+    folder = RunFolder(root / norm / f"lr={lr:g}" / f"seed={seed}-{id_of(tree, ())}")
+    folder.path.mkdir(parents=True)
     folder.write_spec(tree, {"bnlab": "0.1.0", "git_sha": "c0ffee" * 6, "git_dirty": False, "argv": list(argv)})
     writer = Journal(folder.journal_file)
     for record in records(seed) if journal is None else journal:
@@ -82,11 +82,6 @@ def write_run(
     state |= {"metrics": metrics | ({} if bad else {"train_loss": loss}), "timing": {"run_s": 3.0}}
     folder.write_status(state | ({"error": error} if error else {}))
     return folder.path
-
-
-def hash_of(*parts: object) -> int:
-    """The same in every process."""
-    return sum((index + 1) * byte * 1_000_003**2 for index, byte in enumerate(repr(parts).encode())) % 16**10
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_read_costs_itself_alone(two: Path, bnlab: Calla
     code, out, err = bnlab()
     assert code == 3
     assert "made of    1 study" in out
-    assert re.fullmatch(r"runs/higher/study.yaml: not YAML, .* Remove it, .*\n", err)
+    assert re.fullmatch(r"runs/higher/study\.yaml: not YAML: .* Remove it, .*\n", err)
     assert (two / "gallery" / "lower" / "report.html").is_file()
 
 
