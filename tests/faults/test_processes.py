@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import bnlab.__main__
 from bnlab.core.spec import RunSpec
 from bnlab.record import folder as folders
 from bnlab.record.files import DiskError
@@ -174,3 +175,15 @@ def test_parts_that_killed_processes_left_are_swept_up(stopped: Stopped) -> None
         part.write_bytes(b"x")
     train(assemble(spec), folder)
     assert [part for part in parts if part.exists()] == []
+
+
+def test_ctrl_c_before_a_command_can_note_it_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnlab.cli.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        bnlab.__main__.main()
+    assert (ended.value.code, *capsys.readouterr()) == (130, "", "interrupted before anything began\n")
