@@ -26,6 +26,7 @@ PLACES = {
     ("net/wrap.py", "_version"): "a module that changes tensors in place is measured wrongly, and not refused",
     ("sweep/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
     ("config/overrides.py", "_value"): "quoted strings and sweeps on the command line cannot be read",
+    ("launch/ray.py", "_worker_logs_enabled"): "complaints of Ray's nodes stand between the lines of a sweep",
     ("verify/checks.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
     ("verify/checks.py", "_forward_hooks"): "hooks that a probe leaves on a module are not found",
     ("verify/checks.py", "_forward_pre_hooks"): "the same",

@@ -287,7 +287,7 @@ def _say_notes(grid: Sweep, out: TextIO) -> None:
 
     notes: dict[str, None] = {}
     for spec in specs.values():
-        with contextlib.suppress(UsageError):  # of these runs alone, which will say it
+        with contextlib.suppress(Exception):  # of these runs alone, which will say it
             notes |= dict.fromkeys(assemble(spec).notes)
     for note in notes:
         say(note, out)

@@ -42,7 +42,7 @@ from torch import nn
 from bnlab import NORMS
 
 @NORMS.register("halved")
-def halved(site):
+def halved(channels, dims):
     return nn.Sequential(nn.Identity(), Half())
 
 class Half(nn.Module):
@@ -269,8 +269,13 @@ def test_a_killed_process_of_a_run_costs_that_run_alone(sweeps: Sweeps, nodes: N
 
 def test_ctrl_c_brings_checkpoints_back(sweeps: Sweeps, nodes: Nodes, tmp_path: Path) -> None:
     line = ("norm=batch", "steps=200000", "launch=ray", f"launch.address={nodes.address}", "launch.lockstep=off")
+    before = set(nodes.temporary.glob(f"{ray.PREFIX}*"))  # of workers that were killed
     process = sweeps.start(*line, "--runs", "there")
-    until(lambda: len(list(nodes.temporary.glob(f"{ray.PREFIX}*/0/journal.jsonl"))) >= 2, "runs")
+
+    def new() -> list[Path]:
+        return [one for one in nodes.temporary.glob(f"{ray.PREFIX}*") if one not in before]
+
+    until(lambda: sum((one / "0" / "journal.jsonl").exists() for one in new()) >= 2, "runs")
     os.killpg(process.pid, signal.SIGINT)
     found = sweeps.ended(process, code=130)
     assert states(found)["interrupted"] >= 2
