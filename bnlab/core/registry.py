@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import bnlab
-from bnlab.core.errors import UsageError, nearest, refuse_path, said
+from bnlab.core.errors import UsageError, cause, nearest, refuse_path, said
 from bnlab.core.typed import check_options
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -151,8 +151,18 @@ class Registry(Generic[E]):
         return check_options(self[name].constructor, options, prefix or self.group)
 
     def build(self, name: str, options: Mapping[str, Any], *given: Any, prefix: str = "") -> Any:
-        """Call the constructor with what bnlab gives and the user's options, checked against its annotations."""
-        return self[name].constructor(*given, **self.checked(name, options, prefix))
+        """Call the constructor with what bnlab gives and the user's options, checked against its annotations.
+
+        Raises:
+            UsageError: see `checked`; or a plugin's constructor raises an error.
+        """
+        constructor, checked = self[name].constructor, self.checked(name, options, prefix)
+        try:
+            return constructor(*given, **checked)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, UsageError) or not constructor.__module__.startswith(PLUGIN):
+                raise
+            raise UsageError(f"{self.group}={name}", f"its constructor fails: {cause(error)}") from error
 
 
 REGISTRIES: list[Registry[Any]] = []
@@ -164,6 +174,9 @@ DATA = Registry("data", "bnlab.data", Entry)
 OPTIMIZERS = Registry("optim", "bnlab.optim", Entry)
 PROBES = Registry("probes", "bnlab.probes", Entry)
 EXECUTORS = Registry("launch", "bnlab.launch", Entry)
+
+PLUGIN = "bnlab_plugin_"
+"""How the names of modules begin that plugins are executed as."""
 
 Registered = list[tuple[Registry[Any], str]]
 """What a plugin brought: registries and names in them."""
@@ -186,7 +199,7 @@ class Plugin:
     @property
     def module(self) -> str:
         """The name of the module that it is executed as: one content is one module."""
-        return f"bnlab_plugin_{self.path.stem}_{self.digest[:8]}"
+        return f"{PLUGIN}{self.path.stem}_{self.digest[:8]}"
 
     def tree(self) -> dict[str, Any]:
         """As JSON has it, with its hash."""

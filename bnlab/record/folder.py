@@ -259,7 +259,7 @@ class RunFolder:
             if self._remote_owner_is_alive():
                 raise self._busy()
             mine = replace(self, token=uuid.uuid4().hex)
-            mine._write_owner()
+            mine.write_owner()
             sweep_up(self.path)
             yield mine
             mine.refuse_others()
@@ -270,9 +270,9 @@ class RunFolder:
     def heartbeat(self) -> None:
         """Record that the owner is alive."""
         self.refuse_others()
-        self._write_owner()
+        self.write_owner()
 
-    def _write_owner(self) -> None:
+    def write_owner(self) -> None:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat_s": time.time(), "token": self.token}
         write_atomically(self.path / "owner.json", json.dumps(owner).encode())
 

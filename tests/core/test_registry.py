@@ -15,11 +15,22 @@ import yaml
 import bnlab
 from bnlab import config
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES, Entry, Registry, load_plugin, load_plugins
+from bnlab.core.registry import (
+    DATA,
+    EXECUTORS,
+    MODELS,
+    NORMS,
+    OPTIMIZERS,
+    PROBES,
+    Entry,
+    Registry,
+    load_plugin,
+    load_plugins,
+)
 from bnlab.core.typed import check_options, option_names
 
 PACKAGED = config.packaged_dir()
-FOLDERS = {"norm": NORMS, "model": MODELS, "data": DATA, "optim": OPTIMIZERS, "probes/one": PROBES}
+FOLDERS = {"norm": NORMS, "model": MODELS, "data": DATA, "optim": OPTIMIZERS, "probes/one": PROBES, "launch": EXECUTORS}
 ENTRIES = [(folder, name) for folder in FOLDERS for name in config.available(folder, [PACKAGED])]
 YAMLS = [file for file in sorted(PACKAGED.rglob("*.yaml")) if not file.name.startswith("_")]
 
@@ -52,12 +63,14 @@ def test_the_yaml_has_exactly_the_options_of_the_constructor_and_fitting_values(
         options = tree
     else:
         assert tree["name"] == name
-        kind = {"norm": "_placement", "model": "_common", "data": "_feed", "optim": "_rate"}[folder]
+        kind = {"norm": "_placement", "model": "_common", "data": "_feed", "optim": "_rate", "launch": "local"}[folder]
         shared = set(_merged(PACKAGED / folder / f"{kind}.yaml")) | {"name"}
         options = {key: value for key, value in tree.items() if key not in shared}
     constructor = FOLDERS[folder].entry(name).constructor
     assert sorted(options) == sorted(option_names(constructor))
-    assert check_options(constructor, options, folder) == {key: options[key] for key in option_names(constructor)}
+    given = {key: options[key] for key in option_names(constructor)}
+    checked = check_options(constructor, options, folder)
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in checked.items()} == given
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(PACKAGED)))
@@ -187,6 +200,20 @@ def test_a_plugin_may_not_take_the_name_of_one_of_bnlab_s_own(imported: bool, tm
     (tmp_path / "my_batch.py").write_text(PLUGIN.format(name="batch"))
     with pytest.raises(UsageError, match=r"norm=batch: registered twice"):
         load_plugins([str(tmp_path / "my_batch.py")])
+
+
+@pytest.mark.parametrize("raised", ["ValueError('no')", "SystemExit('no')"])
+def test_a_constructor_of_a_plugin_that_fails_is_a_mistake_of_its_name(raised: str, tmp_path: Path) -> None:
+    file = tmp_path / "failing.py"
+    file.write_text(
+        f"from bnlab import NORMS\n\n@NORMS.register('failing')\ndef failing(channels, dims):\n    raise {raised}\n"
+    )
+    load_plugin(str(file))
+    kind = raised.partition("(")[0]
+    said = rf"^norm=failing: its constructor fails: {kind} in failing\.py, line 5: no\.$"
+    with pytest.raises(UsageError, match=said):
+        NORMS.build("failing", {}, 3, 0)
+    NORMS.forget("failing")
 
 
 def test_a_missing_plugin_is_named() -> None:
