@@ -273,7 +273,7 @@ def connected(address: str | None, cpus: float) -> Any:
     library = importlib.import_module("ray")
     library.shutdown()
     logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
-    # Whatever it is told, Ray prints what its nodes complain of, but for this switch of its own.
+    # Ray prints the complaints of its nodes whatever it is asked; this switch of its own stops that.
     vars(importlib.import_module("ray._private.worker"))["_worker_logs_enabled"] = False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     code = {"py_modules": [str(Path(bnlab.__file__).parent)]}
