@@ -2,7 +2,7 @@
 # PYTHON may point into any environment with the [test] extra.
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup check check-all lint types test test-all test-cluster docs bench
+.PHONY: setup check check-all lint types test test-all test-cluster test-cluster-quick docs bench
 
 setup: .venv/.done
 
@@ -13,7 +13,7 @@ setup: .venv/.done
 
 check: lint types test
 
-check-all: lint types test-cluster test-all
+check-all: lint types test-cluster-quick test-all
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -25,9 +25,12 @@ types:
 test:
 	$(PYTHON) -m pytest -m "not study and not slow and not browser and not cluster" $(PYTEST_ARGS)
 
-# One after the other: each brings up daemons.
+# One after the other: each brings up daemons. CI has time for the first half.
 test-cluster:
 	$(PYTHON) -m pytest -n 0 -m cluster tests/cluster $(PYTEST_ARGS)
+
+test-cluster-quick:
+	$(PYTHON) -m pytest -n 0 -m "cluster and not slow" tests/cluster $(PYTEST_ARGS)
 
 test-all:
 	$(PYTHON) -m pytest -m "not cluster" $(PYTEST_ARGS)

@@ -224,6 +224,7 @@ def test_the_runs_of_a_cluster_are_those_of_this_machine(
     assert not list(nodes.temporary.glob(f"{ray.PREFIX}*"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_lost_node_cost_no_run(
     sweeps: Sweeps, nodes: Nodes, whole: Path, traces_of: Traces, tmp_path: Path
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_run(
     assert traces_of(tmp_path / "there") == traces_of(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_a_killed_sweep_are_completed_by_the_same_line(
     sweeps: Sweeps, nodes: Nodes, whole: Path, traces_of: Traces, tmp_path: Path
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_killed_run_and_a_killed_sweep_are_completed_by_the_same_line(
     assert traces_of(tmp_path / "there") == traces_of(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_run_costs_that_run_alone(sweeps: Sweeps, nodes: Nodes, tmp_path: Path) -> None:
     line = ("norm=batch", *LONGER, "launch=ray", f"launch.address={nodes.address}", "--runs", "there")
     process = sweeps.start(*line)
@@ -280,8 +283,8 @@ def test_ctrl_c_brings_checkpoints_back(sweeps: Sweeps, nodes: Nodes, tmp_path: 
     found = sweeps.ended(process, code=130)
     assert states(found)["interrupted"] >= 2
     back = [RunFolder(file.parent) for file in tmp_path.rglob("checkpoint.pt")]
-    assert len(back) >= 2
-    assert all(folder.status()["step"] > 0 and not folder.alive() for folder in back)
+    assert sum(folder.status()["step"] > 0 for folder in back) >= 2  # others may have been about to begin
+    assert not any(folder.alive() for folder in back)
     until(lambda: not nodes.workers(), "end of the tasks")
 
 

@@ -126,7 +126,14 @@ def out_of_time(cluster: Any, pid: int) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [(killed_run, 3), (killed_job, 3), (killed_node, 0), (queued_again, 0), (out_of_time, 0)],
+    [
+        (killed_job, 3),
+        (queued_again, 0),
+        *(
+            pytest.param(*rare, marks=pytest.mark.slow)
+            for rare in ((killed_run, 3), (killed_node, 0), (out_of_time, 0))
+        ),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_disturbed_sweep_equals_a_local_one(
@@ -163,6 +170,7 @@ def test_a_sweep_that_is_killed_is_picked_up_by_the_same_line(
     assert traces_of(tmp_path / "runs") == traces_of(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_jobs_with_checkpoints_and_the_line_resumes(
     quiet: Any, whole: Path, traces_of: Traces, tmp_path: Path
 ) -> None:
@@ -197,6 +205,7 @@ def test_a_detached_sweep_is_followed_and_collected(quiet: Any, whole: Path, tra
     assert traces_of(tmp_path / "runs") == traces_of(whole)
 
 
+@pytest.mark.slow
 def test_without_accounting_the_files_say_what_is_done(
     plain_slurm: Any, whole: Path, traces_of: Traces, tmp_path: Path
 ) -> None:
@@ -223,6 +232,7 @@ def test_what_sbatch_refuses_is_one_line_and_nothing_is_written(slurm: Any, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_quickstart_as_a_user_types_it(quiet: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bnlab", "sweep", "--config", "quickstart", "launch=slurm", "launch.slices=2"]
     done = subprocess.run(command, cwd=tmp_path, env=quiet.environment, capture_output=True, text=True, check=False)
