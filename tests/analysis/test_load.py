@@ -13,6 +13,7 @@ import yaml
 
 from bnlab.analysis.load import read_runs, read_study, summary, write_summary
 from bnlab.core.errors import UsageError
+from bnlab.core.spec import id_of
 from bnlab.core.study import Claim, Study
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import NOTHING, Journal
@@ -59,13 +60,16 @@ def test_runs_that_ended_count_and_others_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
-    folder(tmp_path / "a" / "seed=0-0123456789")
+    made = folder(tmp_path / "made", seed=5, model={"name": "mlp"}, data={"name": "digits"})
+    name = f"seed=5-{id_of(made.spec(), ())}"
+    (tmp_path / "a").mkdir()
+    made.path.rename(tmp_path / "a" / name)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     folder(tmp_path / "c", name="another")
     folder(tmp_path / "d", name="a third")  # of the same spec, but for its name
     found = read_runs(tmp_path)
-    assert [run.path.relative_to(tmp_path).as_posix() for run in found.runs] == ["a/seed=0-0123456789", "c"]
-    assert [run.path.relative_to(tmp_path).as_posix() for run in found.copies] == ["b/seed=0-0123456789", "d"]
+    assert [run.path.relative_to(tmp_path).as_posix() for run in found.runs] == [f"a/{name}", "c"]
+    assert [run.path.relative_to(tmp_path).as_posix() for run in found.copies] == [f"b/{name}", "d"]
 
 
 def test_a_journal_is_read_once_and_further_names_later(tmp_path: Path) -> None:

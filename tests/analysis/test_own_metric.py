@@ -181,7 +181,7 @@ def test_a_report_that_cannot_be_made_ends_a_sweep_in_one_line(here: Path) -> No
     file = here / "runs" / "mine" / "study.yaml"
     before = file.read_text()
     for text, problem in (
-        ("a: [", "runs/mine/study.yaml: not YAML, line 2: did not find expected node content."),
+        ("a: [", "runs/mine/study.yaml: not YAML: line 2: did not find expected node content."),
         ("[]", "runs/mine/study.yaml: not a study, got []."),
     ):
         file.write_text(text)

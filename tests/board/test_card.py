@@ -91,10 +91,11 @@ def test_a_run_s_card_is_shown_as_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/bnlab", "train", "--config", "it is"])
-    run(spec_of("norm=batch", "seed=3"), "seed=3-0123456789")
+    spec = spec_of("norm=batch", "seed=3")
+    run(spec, f"seed=3-{spec.id}")
     server = tensorboard(tmp_path)
-    server.poll("data/plugin/text/tags", lambda tags: tags == {"seed=3-0123456789": ["run_card"]})
-    [shown] = server.get("data/plugin/text/text?run=seed%3D3-0123456789&tag=run_card")
+    server.poll("data/plugin/text/tags", lambda tags: tags == {f"seed=3-{spec.id}": ["run_card"]})
+    [shown] = server.get(f"data/plugin/text/text?run=seed%3D3-{spec.id}&tag=run_card")
     for text in (
         "batch",
         "mlp, depth 2, width 6, relu",
@@ -103,7 +104,7 @@ def test_a_run_s_card_is_shown_as_text(
         "0.05",
     ):
         assert f"<td>{text}</td>" in shown["text"]
-    assert "<td>0123456789</td>" in shown["text"]
+    assert f"<td>{spec.id}</td>" in shown["text"]
     assert "<td>12 steps</td>" in shown["text"]
     assert "<td><code>bnlab train --config 'it is'</code></td>" in html.unescape(shown["text"])
 
