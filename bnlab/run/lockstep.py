@@ -311,7 +311,13 @@ def train_together(
     following: Member[Key] | None = first
     while True:
         while following is not None:
-            following.run.begin()
+            try:
+                following.run.begin()
+            except Exception as error:
+                following.result = error
+                yield closed(following)
+                following = more()
+                continue
             if kind_of(following.run.setup) == stack.kind:
                 stack.join(following)
             else:
@@ -340,18 +346,19 @@ def train_together(
     while others:
         yield closed(go_on_alone(others.pop(0), stopped_while_others_wait))
     while (left := more()) is not None:
-        left.run.begin()
-        yield closed(go_on_alone(left, stopped))
+        yield closed(go_on_alone(left, stopped, begin=True))
 
 
-def go_on_alone(member: Member[Key], stopped: Stopped) -> Member[Key]:
-    """Train a run that has begun."""
+def go_on_alone(member: Member[Key], stopped: Stopped, *, begin: bool = False) -> Member[Key]:
+    """Train a run that has begun, or begins here."""
     before, started = member.seconds, time.monotonic()
     if member.run.random is not None:
         torch.set_rng_state(member.run.random)
         member.run.random = None
     member.run.seconds = lambda: before + time.monotonic() - started
     try:
+        if begin:
+            member.run.begin()
         member.result = member.run.go_on(stopped)
     except (Exception, SystemExit) as error:
         member.result = error_of(error)

@@ -152,8 +152,7 @@ def train_group(group: Group, stopped: Callable[[], str | None]) -> dict[str, di
     alone = spec.launch.lockstep == "off" or lockstep.alone_because(setup)
     size = 1 if alone else min(len(group.tasks), lockstep.places(setup, spec.launch.lockstep))
     if size == 1:
-        first.run.begin()
-        done = iter([lockstep.closed(lockstep.go_on_alone(first, stopped))])
+        done = iter([lockstep.closed(lockstep.go_on_alone(first, stopped, begin=True))])
     else:
         done = lockstep.train_together(first, size, following, stopped)
     try:

@@ -262,7 +262,7 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(
 
 def told(built: Built, monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> Path:
     """Print a report that is built already."""
-    monkeypatch.setattr("bnlab.report.build.build", lambda root: built)
+    monkeypatch.setattr("bnlab.report.build.build", lambda *_: built)
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["report", str(built.path.parent), *["--json"] * as_json])
     return built.path

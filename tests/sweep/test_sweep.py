@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +360,7 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
     )  # fmt: skip
     reported: list[Path] = []
 
-    def report(root: Path) -> Built:
+    def report(root: Path, plugins: Sequence[str]) -> Built:
         reported.append(root)
         return Built(path=root / "report.html", verdicts=(verdict,), figures=(), unfinished=(), runs=1)
 
