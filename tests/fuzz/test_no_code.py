@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from collections.abc import Callable
@@ -91,6 +92,10 @@ WRITES: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
+REPLACED = ("status", "journal")
+"""A new file takes the place of the link."""
+
+
 @pytest.mark.parametrize("what", WRITES)
 def test_a_link_in_the_place_of_a_file_is_not_followed(what: str, tmp_path: Path) -> None:
     name, write = WRITES[what]
@@ -98,7 +103,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(what: str, tmp_path: Path
     victim.write_text("precious")
     run.mkdir()
     (run / name).symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
+    with contextlib.nullcontext() if what in REPLACED else pytest.raises(OSError, match="symbolic links"):
         write(run)
     assert victim.read_text() == "precious"
 

@@ -213,7 +213,7 @@ def test_a_run_s_fault_is_its_own(
     monkeypatch.setattr(Journal, "append", filled)
     found = train(specs, tmp_path / "stack", len(specs))
     assert found[broken.id] == {"status": "failed", "error": "RuntimeError: a broken probe"}
-    assert "No space left on device" in found[full.id]["error"]
+    assert "no space left on device" in found[full.id]["error"]
     left = [spec for spec in specs if spec not in (broken, full)]
     assert [found[spec.id]["status"] for spec in left] == ["finished"] * len(left)
     stacked, alone = traces_of(tmp_path / "stack"), traces_of(tmp_path / "alone")
