@@ -58,10 +58,10 @@ def test_a_checkpoint_an_array_and_a_yaml_run_no_code(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     torch.save({"module": Evil(ran), "progress": {"step": 1}}, tmp_path / "checkpoint.pt")
     with pytest.raises(BrokenError):
-        restore_weights(tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1))
+        restore_weights(RunFolder(tmp_path), torch.nn.Linear(1, 1), 1)
     (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Evil(ran)))
     with pytest.raises(BrokenError):
-        restore_weights(tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1))
+        restore_weights(RunFolder(tmp_path), torch.nn.Linear(1, 1), 1)
     for name in ("train_x", "train_y", "test_x", "test_y", "sums"):
         np.save(tmp_path / f"{name}.npy", np.array([Evil(ran)], object), allow_pickle=True)
     assert _stored._kept(tmp_path) is None
