@@ -3,11 +3,14 @@ and a browser."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib
+import io
 import json
 import shutil
+import signal
 import time
 import urllib.parse
 import urllib.request
@@ -326,3 +329,46 @@ def _bits(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _bits(item) for key, item in value.items()}
     return [_bits(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        assert self.out.count("\n") == 1, self.out
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
+    """Runs `bnlab` with these words in this process and an empty folder. An exception that leaves it is a traceback. A
+    sweep makes no report."""
+    from bnlab.cli import main
+    from bnlab.cli import sweep as sweeping
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeping, "_reported", lambda *_: None)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def run(*words: str | Path) -> Said:
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+            pytest.raises(SystemExit) as ended,
+        ):
+            main([str(word) for word in words])
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return Said(code, out.getvalue(), err.getvalue())
+
+    yield run
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

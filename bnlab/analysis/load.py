@@ -81,7 +81,7 @@ class Collection:
 def read_runs(root: Path, *, keep: Iterable[str] = (), plugins: Iterable[str] = ()) -> Collection:
     """Every run at or below `root`, and the study of `root` if it has one. `keep` names measurements that are read from
     the journals together with those that metrics read. `plugins` are files whose code may run, since they bring
-    metrics; no other code that a run names does, nor the copy of it that a run keeps.
+    metrics. No other code runs: not that of the plugins that a run names, nor that of the copies that it keeps.
 
     Raises:
         UsageError: no such directory, or a study.yaml that is not a study.
@@ -231,7 +231,7 @@ def _metric_columns(collection: Collection) -> dict[str, tuple[str, Mapping[str,
     for claim in collection.study.claims if collection.study else ():
         name, options = claim.metric, claim.options
         if name in usual and options and canonical(options) != canonical(usual[name] or {}):
-            if options.get("target") == CONTROL:  # no number of a run alone
+            if options.get("target") == CONTROL:  # depends on the control, so one run has no such number
                 continue
             words = ",".join(f"{key}={options[key]}" for key in sorted(options))
             found[f"{name}({words})"] = (name, options)

@@ -148,7 +148,7 @@ def _rebuild(folder: RunFolder, profile: Profile) -> None:
         raise ValueError(f"{folder.spec_file}: not a spec")
     if not records:
         return
-    load_plugins((), only=True)  # to look at a run runs none of its code: measurements get groups by their names
+    load_plugins((), only=True)  # none: a run that is only shown runs no code. Groups follow from measurements' names
     extent = Extent(records=len(records), steps=records[-1]["step"])
     board = Board(folder.path, _sites(spec, records), extent=extent, profile=profile, spec=spec)
     board.write_whole(records, folder.status(), folder.journal_bytes)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import os
 import re
 import signal
@@ -12,55 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bnlab.cli import main
-from bnlab.cli import sweep as sweeping
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS))
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one object on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
-
-
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
+def sweep(in_process: Callable[..., Any]) -> Callable[..., Any]:
     """Runs `bnlab sweep` on the tiny grid in this process, one run after the other, without a report at its end."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "_reported", lambda *_: None)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-
-    def run(*words: str) -> Said:
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as out,
-            contextlib.redirect_stderr(io.StringIO()) as err,
-            pytest.raises(SystemExit) as ended,
-        ):
-            main(["sweep", *(() if "--config" in words else TINY), "launch=inline", *words])
-        assert isinstance(ended.value.code, int)
-        return Said(ended.value.code, out.getvalue(), err.getvalue())
-
-    yield run
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+    return lambda *words: in_process("sweep", *(() if "--config" in words else TINY), "launch=inline", *words)
 
 
 @pytest.fixture

@@ -216,9 +216,9 @@ Target = float | Literal["control"]
 
 
 def reached_by(rates: Iterable[Sequence[Run]], of: Outcome, smooth: int) -> float:
-    """What an arm reaches, from its runs at each learning rate: a run reaches its best measured value of `of`, each as
-    the median of the last `smooth` ones; a rate the median over its runs; the arm what its best rate reaches. A run
-    that diverged reaches nothing. Infinite where no rate does: then nothing is as good."""
+    """The value of `of` that an arm reaches: the best one over its learning rates. A rate reaches the median over its
+    runs; a run its best measured value, where a value is the median of the last `smooth` measurements. A run that
+    diverged, and an arm whose rates all fail, reach none: infinite."""
     sign = 1 if of.endswith("loss") else -1
 
     def best(run: Run) -> float:
