@@ -511,7 +511,12 @@ def _shown(file: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dic
         ("scale: float = 'a'", "nn.Identity()", "built", "norm.scale: must be a number, got 'a'."),
         ("scale: float = 1.0", "3", "built", "dense: its constructor must return an nn.Module or None, got a int"),
         ("scale: float = 1.0", "nn.Identity(", "", ""),
-        ("scale: float = 1.0", "undefined", "built", "dense: NameError: name 'undefined' is not defined"),
+        (
+            "scale: float = 1.0",
+            "undefined",
+            "built",
+            "norm=mine: its constructor fails: NameError in mine.py, line 7: name 'undefined' is not defined.",
+        ),
         (
             "scale: object = nn.ReLU",
             "nn.Identity()",
