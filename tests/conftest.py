@@ -372,3 +372,17 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     yield run
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., Any]:
+    """`wait_for(found, what)` calls `found` until it returns a true value, and returns that."""
+
+    def wait(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
+        limit = time.monotonic() + seconds
+        while not (answer := found()):
+            assert time.monotonic() < limit, f"no {what} in {seconds} s"
+            time.sleep(0.01)
+        return answer
+
+    return wait

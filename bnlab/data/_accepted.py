@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.core.errors import UsageError
+from bnlab.core.text import count
 from bnlab.data.base import Dataset, Images, Split
 
 
@@ -43,9 +44,10 @@ def _split(split: Split, classes: int | None, key: str, notes: dict[str, None]) 
     y = _values(given) if classes is None else _labels(given, classes, key)
     for what, values in (("an input", x), ("a target", y)):
         if values.is_floating_point() and not bool((finite := torch.isfinite(values)).all()):
-            index = int((~finite).flatten(1).any(dim=1).nonzero()[0])
-            remedy = "Leave the example out, or give it a number."
-            raise UsageError(key, f"{what} of example {index} is not finite", remedy=remedy)
+            bad = (~finite).flatten(1).any(dim=1).nonzero().flatten()
+            many = f"{len(bad)} of {count(len(x), 'example')}"
+            problem = f"{what} of {many} is not finite, first that of example {int(bad[0])}"
+            raise UsageError(key, problem, remedy="Leave such examples out, or give them numbers.")
     if given.dtype != y.dtype or given.shape != y.shape:
         notes[f"targets of {given.dtype}, {list(given.shape[1:])} each, become {y.dtype}".replace("torch.", "")] = None
     if stored is not None:

@@ -92,7 +92,8 @@ class DiskError(UsageError):
     """The run's folder cannot be written: the disk is full, the folder was removed, a permission is gone, ..."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        why = "was removed" if not path.is_dir() else f"cannot be written: {(error.strerror or str(error)).lower()}"
+        gone = isinstance(error, FileNotFoundError) and not path.is_dir()
+        why = "was removed" if gone else f"cannot be written: {(error.strerror or str(error)).lower()}"
         super().__init__(str(path), why, remedy="When that is mended, the same line resumes the run.")
 
     @staticmethod

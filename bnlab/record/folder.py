@@ -280,12 +280,20 @@ class RunFolder:
         """Before a write of the owner.
 
         Raises:
-            LostError: the run has another owner now.
-            DiskError: the folder is gone.
+            LostError: the run has another owner now, or had one that has ended.
+            DiskError: the folder is gone, or may no longer be read.
         """
-        if self.token and self._owner().get("token") != self.token:
-            if not self.path.is_dir():
-                raise DiskError(self.path, FileNotFoundError())
+        if not self.token:
+            return
+        try:
+            owner = safe_json((self.path / "owner.json").read_bytes())
+        except ValueError:
+            owner = {}
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) or not self.path.is_dir():
+                raise DiskError(self.path, error) from None
+            owner = {}
+        if owner.get("token") != self.token:
             raise self._busy(LostError)
 
     def _owner(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Sweep:
         self._training: dict[int, list[str]] = {}  # the cells of groups that are running
         self._on_change: Callable[[Standing], None] = lambda standing: None
         self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
+        self._apart: set[str] = set()  # cells that were at work in a process that ended
         self._look_at = 0.0
         for cell in cells:
             folder = RunFolder(root / cell.spec.folder)
@@ -166,7 +167,7 @@ class Sweep:
         in equal shares. A share takes every n-th cell, so that workers have as many of every learning rate; and no
         kind is far ahead of another, so that a sweep that is stopped has the first seeds of all."""
         kinds: dict[str, deque[str]] = {}
-        order = [(key, self._kind(self.standings[key].cell.spec)) for key in self._left]
+        order = [(key, key if key in self._apart else self._kind(self.standings[key].cell.spec)) for key in self._left]
         for key, kind in order:
             kinds.setdefault(kind, deque()).append(key)
         for key, kind in order:
@@ -252,18 +253,20 @@ class Sweep:
         found: dict[str, Status] = outcome.value or {}
         if 0 < len(found) < len(tasks) and outcome.error is None:
             self._alone.add(self._kind(tasks[0].spec))
-        for task in tasks:
-            key = task.spec.id
-            if key not in self._left:
-                continue
-            state, status = self._now(key, task.folder)
+        now = {key: self._now(key, task.folder) for task in tasks if (key := task.spec.id) in self._left}
+        at_work = [key for key, (state, _) in now.items() if state not in (*ENDED, "failed", "not started")]
+        suspects = at_work or [tasks[0].spec.id]
+        for key, (state, status) in now.items():
             if key in found:
                 self._take_one(key, found[key])
-            elif state in ENDED:
-                self._settle(key, state, status, None)
-            elif outcome.error is not None and (outcome.whole or state != "not started" or task is tasks[0]):
+            elif state in (*ENDED, "failed"):
+                self._settle(key, state, status, str(status.get("error", "failed")) if state == "failed" else None)
+            elif outcome.error is None:
+                self._set(key, state, status)
+            elif outcome.whole or suspects == [key]:
                 self._settle(key, state, status, outcome.error)
-            else:
+            else:  # where several were at work, each goes on alone: which of them ended the process is seen then
+                self._apart.update(suspects)
                 self._set(key, state, status)
 
     def _take_one(self, key: str, found: Status) -> None:

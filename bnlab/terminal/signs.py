@@ -72,10 +72,11 @@ def put(text: str, out: TextIO | None = None) -> None:
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=out, flush=True)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
         # Point the file at nothing, or the interpreter complains again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            error.filename = "the output"
+            raise
 
 
 def complain(text: str) -> None:
@@ -93,13 +94,30 @@ _stdout: list[TextIO] = []
 
 @contextlib.contextmanager
 def only_json() -> Iterator[None]:
-    """Inside it, only `print_json` writes to stdout: what a plugin prints goes to stderr."""
-    _stdout.append(sys.stdout)
+    """Inside it, only `print_json` writes to stdout: what a plugin prints, or a process that it starts, goes to
+    stderr."""
+    with contextlib.ExitStack() as stack:
+        _stdout.append(stack.enter_context(_apart(sys.stdout)))
+        stack.callback(_stdout.pop)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+@contextlib.contextmanager
+def _apart(out: TextIO) -> Iterator[TextIO]:
+    """Inside it, the file under the number of `out` is that of stderr; yields the file that it was."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _stdout.pop()
+        number, errors = out.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # in memory
+        yield out
+        return
+    out.flush()
+    with open(os.dup(number), "w", encoding=out.encoding, errors=out.errors) as kept:
+        os.dup2(errors, number)
+        try:
+            yield kept
+        finally:
+            os.dup2(kept.fileno(), number)
 
 
 def _finite(value: Any) -> Any:

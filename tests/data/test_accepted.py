@@ -79,7 +79,7 @@ def test_targets_of_a_regression_become_values(dtype: torch.dtype, shape: tuple[
     assert found.train.y[:, 0].tolist() == LABELS.tolist()
 
 
-def _with(x: Tensor, at: int, value: float) -> Tensor:
+def _with(x: Tensor, at: int | slice, value: float) -> Tensor:
     x = x.float().clone()
     x[at] = value
     return x
@@ -88,9 +88,14 @@ def _with(x: Tensor, at: int, value: float) -> Tensor:
 @pytest.mark.parametrize(
     ("x", "y", "classes", "line"),
     [
-        (_with(BYTES, 7, math.nan), LABELS, 4, "data=mine train: an input of example 7 is not finite. Leave the ex"),
-        (_with(BYTES, 9, math.inf), LABELS, 4, "data=mine train: an input of example 9 is not finite. "),
-        (BYTES, _with(LABELS, 3, math.nan), None, "data=mine train: a target of example 3 is not finite. "),
+        (
+            _with(BYTES, slice(7, 9), math.nan),
+            LABELS,
+            4,
+            "data=mine train: an input of 2 of 40 examples is not finite, first that of example 7. Leave such examples",
+        ),
+        (_with(BYTES, 9, math.inf), LABELS, 4, "data=mine train: an input of 1 of 40 examples is not finite, first th"),
+        (BYTES, _with(LABELS, 3, math.nan), None, "data=mine train: a target of 1 of 40 examples is not finite, fir"),
         (
             BYTES,
             LABELS + 1,

@@ -152,6 +152,15 @@ def test_every_byte_of_a_checkpoint_counts(stopped: Stopped) -> None:
         assert (progress.step, problem is None) in ([(2, False)] if place not in ends else [(2, False), (3, True)])
 
 
+def test_a_damaged_checkpoint_is_removed_before_it_could_push_out_the_good_one(stopped: Stopped) -> None:
+    spec, folder = stopped(7)
+    good, setup = folder.previous_file.read_bytes(), assemble(spec)
+    flipped(folder.checkpoint_file)
+    restore(folder, setup.net.module, setup.optimizer, setup.observer, setup.steps)
+    assert folder.checkpoint_file.read_bytes() == good
+    assert not folder.previous_file.exists()
+
+
 @pytest.mark.parametrize("lose", ["the seal", "all but what torch reads"])
 def test_a_checkpoint_of_an_earlier_version_is_read_and_checked_part_by_part(lose: str, stopped: Stopped) -> None:
     spec, folder = stopped(3)
@@ -197,6 +206,7 @@ def test_a_kill_at_either_rename_leaves_a_checkpoint(
     )
     setup = assemble(spec)
     assert "recovered" not in train(setup, folder)
+    assert (folder.path / "log.txt").read_text().count("  from step 5 of 12\n") == 2  # nothing was computed twice
     _equal(folder, run(spec, "whole"), setup, state_bits)
 
 
@@ -255,6 +265,7 @@ def test_a_torn_last_line_is_nothing(stopped: Stopped, run: Run, state_bits: Cal
     spec, folder = stopped(7)
     with open(folder.journal_file, "ab") as file:
         file.write(b'{"step":7,"train_lo')
+    assert [record["step"] for record in read(folder.journal_file)] == list(range(7))
     setup = assemble(spec)
     assert "recovered" not in train(setup, folder)
     _equal(folder, run(spec, "whole"), setup, state_bits)

@@ -6,7 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,76 @@ def test_what_a_plugin_prints_is_not_on_stdout(
     said = bnlab("sweep", *plugin("print('hello')"))
     assert [run["state"] for run in said.json["runs"]] == ["finished", "finished"]
     assert "hello" in said.err
+
+
+LOUD = "(print('hello'), os.system('echo hello'), os.write(1, b'hello'))"
+
+
+def test_what_code_in_other_processes_prints_is_not_on_stdout(
+    plugin: Callable[[str], tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Also what the system's own calls print, and of a worker that asks trained nets."""
+    *words, _ = plugin(LOUD)
+    (tmp_path / "bad.py").write_text((tmp_path / "bad.py").read_text().replace("Bad.steps > 20", "True"))
+    words = [word.replace("launch=inline", "launch=local") for word in words if not word.startswith("--config")]
+    (tmp_path / "configs" / "studies").mkdir()
+    study = {"base": words.pop(0), "axes": {"seed": "0"}, "ask": {"eval_bn": "running"}}
+    (tmp_path / "configs" / "studies" / "loud.yaml").write_text(json.dumps(study))
+    for line in (["sweep", "--config", "loud", *words, "launch.workers=1"], ["evaluate", "runs"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "bnlab", *line, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.count("\n") == 1
+        found = json.loads(done.stdout)
+        assert found.get("answers", [2, 2]) == [2, 2]
+        assert done.stderr.count("hello") >= 3
+
+
+PROBE = """
+import os
+from pathlib import Path
+
+import numpy as np
+from bnlab import PROBES
+
+
+@PROBES.register("leaves", title="leaves")
+class Leaves:
+    needs = frozenset()
+    metrics = {"nothing": "0"}
+
+    def measure(self, snapshot):
+        if snapshot.seed == 1 and snapshot.step >= 20 and Path("leave").exists():
+            os._exit(7)
+        return {}
+
+    def summarize(self, raw, carry):
+        return {"nothing": np.zeros(())}, carry
+"""
+
+
+@pytest.mark.slow
+def test_a_plugin_that_ends_its_process_costs_its_own_run_alone(
+    bnlab: Callable[..., Any], traces_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Four runs train at once in that process. The other three go on, each alone."""
+    (tmp_path / "leaves.py").write_text(PROBE)
+    (tmp_path / "leave").touch()
+    (tmp_path / "configs" / "probes").mkdir(parents=True)
+    (tmp_path / "configs" / "probes" / "mine.yaml").write_text("defaults: [none, _self_]\nleaves: {every: 1}\n")
+    own = ("plugins=[leaves.py]", "probes=mine", "launch.lockstep=4", "launch.workers=1", "launch.checkpoint_s=0")
+    line = ("sweep", *WORDS[:-2], "data.batch_size=16", *own, "seed=0,1,2,3", "--json")
+    said = bnlab(*line)
+    assert said.code == 3
+    assert [run.get("error") for run in said.json["runs"]] == [None, "its process ended with code 7", None, None]
+    assert [run["state"] for run in said.json["runs"]] == ["finished", "interrupted", "finished", "finished"]
+    begun = [re.findall("from step (\\d+) of", file.read_text()) for file in sorted(Path("runs").rglob("log.txt"))]
+    assert [len(steps) for steps in begun] == [2, 2, 2, 2]  # in the stack, and alone
+    assert all(first == "0" and int(then) > 0 for first, then in begun)
+    (tmp_path / "leave").unlink()
+    assert bnlab(*line).code == 0
+    assert bnlab(*line, "--runs", "whole", "launch=inline").code == 0
+    assert traces_of(Path("runs")) == traces_of(Path("whole"))
 
 
 def _owner(folder: RunFolder) -> dict[str, Any]:

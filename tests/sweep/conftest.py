@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,20 +45,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in processes:
         with process, contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def wait_for() -> Callable[..., Any]:
-    """`wait_for(found, what)` calls `found` until it returns a true value, and returns that."""
-
-    def wait(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
-        limit = time.monotonic() + seconds
-        while not (answer := found()):
-            assert time.monotonic() < limit, f"no {what} in {seconds} s"
-            time.sleep(0.01)
-        return answer
-
-    return wait
 
 
 @pytest.fixture
