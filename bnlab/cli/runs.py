@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Runs, app, writing
-from bnlab.cli.table import chosen, known, mapping, read, status_of, watch
+from bnlab.cli.table import chosen, counted, known, mapping, queued, read, status_of, watch
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
@@ -144,7 +144,8 @@ def runs(
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
     """
     from bnlab.analysis.select import Selection
-    from bnlab.record.folder import RunFolder, runs_below
+    from bnlab.launch._arrays import held_below
+    from bnlab.record.folder import RunFolder, find_runs, runs_below
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
@@ -168,13 +169,17 @@ def runs(
         if "problem" in shown:
             complain(shown["problem"])
         return
-    found = [known(folder) for folder in runs_below(runs)]
+    held = held_below(runs)
+    found = [known(folder) for folder in (find_runs if held else runs_below)(runs)]
     rows, more = chosen(selection, found)
+    waiting = queued(held, found)
     if as_json:
-        print_json({"runs": rows})
+        print_json({"runs": rows} | ({"queued": waiting} if waiting else {}))
     elif rows:
         tables.show_runs(rows, more=more)
-    else:
+    if not as_json and (waiting or any(row["status"] == "running" for row in rows)):
+        say(counted(rows, waiting))
+    elif not rows and not as_json:
         say(f"none of {len(found)} runs")
     for line in some(
         [str(one["problem"]) for one in found if "problem" in one], f"runs that cannot be read, in {runs}"

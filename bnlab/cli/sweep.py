@@ -235,6 +235,8 @@ def _sweep(config: str, asked: Asked) -> Done:
                 asking = Asking(grid.standings.values(), each)
                 unanswered = _ask(asking, workers, asked, out)
     else:
+        if isinstance(workers, Detaching):
+            workers.tidy(root)
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left or asking.there < asking.asked)
     say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
@@ -297,12 +299,13 @@ def _run(grid: Sweep, workers: Executor, live: bool, fail_fast: bool, stop: cli.
     from bnlab.terminal.progress import TallyLines
 
     display: Tally
+    at_once = None if hasattr(workers, "submit") else workers.workers  # a queue may start fewer
     if live:
         from bnlab.terminal.grid import LiveGrid
 
-        display = LiveGrid(grid.standings.values(), workers.workers, out)
+        display = LiveGrid(grid.standings.values(), at_once, out)
     else:
-        display = TallyLines(grid.standings.values(), workers.workers, out)
+        display = TallyLines(grid.standings.values(), at_once, out)
     try:
         grid.run(
             workers, fail_fast=fail_fast, stopped=stop, tick=display.tick, on_change=display.tell, on_wait=display.wait
@@ -362,8 +365,7 @@ def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str,
     rows = [(label(one.cell.values) or "the only run", str(one.error), str(one.log or "-")) for one in failures]
     show_failures(rows, out)
     say(f"alone   {failures[0].cell.line(**places, fresh='--fresh' in str(failures[0].error))}", out)
-    if any(one.state == "failed" for one in failures):
-        say(f"again   {again} --retry-failed", out)
+    say(f"again   {again}{' --retry-failed' * any(one.state == 'failed' for one in failures)}", out)
 
 
 def _show_cells(

@@ -105,9 +105,7 @@ def watch(root: Path, selection: Selection, *, plain: bool) -> None:
         rows, more = chosen(selection, [known(folder) for folder in find_runs(root)])
         held = held_below(root)
         states = Counter(row["status"] for row in rows)
-        queued = held - {str(Path(row["run"]).absolute()) for row in rows if row["status"] != "interrupted"}
-        counts = [f"{number} {state}" for state, number in states.most_common()]
-        line = ", ".join(counts + [f"{len(queued)} in the queue"] * bool(queued)) or "no runs"
+        line = counted(rows, queued(held, rows)) or "no runs"
         if screen:
             room = max(1, shutil.get_terminal_size().lines - 4)
             active = sorted(rows, key=lambda row: (row["status"] != "running", row["age_s"]))
@@ -124,6 +122,20 @@ def watch(root: Path, selection: Selection, *, plain: bool) -> None:
         while stop.reason is None and time.monotonic() < until:
             time.sleep(0.1)
     raise typer.Exit(INTERRUPTED)
+
+
+def queued(held: set[str], rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the runs that jobs in SLURM have do not run yet, or wait to go on."""
+    return len(held - {str(Path(row["run"]).absolute()) for row in rows if row["status"] != "interrupted"})
+
+
+def counted(rows: Sequence[Mapping[str, Any]], in_queue: int) -> str:
+    """
+    >>> counted([{"status": "finished"}, {"status": "running"}, {"status": "running"}], 4)
+    '2 running, 1 finished, 4 in the queue'
+    """
+    numbers = [*Counter(row["status"] for row in rows).most_common(), ("in the queue", in_queue)]
+    return ", ".join(f"{number} {state}" for state, number in numbers if number)
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bnlab import cli
+from bnlab.core.errors import UsageError
 from bnlab.core.text import command
 from bnlab.terminal.signs import complain, is_screen, print_json, say
 
@@ -38,6 +39,7 @@ def train(
     """Train one run, or resume it."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     from bnlab import config as configs
+    from bnlab.core.study import HERE
     from bnlab.record.folder import ENDED, BrokenError, RunFolder
     from bnlab.record.runs import other_than, state_to_resume
 
@@ -45,6 +47,8 @@ def train(
         raise cli.no_config(config_dir, overrides or (), "experiments")
     given = overrides or []
     spec = configs.load(config, given, config_dir)
+    if spec.launch.name not in HERE and not show:
+        raise UsageError("launch", "bnlab train runs in this process", spec.launch.name, "Use bnlab sweep.")
     if show:
         _show_spec(spec, configs.config_dirs(config_dir), as_json)
         return

@@ -132,9 +132,11 @@ class Overrides:
         return override
 
     def _as_text(self, text: str) -> str:
-        """What to type instead: a name, or the names in a list of plugins, in quotes where that can be read."""
+        """What to type instead: a name, or the texts of a list, in quotes where that can be read."""
         key, _, value = text.partition("=")
-        part = {"name": r".+", "plugins": r"[^\[\],]+"}.get(key)
+        part = {"name": r".+", "plugins": r"[^\[\],]+", "launch.extra": r"[^\[\],]+"}.get(key)
+        if key == "launch.extra" and not value.startswith("["):
+            value = f"[{value}]"
         mended = f"{key}={re.sub(part, lambda found: in_quotes(found[0]), value)}" if part else text
         try:
             self._parser.parse_overrides([mended])

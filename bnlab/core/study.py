@@ -79,6 +79,8 @@ class Claim:
 _NOT_ALWAYS_HASHED = ("against", "beyond", "within", "contrast", "notes")
 """Keys that are no part of a claim's digest where they are empty, so that those of runs of bnlab 0.2 hold."""
 
+HERE = ("local", "inline")
+"""Values of `launch` that run on this machine, in processes of the command."""
 ARM = "arm"
 """The axis of a study's named `arms`; in a collection, the key of a run's spec that has the arm's name."""
 
@@ -204,7 +206,9 @@ class Cell:
         """The command that runs this cell alone, to the same bits and in the same folder; with more `options`."""
         name = self.spec.name
         plain = re.fullmatch(r"[\w.-][\w./-]*", name, re.ASCII) and name.lower() != "null"
-        words = ("--config", self.config, *self.overrides, f"name={name if plain else in_quotes(name)}")
+        far = () if self.spec.launch.name in HERE else ("launch=", "launch.")  # `bnlab train` runs in its own process
+        settings = [word for word in self.overrides if not word.startswith(far)]
+        words = ("--config", self.config, *settings, f"name={name if plain else in_quotes(name)}")
         return command("bnlab", "train", *words, **options)
 
 

@@ -145,9 +145,10 @@ class Array:
         return self.items[index][item]
 
     def _end(self, index: int, state: str) -> str:
-        """How a job ended, and the last line that it printed."""
+        """How a job ended, and the last line that it printed; what `srun` adds at the end says less."""
         files = [*self.folder.glob(f"*_{index}_0_log.err" if len(self.slices) > 1 else "*_0_log.err")]
         lines = [line for file in files for line in file.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("srun: ")] or lines
         end = f"its job ended as {state}" if state != "gone" else "its job is gone"
         return f"{end}: {lines[-1].strip()[:200]} ({files[0]})" if lines else end
 
@@ -203,10 +204,6 @@ def left_below(place: Path) -> list[Array]:
         elif not young and not set(states.values()) - ENDED:
             array.remove()
     return arrays
-
-
-def _names(arrays: Iterable[Array]) -> str:
-    return ", ".join(array.folder.name for array in arrays)
 
 
 def held_below(root: Path) -> set[str]:

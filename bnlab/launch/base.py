@@ -64,6 +64,10 @@ class Detaching(Executor, Protocol):
         """Have them run, unless an earlier command has done so. `run` collects their outcomes."""
         ...
 
+    def tidy(self, root: Path) -> None:
+        """Remove what earlier commands have left in the folder of a study, as far as nothing uses it."""
+        ...
+
 
 class Parcel(Protocol):
     """An item that can go to another machine: plain data of its own, and the run folders that it works on. With `owns`,

@@ -33,6 +33,8 @@ from bnlab.record.folder import DEAD_AFTER_S, RunFolder, write_atomically
 
 SIGNAL_S = 90
 """Seconds before the end of its time at which a job is signalled."""
+OURS = "array|cpus-per-task|error|job-name|no-requeue|nodes|ntasks|open-mode|output|partition|requeue|signal|time"
+"""Options of sbatch that `launch.extra` cannot have."""
 Items = Iterable[Any]
 Function = Callable[[Any], Any]
 
@@ -81,11 +83,16 @@ class Slurm:
         held = {Path(folder) for array in arrays for folder in array.folders()}
         if held:
             names = ", ".join(array.folder.name for array in arrays)
-            self.say(f"in SLURM from an earlier command: {count(len(held), 'run')}, in {names}")
+            see = f"squeue -n {names.replace(', ', ',')}"
+            self.say(f"in SLURM from an earlier command: {count(len(held), 'run')}, in {names}; see: {see}")
         fresh = [item for one in waiting if (item := one.without(held)) is not None]
         if fresh:
             arrays.append(self._submitted(name, function, fresh, min(places)))
         return arrays
+
+    def tidy(self, root: Path) -> None:
+        """See `base.Detaching`."""
+        left_below(root / ".slurm")
 
     def _submitted(self, name: str, function: Function, items: Sequence[Any], place: Path) -> Array:
         import submitit
@@ -186,7 +193,7 @@ def _queue_again(most: int) -> None:
 
 def _last(text: str) -> str:
     """The last line, without who says it."""
-    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")] or [""]
     return re.sub(r"^(sbatch|allocation failure|error|fatal)[: ]+", "", re.sub(r"^sbatch: ", "", lines[-1])).strip()
 
 
@@ -211,6 +218,9 @@ def slurm(
         raise UsageError("launch.gpus", "device=cuda needs at least 1", gpus)
     given = {"partition": partition, "time": time, "cpus-per-task": cpus, "gpus-per-node": gpus or None}
     pairs = [text.removeprefix("--").partition("=") for text in extra]
+    if taken := [name for name, _, _ in pairs if re.fullmatch(OURS, name)]:
+        remedy = "Keys for some are launch.time, launch.cpus, launch.partition and launch.slices."
+        raise UsageError("launch.extra", "bnlab sets this option of sbatch", taken[0], remedy)
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {name: value if sign else True for name, sign, value in pairs}
     _refuse(options, slices)
@@ -225,7 +235,9 @@ def _refuse(options: Mapping[str, Any], slices: int) -> None:
     command = ["sbatch", "--test-only", *flags, "--wrap=true"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and not re.search("busy|down, drained or reserved", done.stderr, re.I):
-        raise UsageError("launch", f"sbatch: {_last(done.stderr)}", " ".join(flags))
+        fits = re.search("partition|configuration|gres", done.stderr)
+        remedy = "`sinfo -o '%P %l %c %m %G'` lists partitions: time, cores, MB and GPUs of a node." if fits else ""
+        raise UsageError("launch", f"sbatch: {_last(done.stderr)}", " ".join(flags), remedy)
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", asked("scontrol", "show", "config") or "")
     if found and slices > int(found[1]):
         raise UsageError("launch.slices", f"this cluster's arrays have at most {found[1]} jobs", slices)

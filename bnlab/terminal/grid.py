@@ -66,7 +66,7 @@ class Point:
 class LiveGrid(Tally):
     """Draws itself at most four times a second, from `tick`."""
 
-    def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
+    def __init__(self, standings: Iterable[Standing], workers: int | None, out: TextIO) -> None:
         super().__init__(standings, workers, out)
         self.signs = signs_for(out.encoding)
         self.frames = Frames(self.lines, out)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 INTERVAL_S = 0.25
 """At most four frames a second."""
+HEAD_S = 5.0
+"""Runs that end sooner after its start have run before a sweep that only collects them."""
 BAR_AFTER_S, LINES_AFTER_S = 1.0, 5.0
 """What takes less has no bar, and no lines."""
 MEGABYTE = 10**6
@@ -144,9 +146,10 @@ class PlainLines(Progress):
 
 
 class Tally:
-    """Runs of a sweep: `tell` is called with every standing that changes, `tick` in between."""
+    """Runs of a sweep: `tell` is called with every standing that changes, `tick` in between. Without `workers` it is
+    not known how many run at once."""
 
-    def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
+    def __init__(self, standings: Iterable[Standing], workers: int | None, out: TextIO) -> None:
         self.standings = {standing.cell.spec.id: standing for standing in standings}
         self.workers, self.out = workers, out
         self.elsewhere = 0
@@ -156,6 +159,7 @@ class Tally:
         """The axes that tell arms apart, the norm first."""
         self._start = time.monotonic()
         self._begun: dict[str, float] = {}
+        self._done_s, self._ended_at = 0.0, self._start
 
     def tell(self, standing: Standing) -> None:
         """The state of a cell has changed."""
@@ -165,6 +169,9 @@ class Tally:
             self._begun.setdefault(key, time.monotonic())
         else:
             self._begun.pop(key, None)
+        if standing.state in ENDED and self.elapsed_s() > HEAD_S:
+            self._done_s += (standing.status.get("timing") or {}).get("run_s", 0.0)
+            self._ended_at = time.monotonic()
 
     def wait(self, count: int) -> None:
         """The sweep waits for `count` runs of another process alone."""
@@ -196,7 +203,8 @@ class Tally:
 
     def eta_s(self) -> float | None:
         """From the times of runs that have ended: those of the same grid point if there are any, else of the same arm,
-        else all. None before the first has ended."""
+        else all. Where it is not known how many run at once, also from how many seconds of runs have ended since the
+        start. None before the first has ended."""
         known: dict[tuple[str, ...], list[float]] = {}
         for standing in self.standings.values():
             took = (standing.status.get("timing") or {}).get("run_s") if standing.state in ENDED else None
@@ -210,8 +218,13 @@ class Tally:
             if standing.state in ENDED or standing.failed:
                 continue
             expected = next(statistics.fmean(known[kind]) for kind in self._kinds(standing) if kind in known)
-            left += max(0.0, expected - (now - self._begun.get(key, now)))
-        return left / self.workers
+            ran = 0.0 if self.workers is None else now - self._begun.get(key, now)
+            left += max(0.0, expected - ran)
+        if self.workers is not None:
+            return left / self.workers
+        if not self._done_s:
+            return None
+        return max(0.0, left * (self._ended_at - self._start) / self._done_s - (now - self._ended_at))
 
     def _kinds(self, standing: Standing) -> list[tuple[str, ...]]:
         """Grid point, arm, sweep: from the narrowest to the widest group of runs that take as long."""
@@ -222,7 +235,7 @@ class Tally:
 class TallyLines(Tally):
     """One line each tenth of the cells."""
 
-    def __init__(self, standings: Iterable[Standing], workers: int, out: TextIO) -> None:
+    def __init__(self, standings: Iterable[Standing], workers: int | None, out: TextIO) -> None:
         super().__init__(standings, workers, out)
         if self.ended:
             say(f"{self.ended} of {len(self.standings)} runs have ended already", out)

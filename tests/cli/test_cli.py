@@ -203,6 +203,10 @@ EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()])
             "data.batch_size: gives norm=batch one value per channel at L00_fc, got 1. "
             "Batch statistics need at least two: use a larger batch, or a norm without them.",
         ),
+        (
+            ["train", *TINY[:2], "launch=slurm"],
+            "launch: bnlab train runs in this process, got 'slurm'. Use bnlab sweep.",
+        ),
         (["train", *TINY, "--runs", "/dev/null"], None),
         (["runs"], "RUNS: no such directory, got 'runs'. Train one first: bnlab train --config quickstart."),
         (["runs", "."], "RUNS: no runs in this directory, got '.'. Train one first: bnlab train --config quickstart."),

@@ -66,6 +66,23 @@ def test_a_line_for_each_change(
     assert said(capsys) == ["1 in the queue", "1 running", "1 finished"]
 
 
+def test_the_table_counts_what_is_in_the_queue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any run has a folder, too."""
+    from bnlab.cli import runs
+
+    monkeypatch.setattr(_arrays, "held_below", lambda root: {str(tmp_path / "a"), str(tmp_path / "b")})
+    runs.runs(tmp_path)
+    assert capsys.readouterr().out == "2 in the queue\n"
+    write(tmp_path / "a", "running", alive=True)
+    runs.runs(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == "1 running, 1 in the queue"
+    runs.runs(tmp_path, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (len(shown["runs"]), shown["queued"]) == (1, 1)
+
+
 def test_it_is_for_people(tmp_path: Path) -> None:
     from bnlab.cli import runs
 

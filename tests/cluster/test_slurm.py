@@ -166,7 +166,7 @@ def test_a_sweep_that_is_killed_is_picked_up_by_the_same_line(
     process.communicate()
     again = line.run()
     assert (again.returncode, again.stderr) == (0, ""), again.stdout
-    assert "see: squeue" not in again.stdout  # nothing was submitted again
+    assert "see: squeue -j" not in again.stdout  # nothing was submitted again
     assert traces_of(tmp_path / "runs") == traces_of(whole)
 
 
@@ -202,6 +202,7 @@ def test_a_detached_sweep_is_followed_and_collected(quiet: Any, whole: Path, tra
     collected = line.run()
     assert (collected.returncode, collected.stderr) == (0, "")
     assert "all ended, nothing to do" in collected.stdout
+    assert not (root / ".slurm").exists()
     assert traces_of(tmp_path / "runs") == traces_of(whole)
 
 

@@ -77,6 +77,8 @@ def test_a_name_that_is_no_text_is_refused(typed: str, load: Load) -> None:
         ("name=a=b", "\"name='a=b'\""),
         ("name=café", "\"name='café'\""),
         ("name=a$(b)", "'name='\"'\"'a$(b)'\"'\"''"),
+        ("launch.extra=mem=1G", "\"launch.extra=['mem=1G']\""),
+        ("launch.extra=[a=b,--c=d]", "\"launch.extra=['a=b','--c=d']\""),
         ("plugins=[a=b.py,c.py]", "\"plugins=['a=b.py','c.py']\""),
     ],
 )

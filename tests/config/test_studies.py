@@ -158,6 +158,14 @@ def test_every_cell_is_the_run_of_its_own_line() -> None:
         assert (spec, spec.id, spec.folder) == (cell.spec, cell.spec.id, cell.spec.folder)
 
 
+def test_the_line_of_a_cell_on_a_cluster_runs_here() -> None:
+    """`bnlab train` runs in its own process."""
+    cells = cells_of("launch=slurm", "launch.partition=short", "steps=7")
+    assert "steps=7" in cells[0].line()
+    assert "launch" not in cells[0].line()
+    assert "launch=inline" in cells_of("launch=inline")[0].line()
+
+
 def test_the_first_seed_of_every_arm_comes_before_any_second_one() -> None:
     cells = cells_of("seed=0,1", "norm=none,batch", "optim.lr=0.1,1")
     order = [(cell.values["seed"], cell.values["norm"], cell.values["optim.lr"]) for cell in cells]

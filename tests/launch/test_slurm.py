@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -95,9 +96,13 @@ def test_what_an_earlier_command_submitted_is_not_submitted_again(
     [again] = made.submit(train_isolated, groups(spec_of, root, range(2)))
     assert again.folder == first.folder
     assert len(held_below(root)) == 2
+    said: list[str] = []
+    made.say = said.append
     earlier, more = made.submit(train_isolated, groups(spec_of, root, range(3)))
     assert earlier.folder == first.folder
     assert [Path(place).name.partition("-")[0] for place in more.folders()] == ["seed=2"]
+    name = first.folder.name
+    assert said[0] == f"in SLURM from an earlier command: 2 runs, in {name}; see: squeue -n {name}"
 
 
 def test_what_has_no_jobs_left_is_removed_and_submitted_again(
@@ -109,6 +114,20 @@ def test_what_has_no_jobs_left_is_removed_and_submitted_again(
     [second] = made.submit(train_isolated, groups(spec_of, tmp_path / "runs", range(2)))
     assert not first.folder.exists()
     assert len(second.folders()) == 2
+
+
+def test_what_is_left_of_ended_jobs_is_removed_where_nothing_is_to_run(
+    made: Slurm, scripts: Path, spec_of: SpecOf, tmp_path: Path
+) -> None:
+    [array] = made.submit(train_isolated, groups(spec_of, tmp_path / "runs", range(2)))
+    root = array.folder.parents[1]
+    (scripts / "squeue.out").write_text("0|COMPLETED\n1|RUNNING\n")
+    made.tidy(root)
+    assert array.folder.exists()
+    (scripts / "squeue.out").write_text("0|COMPLETED\n1|COMPLETED\n")
+    made.tidy(root)
+    assert not (root / ".slurm").exists()
+    made.tidy(root)
 
 
 def test_slurm_that_does_not_answer_submits_nothing(
@@ -147,7 +166,7 @@ def test_outcomes_are_read_once_and_torn_lines_are_passed_over(array: Array) -> 
 
 
 def test_a_job_is_lost_when_slurm_has_said_so_twice(array: Array) -> None:
-    (array.folder / "7_0_0_log.err").write_text("Traceback\nMemoryError: no room\n\n")
+    (array.folder / "7_0_0_log.err").write_text("Traceback\nMemoryError: no room\n\nsrun: error: n1: task 0: Killed\n")
     (array.folder / "0.jsonl").write_text('\n{"item": 1, "value": {}, "error": null}\n')
     assert seeds(array.look(lambda item: None)) == [2]
     assert list(array.gone({0: "FAILED", 1: "RUNNING"})) == []
@@ -186,6 +205,20 @@ def test_no_slurm_and_no_submitit_are_one_line(spec_of: SpecOf, scripts: Path, m
     (scripts / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid qos' >&2; exit 1\n")
     with pytest.raises(UsageError, match="launch: sbatch: Invalid qos, got '--time=60 --cpus-per-task=1'"):
         executor(spec_of("launch=slurm"))
+    (scripts / "sbatch").write_text(
+        "#!/bin/sh\nprintf 'sbatch: unrecognized option --x\\nTry \"sbatch --help\" for more\\n' >&2; exit 1\n"
+    )
+    with pytest.raises(UsageError, match="launch: sbatch: unrecognized option --x, got '--time=60 --cpus-per-task=1'"):
+        executor(spec_of("launch=slurm"))
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match="no SLURM on this machine: sbatch not found"):
         executor(spec_of("launch=slurm"))
+
+
+@pytest.mark.parametrize("option", ["--time=5", "array=0-9", "requeue"])
+def test_an_option_that_bnlab_sets_itself_is_refused(option: str, scripts: Path, spec_of: SpecOf) -> None:
+    """A shorter time, say, would queue a job again before it has done anything."""
+    name = option.removeprefix("--").partition("=")[0]
+    said = f"launch.extra: bnlab sets this option of sbatch, got '{name}'. Keys for some are launch.time, "
+    with pytest.raises(UsageError, match=re.escape(said)):
+        executor(spec_of("launch=slurm", f'launch.extra=["{option}"]'))

@@ -261,6 +261,24 @@ def test_the_time_left_is_that_of_runs_alike(clock: Any) -> None:
     assert tally.eta_s() == (left - 10) / 2
 
 
+def test_the_time_left_is_measured_where_a_queue_says_how_many_run_at_once(clock: Any) -> None:
+    """Runs of 20 s. One ended before the sweep began to look; then in 100 s four end."""
+    first, *others = grid("seed=range(11)")
+    tally = Tally([first, *others], None, io.StringIO())
+    clock.now += 1
+    tally.tell(ended(first, run_s=20.0))
+    assert tally.eta_s() is None
+    clock.now += 99
+    for standing in others[:4]:
+        tally.tell(ended(standing, run_s=20.0))
+    assert tally.eta_s() == 6 / 4 * 100
+    clock.now += 30
+    tally.tell(changed(others[4], "running"))
+    assert tally.eta_s() == 120
+    clock.now += 300
+    assert tally.eta_s() == 0
+
+
 def test_plain_lines_tell_each_tenth(clock: Any) -> None:
     standings = grid("seed=range(40)")
     out = io.StringIO()
