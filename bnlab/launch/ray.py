@@ -315,7 +315,7 @@ def refuse_unreachable(address: str) -> None:
         output.seek(0)
         said = output.read()
     if "Token" in said or "AuthenticationError" in said:
-        remedy = "Copy ~/.ray/auth_token of the cluster to this machine, or set RAY_AUTH_TOKEN_PATH."
+        remedy = "Set RAY_AUTH_MODE=token, and copy its ~/.ray/auth_token here or name it in RAY_AUTH_TOKEN_PATH."
         raise UsageError("launch.address", "the cluster refuses the token of this machine", address, remedy)
     if "Version mismatch" in said:
         raise UsageError("launch.address", "the cluster has another version of Ray or Python", address, THERE)
