@@ -93,7 +93,7 @@ class Sweep:
         self._training: dict[int, list[str]] = {}  # the cells of groups that are running
         self._on_change: Callable[[Standing], None] = lambda standing: None
         self._alone: set[str] = set()  # kinds whose runs cannot be trained at once
-        self._apart: set[str] = set()  # cells that were at work in a process that ended
+        self._apart: set[str] = set()  # cells that were running in a process that ended
         self._look_at = 0.0
         for cell in cells:
             folder = RunFolder(root / cell.spec.folder)
@@ -265,7 +265,7 @@ class Sweep:
                 self._set(key, state, status)
             elif outcome.whole or suspects == [key]:
                 self._settle(key, state, status, outcome.error)
-            else:  # where several were at work, each goes on alone: which of them ended the process is seen then
+            else:  # where several were running, each goes on alone: which of them ended the process is seen then
                 self._apart.update(suspects)
                 self._set(key, state, status)
 
