@@ -143,7 +143,7 @@ def rebuild(folder: RunFolder, profile: Profile) -> bool:
 
 
 def _rebuild(folder: RunFolder, profile: Profile) -> None:
-    spec, records = folder.spec(), list(read(folder.journal_file))
+    spec, records, status = folder.spec(), list(read(folder.journal_file)), folder.status()
     if not spec:
         raise ValueError(f"{folder.spec_file}: not a spec")
     if not records:
@@ -151,7 +151,7 @@ def _rebuild(folder: RunFolder, profile: Profile) -> None:
     load_plugins((), only=True)  # none: a run that is only shown runs no code. Groups follow from measurements' names
     extent = Extent(records=len(records), steps=records[-1]["step"])
     board = Board(folder.path, _sites(spec, records), extent=extent, profile=profile, spec=spec)
-    board.write_whole(records, folder.status(), folder.journal_bytes)
+    board.write_whole(records, status, folder.journal_bytes)
 
 
 def _sites(spec: Mapping[str, Any], records: list[Record]) -> list[str]:

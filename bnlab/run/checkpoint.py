@@ -133,9 +133,9 @@ def _read(
                 found = use(content)
             except FileNotFoundError:
                 continue
-            except (MemoryError, torch.cuda.OutOfMemoryError, PermissionError):
-                raise
             except Exception as error:
+                if _is_of_the_machine(error):
+                    raise
                 words = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
                 problems[path] = (words or type(error).__name__)[:200].rstrip(".")
                 continue
@@ -160,11 +160,17 @@ def _content(path: Path, device: torch.device) -> dict[str, Any]:
             if not sealed and (damaged := parts.testzip()):
                 raise ValueError(f"it is damaged, in {damaged}")
         content: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:
+        if _is_of_the_machine(error):
+            raise
         raise ValueError(f"it is damaged: {error}") from None
     return content
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether an error says nothing about the file: there is no memory to read it, or no permission."""
+    known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError | PermissionError)
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 def _refuse(content: dict[str, Any], steps: int, *, finite: bool) -> None:

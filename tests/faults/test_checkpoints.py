@@ -19,7 +19,7 @@ from bnlab.record.folder import BrokenError, RunFolder
 from bnlab.record.journal import read, without_clock
 from bnlab.run.checkpoint import SEAL_BYTES, restore
 from bnlab.run.setup import assemble
-from bnlab.run.train import train
+from bnlab.run.train import RunFailedError, train
 
 Stopped = Callable[..., tuple[RunSpec, RunFolder]]
 Run = Callable[..., Any]
@@ -159,6 +159,32 @@ def test_a_damaged_checkpoint_is_removed_before_it_could_push_out_the_good_one(s
     restore(folder, setup.net.module, setup.optimizer, setup.observer, setup.steps)
     assert folder.checkpoint_file.read_bytes() == good
     assert not folder.previous_file.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        torch.cuda.OutOfMemoryError("no room"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_checkpoint_that_there_is_no_memory_for_is_not_damaged(
+    error: Exception, stopped: Stopped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, folder = stopped(7)
+    before = [file.read_bytes() for file in (folder.checkpoint_file, folder.previous_file)]
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        with pytest.raises(RunFailedError, match=f"^{type(error).__name__}: "):
+            train(assemble(spec), folder)
+    assert [file.read_bytes() for file in (folder.checkpoint_file, folder.previous_file)] == before
+    assert "recovered" not in train(assemble(spec), folder)
 
 
 @pytest.mark.parametrize("lose", ["the seal", "all but what torch reads"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bnlab.analysis.load import read_runs, summary
+from bnlab.board.serve import Serving
 from bnlab.record.folder import RunFolder, find_runs
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
@@ -137,7 +138,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Any]) -
     ],
 )
 def test_a_damaged_file_costs_a_line_and_nothing_else(
-    file: str, name: str, swept: Path, bnlab: Callable[..., Any], traces_of: Callable[[Path], Any], tmp_path: Path
+    file: str,
+    name: str,
+    swept: Path,
+    bnlab: Callable[..., Any],
+    traces_of: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(swept, "runs")
     hurt, other = (folder.path for folder in find_runs(Path("runs")))
@@ -163,6 +169,11 @@ def test_a_damaged_file_costs_a_line_and_nothing_else(
     asked = bnlab("evaluate", "runs", "eval_bn=running", "--json")
     assert str(other) in {one["run"] for one in asked.json["evaluations"]}
     assert asked.err.count("\n") == (1 if file == "spec.yaml" and listed else 0)
+    shutil.copytree("runs", "shown")
+    monkeypatch.setattr(Serving, "serve", lambda *_: None)
+    view = bnlab("view", "shown", "--full", "--no-open")
+    assert (view.code, view.err) == (0, "")
+    assert view.out.count("could not write the events of 1 run; the old ones stay\n") == len(view.out.splitlines()) - 1
     assert not Path("evil").exists()
 
     again = bnlab(*SWEEP)

@@ -21,6 +21,8 @@ from bnlab.core.spec import RunSpec
 from bnlab.record import folder as folders
 from bnlab.record.files import DiskError
 from bnlab.record.folder import LostError, RunFolder
+from bnlab.record.journal import Journal, read
+from bnlab.run.observe import Recorder
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
 
@@ -195,6 +197,51 @@ def test_an_owner_that_slept_while_its_run_was_taken_over_writes_nothing(
     with pytest.raises(LostError, match=r"process .* on another-host is training this run"):
         train(assemble(spec), folder, stopped=asleep)
     assert _files(folder) == left
+
+
+WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "checkpoint": lambda folder: folder.write_checkpoint(b"new"),
+    "status": lambda folder: folder.write_status({"status": "running"}),
+    "spec": lambda folder: folder.write_spec({}, {}),
+    "log": lambda folder: folder.log("new"),
+    "heartbeat": lambda folder: folder.heartbeat(),
+    "end": lambda folder: None,
+}
+
+
+@pytest.mark.parametrize("write", sorted(WRITES))
+def test_no_write_of_an_owner_that_is_no_longer_one_changes_a_file(write: str, tmp_path: Path) -> None:
+    with pytest.raises(LostError, match="is training this run"), RunFolder(tmp_path).owned() as folder:  # noqa: PT012
+        WRITES[write](folder)
+        (tmp_path / "owner.json").write_text('{"token": "of another one"}')
+        before = _files(folder)
+        WRITES[write](folder)
+    assert _files(folder) == before
+
+
+def test_no_record_of_an_owner_that_is_no_longer_one_is_written(spec_of: SpecOf, tmp_path: Path) -> None:
+    setup = assemble(spec_of())
+    with pytest.raises(LostError, match="is training this run"), RunFolder(tmp_path).owned() as folder:  # noqa: PT012
+        folder.write_spec(setup.spec.tree(), {})
+        recorder = Recorder(folder, setup.observer, lambda record: None, keep_bytes=0, profile="full")
+        recorder.add({"step": 0}, {})
+        (tmp_path / "owner.json").write_text('{"token": "of another one"}')
+        before = _files(folder)
+        for go_on in (recorder.sync, recorder.close):
+            with pytest.raises(LostError, match="is training this run"):
+                go_on()
+    assert _files(folder) == before
+
+
+def test_a_resumed_run_has_a_journal_that_no_earlier_owner_has_open(tmp_path: Path) -> None:
+    earlier = Journal(tmp_path / "journal.jsonl")
+    earlier.append({"step": 0})
+    now = Journal(tmp_path / "journal.jsonl", keep_bytes=earlier.sync())
+    earlier.append({"step": 7})
+    earlier.close()
+    now.append({"step": 1})
+    now.close()
+    assert [record["step"] for record in read(tmp_path / "journal.jsonl")] == [0, 1]
 
 
 def test_a_heartbeat_from_the_future_is_of_a_clock_that_was_set_back(tmp_path: Path) -> None:
