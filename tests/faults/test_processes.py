@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bnlab.record import folder as folders
 from bnlab.record.files import DiskError
 from bnlab.record.folder import LostError, RunFolder
 from bnlab.record.journal import Journal, read
+from bnlab.run import host
 from bnlab.run.observe import Recorder
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
@@ -66,15 +67,17 @@ def plugin(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
     return write
 
 
-@pytest.mark.parametrize(
-    ("act", "error"),
-    [
-        ("time.sleep(60)", "no step for 8 s (launch.timeout)"),
-        ("sys.exit(3)", "3"),
-        ("raise MemoryError('no room')", "MemoryError: no room"),
-        ("torch.empty(10**15)", "RuntimeError: "),
-    ],
-)
+ACTS = [
+    ("time.sleep(60)", "no step for 8 s (launch.timeout)"),
+    ("sys.exit(3)", "its code called sys.exit(3)"),
+    ("raise MemoryError('no room')", "MemoryError: no room"),
+    ("torch.empty(10**15)", "RuntimeError: "),
+    ("raise KeyError('x')", "KeyError: 'x'"),
+]
+"""What a plugin does, and the error of its run."""
+
+
+@pytest.mark.parametrize(("act", "error"), ACTS)
 def test_what_a_plugin_does_is_the_failure_of_its_run(
     act: str, error: str, plugin: Callable[[str], tuple[str, ...]], bnlab: Callable[..., Any]
 ) -> None:
@@ -84,6 +87,8 @@ def test_what_a_plugin_does_is_the_failure_of_its_run(
     assert (bad["state"], other["state"]) == ("failed", "finished")
     assert error in bad["error"]
     assert "Traceback" not in said.err
+    written = RunFolder(Path(bad["run"])).status()
+    assert (written["status"], "Traceback" in Path(bad["log"]).read_text()) == ("failed", True)
 
 
 def test_what_a_plugin_prints_is_not_on_stdout(
@@ -119,20 +124,22 @@ def test_what_code_in_other_processes_prints_is_not_on_stdout(
 
 PROBE = """
 import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from bnlab import PROBES
 
 
-@PROBES.register("leaves", title="leaves")
-class Leaves:
+@PROBES.register("{name}", title="bad")
+class Bad:
     needs = frozenset()
     metrics = {"nothing": "0"}
 
     def measure(self, snapshot):
-        if snapshot.seed == 1 and snapshot.step >= 20 and Path("leave").exists():
-            os._exit(7)
+        if snapshot.seed == 1 and snapshot.step >= 20 and Path("act").exists():
+            {act}
         return {}
 
     def summarize(self, raw, carry):
@@ -140,28 +147,90 @@ class Leaves:
 """
 
 
+@pytest.fixture
+def stack(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """`stack("sys.exit(3)")`: the line of three runs that train at once, of which the second one's probe does that."""
+
+    def write(act: str, *more: str) -> tuple[str, ...]:
+        name = f"bad_{hashlib.sha256(act.encode()).hexdigest()[:6]}"
+        (tmp_path / "bad.py").write_text(PROBE.replace("{act}", act).replace("{name}", name))
+        (tmp_path / "act").touch()
+        (tmp_path / "configs" / "probes").mkdir(parents=True)
+        preset = f"defaults: [none, _self_]\n{name}: {{every: 1}}\n"
+        (tmp_path / "configs" / "probes" / f"{name}.yaml").write_text(preset)
+        words = [word for word in WORDS if not word.startswith("probes=")]
+        own = ("plugins=[bad.py]", f"probes={name}", "launch.lockstep=3", "launch.workers=1", "launch.checkpoint_s=0")
+        return ("sweep", *words, *own, "seed=0,1,2", *more, "--json")
+
+    return write
+
+
+def _resumed(line: Sequence[str], bnlab: Callable[..., Any], traces_of: Callable[..., Any]) -> None:
+    """The line again, now that the probe does nothing, gives the bits of runs that nothing has happened to."""
+    Path("act").unlink()
+    assert bnlab(*line, "--retry-failed").code == 0
+    words = [word for word in line if not word.startswith("launch=")]
+    assert bnlab(*words, "launch=inline", "--runs", "whole").code == 0
+    assert traces_of(Path("runs")) == traces_of(Path("whole"))
+
+
+@pytest.mark.parametrize(("act", "error"), [case for case in ACTS if "torch" not in case[0]])
+def test_what_a_plugin_does_to_a_stack_is_the_failure_of_its_run(
+    act: str,
+    error: str,
+    stack: Callable[..., tuple[str, ...]],
+    bnlab: Callable[..., Any],
+    traces_of: Callable[..., Any],
+) -> None:
+    line = stack(act, "launch=inline", *(["launch.timeout=8"] if "sleep" in act else []))
+    said = bnlab(*line)
+    assert (said.code, [run["state"] for run in said.json["runs"]]) == (3, ["finished", "failed", "finished"])
+    assert error in said.json["runs"][1]["error"]
+    assert "Traceback" not in said.err
+    begun = [len(re.findall("from step", file.read_text())) for file in sorted(Path("runs").rglob("log.txt"))]
+    assert begun == [1, 1, 1]
+    _resumed(line, bnlab, traces_of)
+
+
+def test_the_time_that_a_step_may_take_begins_again_at_every_step(
+    spec_of: SpecOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(host, "limit", limits.append)
+    train(assemble(spec_of("launch.timeout=8")), RunFolder(tmp_path))
+    assert limits == [8.0] * 12 + [None]
+
+
+STUCK = """
+import signal, time
+from bnlab.run import host
+host.GRACE_S = 0.5
+host.limit(0.5)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+time.sleep(100)  # here
+"""
+
+
+def test_code_that_cannot_be_interrupted_ends_with_its_process_and_shows_where(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    done = subprocess.run([sys.executable, tmp_path / "stuck.py"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(r'stuck\.py", line 7 in <module>', done.stderr)
+
+
 @pytest.mark.slow
 def test_a_plugin_that_ends_its_process_costs_its_own_run_alone(
-    bnlab: Callable[..., Any], traces_of: Callable[..., Any], tmp_path: Path
+    stack: Callable[..., tuple[str, ...]], bnlab: Callable[..., Any], traces_of: Callable[..., Any]
 ) -> None:
-    """Four runs train at once in that process. The other three go on, each alone."""
-    (tmp_path / "leaves.py").write_text(PROBE)
-    (tmp_path / "leave").touch()
-    (tmp_path / "configs" / "probes").mkdir(parents=True)
-    (tmp_path / "configs" / "probes" / "mine.yaml").write_text("defaults: [none, _self_]\nleaves: {every: 1}\n")
-    own = ("plugins=[leaves.py]", "probes=mine", "launch.lockstep=4", "launch.workers=1", "launch.checkpoint_s=0")
-    line = ("sweep", *WORDS[:-2], "data.batch_size=16", *own, "seed=0,1,2,3", "--json")
+    """The others that were at work in that process go on, each alone."""
+    line = stack("os._exit(7)", "launch=local")
     said = bnlab(*line)
-    assert said.code == 3
-    assert [run.get("error") for run in said.json["runs"]] == [None, "its process ended with code 7", None, None]
-    assert [run["state"] for run in said.json["runs"]] == ["finished", "interrupted", "finished", "finished"]
-    begun = [re.findall("from step (\\d+) of", file.read_text()) for file in sorted(Path("runs").rglob("log.txt"))]
-    assert [len(steps) for steps in begun] == [2, 2, 2, 2]  # in the stack, and alone
+    assert (said.code, [run["state"] for run in said.json["runs"]]) == (3, ["finished", "interrupted", "finished"])
+    assert [run.get("error") for run in said.json["runs"]] == [None, "its process ended with code 7", None]
+    begun = [re.findall(r"from step (\d+) of", file.read_text()) for file in sorted(Path("runs").rglob("log.txt"))]
+    assert [len(steps) for steps in begun] == [2, 2, 2]  # in the stack, and alone
     assert all(first == "0" and int(then) > 0 for first, then in begun)
-    (tmp_path / "leave").unlink()
-    assert bnlab(*line).code == 0
-    assert bnlab(*line, "--runs", "whole", "launch=inline").code == 0
-    assert traces_of(Path("runs")) == traces_of(Path("whole"))
+    _resumed(line, bnlab, traces_of)
 
 
 def _owner(folder: RunFolder) -> dict[str, Any]:
