@@ -5,6 +5,7 @@ help is fast."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import re
@@ -19,7 +20,7 @@ import typer
 from bnlab import __version__
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.text import cut
-from bnlab.terminal.signs import complain, only_json, say
+from bnlab.terminal.signs import complain, give_up, only_json, say
 
 OK, USAGE, FAILED, CHANGED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes: done; a mistake of the user; a run or a check failed; another verdict than expected; Ctrl-C."""
@@ -77,9 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = f"{context.command_path if context else 'bnlab'}: {message[:1].lower()}{message[1:].rstrip('.')}."
         lines = (f"{cut(line, 600)} See: {context.command_path if context else 'bnlab'} --help",)
     except OSError as error:
+        what = str(error.filename or "the current folder")
         if error.filename is None and _has_folder():
-            raise
-        lines = (f"{cut(str(error.filename or 'the current folder'))}: {(error.strerror or str(error)).lower()}.",)
+            if error.errno != errno.ENOSPC:
+                raise
+            what = "the output"
+            give_up(sys.stdout)
+        lines = (f"{cut(what)}: {(error.strerror or str(error)).lower()}.",)
     for line in lines:
         complain(line)
     raise SystemExit(USAGE)

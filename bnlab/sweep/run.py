@@ -254,8 +254,8 @@ class Sweep:
         if 0 < len(found) < len(tasks) and outcome.error is None:
             self._alone.add(self._kind(tasks[0].spec))
         now = {key: self._now(key, task.folder) for task in tasks if (key := task.spec.id) in self._left}
-        at_work = [key for key, (state, _) in now.items() if state not in (*ENDED, "failed", "not started")]
-        suspects = at_work or [tasks[0].spec.id]
+        begun = [key for key, (state, _) in now.items() if state not in (*ENDED, "failed", "not started")]
+        suspects = begun or [tasks[0].spec.id]
         for key, (state, status) in now.items():
             if key in found:
                 self._take_one(key, found[key])

@@ -72,11 +72,15 @@ def put(text: str, out: TextIO | None = None) -> None:
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=out, flush=True)
     except OSError as error:
-        # Point the file at nothing, or the interpreter complains again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         if error.errno not in (errno.EPIPE, errno.EIO):
-            error.filename = "the output"
             raise
+        give_up(out)
+
+
+def give_up(out: TextIO) -> None:
+    """Point the file at nothing, or the interpreter complains again when it flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def complain(text: str) -> None:

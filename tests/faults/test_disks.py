@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,3 +144,11 @@ def test_a_folder_that_is_read_only_is_read_and_not_written(
     assert _files(Path("disk")) == before
     disk("remount,rw")
     assert bnlab(*line, "seed=7").code == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+def test_an_output_that_is_on_a_full_disk_is_one_line(words: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        line = [sys.executable, "-m", "bnlab", "list", "norms", *words]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "the output: no space left on device.\n")

@@ -222,7 +222,7 @@ def test_code_that_cannot_be_interrupted_ends_with_its_process_and_shows_where(t
 def test_a_plugin_that_ends_its_process_costs_its_own_run_alone(
     stack: Callable[..., tuple[str, ...]], bnlab: Callable[..., Any], traces_of: Callable[..., Any]
 ) -> None:
-    """The others that were at work in that process go on, each alone."""
+    """The others that were trained in that process go on, each alone."""
     line = stack("os._exit(7)", "launch=local")
     said = bnlab(*line)
     assert (said.code, [run["state"] for run in said.json["runs"]]) == (3, ["finished", "interrupted", "finished"])
@@ -281,7 +281,6 @@ WRITES: dict[str, Callable[[RunFolder], object]] = {
 @pytest.mark.parametrize("write", sorted(WRITES))
 def test_no_write_of_an_owner_that_is_no_longer_one_changes_a_file(write: str, tmp_path: Path) -> None:
     with pytest.raises(LostError, match="is training this run"), RunFolder(tmp_path).owned() as folder:  # noqa: PT012
-        WRITES[write](folder)
         (tmp_path / "owner.json").write_text('{"token": "of another one"}')
         before = _files(folder)
         WRITES[write](folder)
