@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -97,9 +98,10 @@ class Array:
         for one in self.slices.values():
             one.news()
 
-    def folders(self) -> set[str]:
-        """The run folders of items without an outcome."""
-        return {place for one in self.slices.values() for item in one.left for place in one.folders[item]}
+    def folders(self, slices: Iterable[int] | None = None) -> set[str]:
+        """The run folders of items without an outcome, of all slices or of these."""
+        some = [one for index, one in self.slices.items() if slices is None or index in slices]
+        return {place for one in some for item in one.left for place in one.folders[item]}
 
     def states(self) -> dict[int, str] | None:
         """The state of each of its jobs that SLURM remembers; None where SLURM does not answer."""
@@ -150,7 +152,8 @@ class Array:
         lines = [line for file in files for line in file.read_text(errors="replace").splitlines() if line.strip()]
         lines = [line for line in lines if not line.startswith("srun: ")] or lines
         end = f"its job ended as {state}" if state != "gone" else "its job is gone"
-        return f"{end}: {lines[-1].strip()[:200]} ({files[0]})" if lines else end
+        place = min(map(str, (files[0], os.path.relpath(files[0]))), key=len) if files else ""
+        return f"{end}: {lines[-1].strip()[:200]} ({place})" if lines else end
 
 
 def collected(
@@ -207,15 +210,14 @@ def left_below(place: Path) -> list[Array]:
 
 
 def held_below(root: Path) -> set[str]:
-    """The run folders, absolute, that arrays of the studies at or below `root` still have."""
+    """The run folders, absolute, that jobs of the studies at or below `root` still have."""
     held: set[str] = set()
     for place in (root / ".slurm", *root.glob("*/.slurm")):
         for folder in place.iterdir() if place.is_dir() else ():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 array = Array(folder)
                 array.read()
-                if set((array.states() or {}).values()) - ENDED:
-                    held |= array.folders()
+                held |= array.folders([index for index, state in (array.states() or {}).items() if state not in ENDED])
     return held
 
 

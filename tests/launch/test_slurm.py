@@ -96,6 +96,8 @@ def test_what_an_earlier_command_submitted_is_not_submitted_again(
     [again] = made.submit(train_isolated, groups(spec_of, root, range(2)))
     assert again.folder == first.folder
     assert len(held_below(root)) == 2
+    (scripts / "squeue.out").write_text("0|RUNNING\n1|CANCELLED\n")
+    assert [Path(place).name.partition("-")[0] for place in held_below(root)] == ["seed=0"]
     said: list[str] = []
     made.say = said.append
     earlier, more = made.submit(train_isolated, groups(spec_of, root, range(3)))
