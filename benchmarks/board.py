@@ -53,7 +53,7 @@ SLOW = "torch, SummaryWriter"
 
 def records(count: int) -> list[Record]:
     """The records of a run with `count` points, without histograms."""
-    spec, rng = config.load("quickstart", []), np.random.default_rng(0)
+    spec, rng = config.load("deep_mlp", []), np.random.default_rng(0)
     return [_record(5 * point, point, spec, rng, 5 * count, "economy") for point in range(count)]
 
 

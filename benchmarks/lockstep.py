@@ -65,7 +65,7 @@ def bare_net(width: int, norm: str) -> nn.Module:
 
 
 def digits() -> Dataset:
-    data: Dataset = DATA.build("digits", config.load("quickstart", []).data.options)
+    data: Dataset = DATA.build("digits", config.load("deep_mlp", []).data.options)
     return data
 
 
@@ -77,7 +77,7 @@ def stack_loop(width: int, norm: str, nets: int, folder: Path) -> Callable[[Tick
         with ExitStack() as closing:
             stack: Lockstep[int] | None = None
             for seed in range(nets):
-                spec = config.load("quickstart", [*fixed, "probes.points=1", "probes.eval_points=1", f"seed={seed}"])
+                spec = config.load("deep_mlp", [*fixed, "probes.points=1", "probes.eval_points=1", f"seed={seed}"])
                 run = closing.enter_context(opened(assemble(spec), RunFolder(folder / f"{width}-{norm}-{nets}-{seed}")))
                 assert isinstance(run, Run)
                 stack = stack or Lockstep(run.setup, nets)

@@ -65,7 +65,7 @@ class Entry:
 
 def entries(net: str) -> Iterator[Entry]:
     """Every registered probe, with each set of options that a preset gives it; its defaults, if no preset has it."""
-    trees = {preset: config.load("quickstart", [f"model={net}", f"probes={preset}"]).tree() for preset in PRESETS}
+    trees = {preset: config.load("deep_mlp", [f"model={net}", f"probes={preset}"]).tree() for preset in PRESETS}
     for probe in PROBES.names():
         found: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for preset, tree in trees.items():
@@ -82,7 +82,7 @@ def entries(net: str) -> Iterator[Entry]:
 
 def setup_of(net: str, probes: dict[str, Any], dtype: str = "float32") -> Setup:
     """The net of step.py, measured at every step by these probes."""
-    tree: dict[str, Any] = config.load("quickstart", [f"model={net}", "probes=none", f"dtype={dtype}"]).tree()
+    tree: dict[str, Any] = config.load("deep_mlp", [f"model={net}", "probes=none", f"dtype={dtype}"]).tree()
     data = {key: value for key, value in tree["data"].items() if key in DATA_KEYS}
     tree |= {"steps": 10**7, "data": data | {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
     tree["optim"]["lr"] = LR

@@ -31,7 +31,7 @@ PER_SITE = ("act_mean", "act_var", "drift_mean", "drift_logvar", "drift_mean_tot
 PER_SITE += ("sampling_floor", "act_p15", "act_p50", "act_p85")
 CLAIM = """
 name: bench
-base: quickstart
+base: deep_mlp
 overrides: {probes: %s, probes.points: %d}
 axes: {norm: "%s", optim.lr: "logspace(1e-3, 10, %d)", seed: "range(0, %d)"}
 claims:

@@ -136,7 +136,7 @@ def bnlab_loop(net: str, probes: str, points: int, folder: Path, everything: boo
     """`bnlab train`, its whole loop with journal and events."""
 
     steps, every = 10**7, STEPS // points
-    tree: dict[str, Any] = config.load("quickstart", [f"model={net}", f"probes={probes}"]).tree()
+    tree: dict[str, Any] = config.load("deep_mlp", [f"model={net}", f"probes={probes}"]).tree()
     data = {key: value for key, value in tree["data"].items() if key in DATA_KEYS}
     tree |= {"steps": steps, "data": data | {"name": "noise_images", "batch_size": BATCH, "normalize": "none"}}
     tree["optim"]["lr"] = LR

@@ -128,8 +128,7 @@ def _top(known: Verdicts) -> Iterator[str]:
         "Effects speak for a claim above 1 (ratios, x) or 0; intervals are 95 %. *Depends on the draw*: fewer than\n"
         f"{100 * SURE:.0f} % of other draws of the seeds come to the same verdict. *Identities* are equations\n"
         "and laws that `bnlab verify` checks in seconds; their errors are relative.\n"
-        "Minutes were measured, of many studies with other work on the same cores: they are upper bounds. Those of\n"
-        "`lr_smoothing` are estimated ([log](lab.md)).\n"
+        "Minutes were measured, of many studies with other work on the same cores: they are upper bounds.\n"
     )
 
 

@@ -46,7 +46,7 @@ settings.register_profile(
 settings.load_profile("bnlab")
 
 SMALL: dict[str, tuple[str, ...]] = {
-    "mlp": ("quickstart", "model.depth=2", "model.width=6"),
+    "mlp": ("deep_mlp", "model.depth=2", "model.width=6"),
     "cnn": ("cnn_digits", "model.channels=[3,4]", "model.strides=[1,2]"),
     "deep_linear": ("deep_linear", "model.depth=4", "model.width=5", "data.size=150", "data.test_size=50"),
     "resnet": ("cnn_digits", "model=resnet", "model.depth=8", "model.width=0.25", "model.shortcut=B"),

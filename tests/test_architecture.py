@@ -256,7 +256,7 @@ def test_torch_is_not_reached_from(module: str) -> None:
 
 def test_loading_a_config_does_not_reach_torch() -> None:
     script = (
-        "import sys; from bnlab import config; config.load('quickstart', ['optim.lr=0.2']).id\n"
+        "import sys; from bnlab import config; config.load('deep_mlp', ['optim.lr=0.2']).id\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -30,7 +30,7 @@ def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     )
     assert Path(where.stdout.strip()).is_relative_to(installed)
     done = subprocess.run(
-        [*words, "train", "--config", "quickstart", "steps=2"],
+        [*words, "train", "--config", "deep_mlp", "steps=2"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

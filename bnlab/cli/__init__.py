@@ -162,11 +162,11 @@ def words_out(as_json: bool) -> TextIO:
 
 def no_config(config_dir: Path | None, given: Sequence[str], *kinds: str) -> UsageError:
     """The error of a command without --config: it lists the configs of these kinds, or takes the first word for one."""
-    from bnlab.config import available, config_dirs
+    from bnlab.config import RENAMED, available, config_dirs
 
     dirs = config_dirs(config_dir)
     known = [name for kind in kinds for name in available(kind, dirs)]
-    meant = [word for word in given if word in known]
+    meant = [word if word in known else RENAMED[word] for word in given if word in known or word in RENAMED]
     remedy = f"Did you mean: --config {meant[0]}?" if meant else nearest("", known)
     return UsageError("--config", "missing", remedy=remedy)
 

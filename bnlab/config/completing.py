@@ -17,7 +17,7 @@ from bnlab.core.typed import words_of
 Offer = tuple[str, str]
 """A word and what it means. One that ends with `=` or `.` is not whole."""
 
-START = "quickstart"
+START = "deep_mlp"
 """The experiment whose keys are offered where none is typed."""
 
 

@@ -33,6 +33,13 @@ from bnlab.core.spec import GROUPS, RunSpec
 from bnlab.core.text import leaves
 from bnlab.core.typed import option_defaults, option_names
 
+RENAMED = {
+    "quickstart": "deep_mlp",
+    "santurkar_dln": "santurkar_linear",
+    "santurkar_dln_small": "santurkar_linear_small",
+}
+"""Experiments that once had the name of a study, whose folder their runs then shared."""
+
 
 class Composer:
     """Specs of the experiment `name`. To compose takes Hydra 40 ms, so that a grid composes once for each combination
@@ -43,8 +50,11 @@ class Composer:
         """Raises UsageError for an unknown experiment, as the mistake of `key`."""
         experiments = available("experiments", overrides.dirs)
         if name not in experiments:
-            study = name in available("studies", overrides.dirs)
-            hint = f"It is a study: bnlab sweep --config {name}." if study else nearest(name, experiments)
+            hint = nearest(name, experiments)
+            if name in RENAMED:
+                hint = f"It is named {RENAMED[name]} now."
+            elif name in available("studies", overrides.dirs):
+                hint = f"It is a study: bnlab sweep --config {name}."
             raise UsageError(key, "no such experiment", name, hint)
         self.name, self.file, self.overrides = name, experiments[name], overrides
         self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}

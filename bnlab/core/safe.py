@@ -114,4 +114,6 @@ def _plain(value: Any, levels: int = MOST_DEPTH) -> Any:
         return {key: _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, levels - 1) for item in value]
+    if isinstance(value, int) and value.bit_length() > 64:  # written as hexadecimal, which has no limit
+        raise ValueError("a number has more than 64 bits")
     return value

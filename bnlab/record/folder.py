@@ -365,7 +365,7 @@ def write_atomically(path: Path, data: bytes, before: Callable[[], None] = lambd
         raise
 
 
-TRAIN_FIRST = "Train one first: bnlab train --config quickstart."
+TRAIN_FIRST = "Train one first: bnlab train --config deep_mlp."
 
 
 def runs_below(root: Path) -> list[RunFolder]:

@@ -32,7 +32,7 @@ def sweep(spec_of: Callable[..., RunSpec], run: Callable[..., Any], tmp_path: Pa
     """Trains two norms at two rates, of which 1e9 diverges, with two seeds, below a folder of that name."""
 
     def trained(where: str) -> Collection:
-        study = Study(name=where, base="quickstart", axes={"norm": "batch,none"}, claims=CLAIMS)
+        study = Study(name=where, base="deep_mlp", axes={"norm": "batch,none"}, claims=CLAIMS)
         for norm in ("batch", "none"):
             for lr in ("0.1", "1e9"):
                 for seed in (0, 1):

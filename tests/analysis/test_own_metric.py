@@ -40,7 +40,7 @@ CLAIM = """
      compare: ratio, smallest_effect: 1, options: OPTIONS}
 """
 STUDY = """
-base: quickstart
+base: deep_mlp
 overrides: {steps: 4, model: {depth: 2, width: 6}, data.batch_size: 16, plugins: [my_metric.py]}
 axes: {norm: "none,batch", seed: "0,1"}
 claims:

@@ -32,7 +32,7 @@ def train(runs: Path, *overrides: str) -> None:
     before = [signal.getsignal(number) for number in numbers]
     small = ("steps=20", "model.depth=2", "model.width=8")
     with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match=r"^0$"):
-        main(["train", "--config", "quickstart", *small, *overrides, "--runs", str(runs)])
+        main(["train", "--config", "deep_mlp", *small, *overrides, "--runs", str(runs)])
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -81,7 +81,7 @@ def query_of(link: str) -> dict[str, str]:
 BOTH = ["batch/lr=0.1/seed=0-a", "none/lr=0.1/seed=0-b"]
 
 
-@pytest.mark.parametrize("above", ["", "quickstart/", "deep/er/"])
+@pytest.mark.parametrize("above", ["", "deep_mlp/", "deep/er/"])
 def test_runs_are_coloured_by_their_norm_wherever_the_root_is(above: str) -> None:
     runs = [above + run for run in [*BOTH, "batch_reference/lr=1/seed=2-c"]]
     regex = server.colour_regex(runs)
@@ -129,7 +129,7 @@ def test_only_tags_that_exist_are_pinned(tmp_path: Path) -> None:
 def test_runs_are_named_by_their_path_below_the_root(runs: Path) -> None:
     names = list(serve.event_files(runs))
     assert [re.sub(r"-\w{10}$", "", name) for name in names] == [
-        f"quickstart/{norm}/lr={lr}/seed=0" for norm in ("batch", "none") for lr in ("0.1", "0.3")
+        f"deep_mlp/{norm}/lr={lr}/seed=0" for norm in ("batch", "none") for lr in ("0.1", "0.3")
     ]
     assert list(serve.event_files(runs / names[0])) == ["."]
 

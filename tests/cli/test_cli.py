@@ -24,8 +24,8 @@ from bnlab import __version__, config
 from bnlab.cli import main
 from bnlab.core.registry import load_plugin
 
-TINY = ("--config", "quickstart", "steps=20", "model.depth=2", "model.width=8")
-LONG = ("--config", "quickstart", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
+TINY = ("--config", "deep_mlp", "steps=20", "model.depth=2", "model.width=8")
+LONG = ("--config", "deep_mlp", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
 Start = Callable[..., "subprocess.Popen[str]"]
 METRICS = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 
@@ -184,11 +184,11 @@ EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()])
     ("words", "line"),
     [
         (["train"], f"--config: missing. There are: {EXPERIMENTS}."),
-        (["train", "quickstart"], "--config: missing. Did you mean: --config quickstart?"),
+        (["train", "quickstart"], "--config: missing. Did you mean: --config deep_mlp?"),
         (["train", *TINY[:2], "batch_size=4"], "batch_size: no such key. Did you mean: data.batch_size?"),
         (
-            ["train", "--config", "quickstat"],
-            "--config: no such experiment, got 'quickstat'. Did you mean: quickstart?",
+            ["train", "--config", "deep_mpl"],
+            "--config: no such experiment, got 'deep_mpl'. Did you mean: deep_mlp?",
         ),
         (["train", *TINY[:2], "steps=-3"], "steps: must be at least 1, got -3."),
         (["train", *TINY[:2], "~norm"], "~norm: nothing can be removed from a spec. Give norm another value."),
@@ -208,8 +208,8 @@ EXPERIMENTS = ", ".join(config.available("experiments", [config.packaged_dir()])
             "launch: bnlab train runs in this process, got 'slurm'. Use bnlab sweep.",
         ),
         (["train", *TINY, "--runs", "/dev/null"], None),
-        (["runs"], "RUNS: no such directory, got 'runs'. Train one first: bnlab train --config quickstart."),
-        (["runs", "."], "RUNS: no runs in this directory, got '.'. Train one first: bnlab train --config quickstart."),
+        (["runs"], "RUNS: no such directory, got 'runs'. Train one first: bnlab train --config deep_mlp."),
+        (["runs", "."], "RUNS: no runs in this directory, got '.'. Train one first: bnlab train --config deep_mlp."),
         (["list", "norm"], "KIND: nothing of this kind, got 'norm'. Did you mean: norms?"),
         (["list", "norms", "--config-dir", "nowhere"], "--config-dir: no such directory, got 'nowhere'."),
     ],
@@ -248,7 +248,7 @@ def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path, s
     said = ended(start("train", *TINY, "--json"))
     assert said.code == 0
     folder = tmp_path / said.json["run"]
-    assert said.json["id"] == config.load("quickstart", TINY[2:]).id
+    assert said.json["id"] == config.load("deep_mlp", TINY[2:]).id
     assert folder.name == f"seed=0-{said.json['id']}"
     assert {key: value for key, value in said.json.items() if key not in ("run", "id")} == json.loads(
         (folder / "status.json").read_text()
@@ -256,7 +256,7 @@ def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path, s
     assert (said.json["status"], said.json["step"], said.json["dead"]) == ("finished", 20, False)
     assert set(said.json["metrics"]) == METRICS
     assert set(said.json["timing"]) == {"run_s", "measure_s", "steps_per_s"}
-    assert re.fullmatch(r"quickstart  batch  lr=0.3  seed=0\n(step .*\n){10}", said.err)
+    assert re.fullmatch(r"deep_mlp  batch  lr=0.3  seed=0\n(step .*\n){10}", said.err)
 
 
 def test_a_finished_run_is_not_run_again(bnlab: Callable[..., Said], tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_run_with_other_settings_is_called_another_run(bnlab: Callable[..., Sa
     grid = ("sweep", *TINY, "norm=batch", "optim.lr=0.3", "launch=inline", "optim.momentum=0.7,0.9")
     lines = [line for line in bnlab(*grid, "seed=0,1").out.splitlines() if line.startswith("another run")]
     assert len(lines) == 1
-    assert lines[0].startswith("another run than runs/quickstart/batch/lr=0.3/seed=0-")
+    assert lines[0].startswith("another run than runs/deep_mlp/batch/lr=0.3/seed=0-")
     assert "another run" not in bnlab(*grid, "seed=0,1,2").out  # those of its own grid do not count
 
 
@@ -303,7 +303,7 @@ def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
     said = bnlab("train", *TINY, "--plain")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert lines[0] == "quickstart  batch  lr=0.3  seed=0"
+    assert lines[0] == "deep_mlp  batch  lr=0.3  seed=0"
     value = r"\S+( at \d+)?"
     measured = f"loss {value}  accuracy {value}  test accuracy {value}  "  # not before a first record is written
     form = rf"step +\d+/20  ({measured})?\S+/s  eta 0:0\d"
@@ -311,7 +311,7 @@ def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
     assert lines[10].startswith("step 20/20  loss ")
     assert [int(line[5:7]) for line in lines[1:11]] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
     assert [line.split("  ")[0] for line in lines[11:]] == ["finished", "run", "steepest", "measuring", "next"]
-    assert lines[-1] == "next       bnlab view runs/quickstart"
+    assert lines[-1] == "next       bnlab view runs/deep_mlp"
 
 
 def test_a_divergence_is_a_result(bnlab: Callable[..., Said]) -> None:
@@ -342,7 +342,7 @@ def test_a_failure_gives_one_line_that_names_the_log(bnlab: Callable[..., Said],
 
 def test_show_prints_the_spec_and_trains_nothing(bnlab: Callable[..., Said], tmp_path: Path) -> None:
     said = bnlab("train", *TINY, "norm=none", "--show")
-    spec = config.load("quickstart", [*TINY[2:], "norm=none"])
+    spec = config.load("deep_mlp", [*TINY[2:], "norm=none"])
     assert said.out.splitlines()[:2] == [f"# id: {spec.id}", f"# configs: {config.packaged_dir()}"]
     assert yaml.safe_load(said.out) == spec.tree()
     assert bnlab("train", *TINY, "norm=none", "--show", "--json").json == {
@@ -358,7 +358,7 @@ def test_a_reader_that_disconnects_does_not_stop_a_run(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | head -1"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "quickstart  batch  lr=0.3  seed=0\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "deep_mlp  batch  lr=0.3  seed=0\n", "")
     status = json.loads(next(tmp_path.rglob("status.json")).read_text())
     assert status["status"] == "finished"
 
@@ -383,12 +383,12 @@ def test_an_interrupted_run_says_how_to_resume(number: signal.Signals, tmp_path:
     assert step > 0
     process = start(*shlex.split(again)[1:])
     assert process.stdout is not None
-    assert process.stdout.readline() == "quickstart  batch  lr=0.3  seed=0\n"
+    assert process.stdout.readline() == "deep_mlp  batch  lr=0.3  seed=0\n"
     assert process.stdout.readline() == f"resuming at step {step} of 200000\n"
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: Start) -> None:
-    words = ["train", "--config", "quickstart", "steps=3000", "probes=none", "model.depth=2", "model.width=8", "--json"]
+    words = ["train", "--config", "deep_mlp", "steps=3000", "probes=none", "model.depth=2", "model.width=8", "--json"]
     process = start(*words, "--runs", "a")
     wait_for(lambda: has_records(tmp_path / "a"), "record")
     process.send_signal(signal.SIGINT)
@@ -446,7 +446,7 @@ def test_runs_shows_a_table_and_one_run_its_card(bnlab: Callable[..., Said]) -> 
         assert norm == Path(path).parts[2]
         assert float(loss) == pytest.approx(run["metrics"]["train_loss"], rel=1e-3)
         assert float(accuracy) == pytest.approx(run["metrics"]["test_accuracy"], rel=1e-3)
-    assert [row["run"] for row in _rows(bnlab, "runs/quickstart")] == [run["run"] for run in ended_runs]
+    assert [row["run"] for row in _rows(bnlab, "runs/deep_mlp")] == [run["run"] for run in ended_runs]
 
     path = ended_runs[0]["run"]
     card = bnlab("runs", path).out

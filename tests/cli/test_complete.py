@@ -40,8 +40,8 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bnlab tr", ["train"]),
         ("bnlab data ", ["fetch"]),
         ("X=1 bnlab re", ["report"]),
-        ("bnlab train --config q", ["quickstart"]),
-        ("bnlab train --config=q", ["--config=quickstart"]),
+        ("bnlab train --config deep_m", ["deep_mlp"]),
+        ("bnlab train --config=deep_m", ["--config=deep_mlp"]),
         ("bnlab train --config lr_", []),  # a study, and train takes experiments
         ("bnlab sweep --config lr_", ["lr_range", "lr_smoothing"]),
         ("bnlab sweep --fr", ["--fresh"]),
@@ -51,7 +51,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bnlab train norm=none,ba", []),  # train takes one value
         ("bnlab sweep norm=none,lay", ["norm=none,layer"]),
         ("bnlab sweep norm=none,no", ["norm=none,noisy_batch", "norm=none,noisy_none"]),
-        ("bnlab train --config quickstart opt", ["optim=", "optim."]),
+        ("bnlab train --config deep_mlp opt", ["optim=", "optim."]),
         ("bnlab train optim=sgd opt", ["optim."]),
         ("bnlab train optim.l", ["optim.lr="]),
         ("bnlab train optim.lr=1 optim.l", []),

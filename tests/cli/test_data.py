@@ -19,7 +19,7 @@ from bnlab.files.sources import SOURCES, Fetched, roots
 from bnlab.terminal.progress import Bars
 
 Tiny = Callable[..., dict[str, bytes]]
-TRAIN = ("train", "--config", "quickstart", "data=mnist", "steps=2", "model.depth=2", "model.width=8")
+TRAIN = ("train", "--config", "deep_mlp", "data=mnist", "steps=2", "model.depth=2", "model.width=8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ Said = tuple[int, str, str]
 TINY = """
 title: Which is better, {name}?
 minutes: {minutes}
-base: quickstart
+base: deep_mlp
 overrides: {{steps: 2, probes: none, launch: inline, launch.lockstep: "off"}}
 axes: {{norm: "none,batch", optim.lr: "0.1", seed: "0,1"}}
 claims:

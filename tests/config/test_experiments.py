@@ -26,7 +26,7 @@ ONE_A_MODEL = {config.load(name, ()).model.name: name for name in reversed(EXPER
 
 
 def _load(*overrides: str) -> RunSpec:
-    return config.load("quickstart", overrides)
+    return config.load("deep_mlp", overrides)
 
 
 # -- what comes with bnlab -------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_the_settings_on_the_papers_data_are_those_of_the_papers() -> None:
     assert (vgg.data.name, vgg.data.augments, vgg.data.batch_size, vgg.steps) == ("cifar10", False, 128, 15000)
     assert (vgg.optim.lr, vgg.optim.schedule, vgg.model.init) == (0.1, "constant", "glorot")
     assert vgg.optim.options == {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    dln = config.load("santurkar_dln", [])
+    dln = config.load("santurkar_linear", [])
     assert (dln.model, dln.data, dln.steps) == tuple(
         getattr(config.load("deep_linear", []), key) for key in ("model", "data", "steps")
     )
@@ -171,7 +171,7 @@ def test_two_meanings_are_two_ids() -> None:
 
 
 def test_the_id_is_the_same_in_another_process() -> None:
-    script = "from bnlab import config; print(config.load('quickstart', ['norm=none', 'optim.lr=0.7']).id)"
+    script = "from bnlab import config; print(config.load('deep_mlp', ['norm=none', 'optim.lr=0.7']).id)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == _load("norm=none", "optim.lr=0.7").id
 
@@ -284,9 +284,9 @@ def test_a_reference_to_another_key_is_that_key_s_value() -> None:
 
 
 def test_an_unknown_experiment_gets_the_nearest_one_proposed() -> None:
-    message = r"^--config: no such experiment, got 'quickstar'\. Did you mean: quickstart\?$"
+    message = r"^--config: no such experiment, got 'deep_mpl'\. Did you mean: deep_mlp\?$"
     with pytest.raises(UsageError, match=message):
-        config.load("quickstar", [])
+        config.load("deep_mpl", [])
 
 
 def test_a_failed_load_leaves_nothing_behind() -> None:
@@ -344,9 +344,9 @@ def mine(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_user_s_yaml_takes_precedence_over_the_packaged_one(mine: Path) -> None:
-    assert config.load("quickstart", [], mine).norm.options["eps"] == 0.5
+    assert config.load("deep_mlp", [], mine).norm.options["eps"] == 0.5
     assert _load().norm.options["eps"] == 1e-5
-    assert config.load("quickstart", ["norm=batch_reference"], mine).norm.options["eps"] == 1e-5
+    assert config.load("deep_mlp", ["norm=batch_reference"], mine).norm.options["eps"] == 1e-5
     found = config.available("norm", config.config_dirs(mine))
     assert found["batch"].parent == mine / "norm"
     assert found["none"].parent == config.packaged_dir() / "norm"
@@ -382,7 +382,7 @@ def test_configs_in_the_working_directory_are_found_without_being_named(
 
 def test_a_missing_config_dir_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--config-dir: no such directory, got '.*nowhere'\.$"):
-        config.load("quickstart", [], tmp_path / "nowhere")
+        config.load("deep_mlp", [], tmp_path / "nowhere")
 
 
 def _experiment(mine: Path, body: str) -> None:
@@ -483,7 +483,7 @@ def test_an_experiment_without_a_name_is_reported(mine: Path) -> None:
 
 @pytest.mark.parametrize("probe", ["ics", "sharpness", "gradients"])
 def test_any_probe_can_be_chosen_by_name_and_joins_those_of_economy(probe: str) -> None:
-    economy = config.load("quickstart", ["probes=economy"]).probes.options
-    named = config.load("quickstart", [f"probes={probe}"]).probes.options
+    economy = config.load("deep_mlp", ["probes=economy"]).probes.options
+    named = config.load("deep_mlp", [f"probes={probe}"]).probes.options
     assert set(named) == {*economy, probe}
     assert {name: named[name] for name in economy} == economy

@@ -21,7 +21,7 @@ Load = Callable[[str], str]
 
 def trained(text: str) -> str:
     """The name of the run that `train` makes."""
-    return config.load("quickstart", [text]).name
+    return config.load("deep_mlp", [text]).name
 
 
 def swept(text: str) -> str:
@@ -96,11 +96,11 @@ def test_what_registers_under_a_name_that_is_no_file_s_is_refused() -> None:
 
 
 def test_an_old_run_s_spec_is_held_to_the_same_rule() -> None:
-    tree = config.load("quickstart", []).tree()
+    tree = config.load("deep_mlp", []).tree()
     with pytest.raises(UsageError, match=r"^name: cannot be the name of a folder"):
         RunSpec.from_tree({**tree, "name": "../x"})
     with pytest.raises(UsageError, match=r"^name: cannot be the name of a folder"):
-        Study.from_tree({"name": "../x", "base": "quickstart"})
+        Study.from_tree({"name": "../x", "base": "deep_mlp"})
 
 
 # -- YAML that a user writes -------------------------------------------------------------------------------------------
@@ -114,13 +114,13 @@ def written(folder: Path, place: str, text: str) -> Path:
 
 
 def test_a_study_named_by_a_date_keeps_it_as_text(tmp_path: Path) -> None:
-    written(tmp_path, "studies/dated.yaml", "name: 2026-11-26\nbase: quickstart\naxes: {seed: [0]}\n")
+    written(tmp_path, "studies/dated.yaml", "name: 2026-11-26\nbase: deep_mlp\naxes: {seed: [0]}\n")
     assert config.load_study("dated", [], tmp_path)[0].name == "2026-11-26"
 
 
 def test_a_number_in_a_study_is_one_with_or_without_a_point(tmp_path: Path) -> None:
     """YAML 1.1 reads 1e-1 as text, where axes and experiments read a number."""
-    text = "base: quickstart\noverrides: {optim.lr: 1e-1}\naxes: {seed: [0]}\n"
+    text = "base: deep_mlp\noverrides: {optim.lr: 1e-1}\naxes: {seed: [0]}\n"
     assert config.load_study("s", [], written(tmp_path, "studies/s.yaml", text))[0].overrides == {"optim.lr": 0.1}
 
 
@@ -142,8 +142,8 @@ def test_a_number_in_a_claim_is_the_one_of_the_axes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "text", "given"),
     [
-        ("studies/mine.yaml", "base: quickstart\naxes: {seed: [0]}\naxes: {seed: [1]}\n", None),
-        ("studies/mine.yaml", "base: quickstart\noverrides:\n  steps: 3\n  steps: 4\n", None),
+        ("studies/mine.yaml", "base: deep_mlp\naxes: {seed: [0]}\naxes: {seed: [1]}\n", None),
+        ("studies/mine.yaml", "base: deep_mlp\noverrides:\n  steps: 3\n  steps: 4\n", None),
         ("experiments/mine.yaml", "# @package _global_\ndefaults: [/run, _self_]\nname: a\nname: b\n", None),
         ("norm/mine.yaml", "defaults: [_placement, _self_]\nname: batch\neps: 1\neps: 2\n", "norm=mine"),
         ("probes/one/mine.yaml", "every: 1\nevery: 2\n", "probes=mine"),

@@ -122,7 +122,7 @@ def test_what_a_plugin_adds_to_one_call_is_gone_for_the_next() -> None:
     with hydra_over(dirs) as reader:
         reader.offer("norm", "added", {"defaults": ["batch", "_self_"], "eps": "1e-3", "more": (1, None)})
         assert "added" in reader.options["norm"]
-        found = Composer("quickstart", reader).values({"norm": "added"})
+        found = Composer("deep_mlp", reader).values({"norm": "added"})
         assert (found["norm.eps"], found["norm.more"]) == ("1e-3", [1, None])  # text stays text
     with hydra_over(dirs) as reader:
         assert "added" not in reader.options["norm"]
@@ -222,7 +222,7 @@ def test_a_study_s_axes_are_lists_or_in_the_grammar_of_the_command_line() -> Non
         {"norm": "none", "optim.lr": 0.5, "seed": 0},
     ]
     assert cells[0].line(runs="my runs") == (
-        "bnlab train --config quickstart steps=12 model.depth=2 model.width=6 data.batch_size=16 probes.points=20 "
+        "bnlab train --config deep_mlp steps=12 model.depth=2 model.width=6 data.batch_size=16 probes.points=20 "
         "norm=none optim.lr=0.05 seed=0 name=tiny --runs 'my runs'"
     )
 
@@ -249,18 +249,18 @@ def test_typed_overrides_replace_those_of_the_study() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("base: quickstart\naxis: {seed: 1}", "axis: no such key, got {'seed': 1}. Did you mean: axes?"),
+        ("base: deep_mlp\naxis: {seed: 1}", "axis: no such key, got {'seed': 1}. Did you mean: axes?"),
         ("axes: {seed: 1}", "base: missing"),
         ("base: nothing", "base: no such experiment, got 'nothing'. There are: "),
-        ("base: quickstart\naxes: [1]", "axes: must have keys and values, got [1]"),
+        ("base: deep_mlp\naxes: [1]", "axes: must have keys and values, got [1]"),
         ("- 1", "mine.yaml: must have keys and values"),
         ("base: [", "expected node content"),
-        ("base: quickstart\nclaims: 3", "claims: must be a list, got 3"),
-        ("base: quickstart\nclaims: [3]", "claims.0: must have keys and values, got 3"),
-        ("base: quickstart\nclaims: [{nam: x}]", "claims.0.nam: no such key, got 'x'. Did you mean: name?"),
-        ("base: quickstart\nclaims: [{name: x}]", "claims.0.text: missing"),
-        ("base: quickstart\noverrides: {seed: '1,2'}", "seed: several values"),
-        ("base: quickstart\naxes: {optim: {lrr: [1, 2]}}", "optim.lrr: no such key"),
+        ("base: deep_mlp\nclaims: 3", "claims: must be a list, got 3"),
+        ("base: deep_mlp\nclaims: [3]", "claims.0: must have keys and values, got 3"),
+        ("base: deep_mlp\nclaims: [{nam: x}]", "claims.0.nam: no such key, got 'x'. Did you mean: name?"),
+        ("base: deep_mlp\nclaims: [{name: x}]", "claims.0.text: missing"),
+        ("base: deep_mlp\noverrides: {seed: '1,2'}", "seed: several values"),
+        ("base: deep_mlp\naxes: {optim: {lrr: [1, 2]}}", "optim.lrr: no such key"),
     ],
 )
 def test_a_mistake_in_a_study_gives_an_error_of_one_line(body: str, message: str, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_two_claims_of_one_name_are_refused() -> None:
 
 
 ARMS = """
-base: quickstart
+base: deep_mlp
 title: Does it work?
 minutes: 2
 arms:

@@ -175,7 +175,7 @@ def test_a_run_says_once_what_was_converted(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
-    words = "train --config quickstart plugins=[mine.py] data=bytes_of_mine data.batch_size=20 steps=2 --plain"
+    words = "train --config deep_mlp plugins=[mine.py] data=bytes_of_mine data.batch_size=20 steps=2 --plain"
     done = CliRunner().invoke(cli.app, words.split())
     DATA.forget("bytes_of_mine")
     assert done.exit_code == 0, done.output

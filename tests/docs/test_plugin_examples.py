@@ -15,7 +15,7 @@ import pytest
 TEXT = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"`(my_\w+)\.py`[^`\n]*\n\n```python\n(.*?)```", TEXT, re.S))
 STUDY = """
-base: quickstart
+base: deep_mlp
 overrides: {{steps: 30, probes.points: 30, plugins: [my_metric.py]}}
 axes: {{norm: "none,batch", optim.lr: "0.01,0.1", seed: "0,1"}}
 claims:

@@ -96,7 +96,7 @@ KEYS = (
 
 TINY = {
     "configs/studies/tiny.yaml": b"""
-base: quickstart
+base: deep_mlp
 axes: {norm: "none,batch", seed: "0"}
 claims:
   - {name: larger, text: t, source: s, metric: final_train_loss, contrast: {norm: [batch, none]}, at: best_lr,
@@ -218,7 +218,7 @@ def bomb(draw: random.Random) -> bytes:
             rows = [
                 "defaults:",
                 *(
-                    f"  - /{draw.choice(FOLDERS)}/{draw.choice(('fuzz', 'batch', 'mlp', 'quickstart'))}"
+                    f"  - /{draw.choice(FOLDERS)}/{draw.choice(('fuzz', 'batch', 'mlp', 'deep_mlp'))}"
                     for _ in range(3)
                 ),
             ]
@@ -238,7 +238,7 @@ def config(draw: random.Random) -> Input:
     folder = draw.choice(FOLDERS)
     file = yaml_of(folder, draw)
     if folder == "experiments":
-        name = draw.choice(("fuzz", "quickstart"))
+        name = draw.choice(("fuzz", "deep_mlp"))
         chosen = ["--config", name]
     else:
         usual = {
@@ -250,7 +250,7 @@ def config(draw: random.Random) -> Input:
             "launch": "local",
         }
         name = draw.choice(("fuzz", usual.get(folder, "activations")))
-        chosen = ["--config", "quickstart", f"{folder.partition('/')[0]}={name}"]
+        chosen = ["--config", "deep_mlp", f"{folder.partition('/')[0]}={name}"]
     command = draw.choice(
         (["train", "--show"], ["train", "--show"], ["sweep", "--dry-run"], ["list", folder.partition("/")[0]])
     )
@@ -268,7 +268,7 @@ def study(draw: random.Random) -> Input:
     if draw.random() < 0.1:
         axis = draw.choice(("seed", "optim.lr", "model.depth"))
         many = [f"  {key}: range(1, {draw.choice((50, 1000, 10**9))})" for key in (axis, "steps", "threads")]
-        file = "\n".join(["base: quickstart", "axes:", *dict.fromkeys(many)]).encode()
+        file = "\n".join(["base: deep_mlp", "axes:", *dict.fromkeys(many)]).encode()
     command = ["sweep", "--dry-run", "--config", "fuzz", *draw.choice(([], ["seed=0"], ["seed=0"], ["seed=0"]))]
     if draw.random() < 0.04:
         command = draw.choice((["list", "studies"], ["ask", "fuzz"]))
@@ -296,7 +296,7 @@ def options(draw: random.Random) -> Input:
             ["sweep", "--all", "--dry-run", "--budget", value, "--statements", draw.choice(("99", value))],
             ["train", "--config", value],
             ["sweep", "--config", value],
-            ["train", "--config", "quickstart", "--show", "--config-dir", value],
+            ["train", "--config", "deep_mlp", "--show", "--config-dir", value],
             ["sweep", "--config", "quickstart", "--dry-run", "--runs", value],
             ["sweep", "--config", "quickstart", "--dry-run", "--config-dir", value],
             ["list", value],
@@ -330,7 +330,7 @@ def name(draw: random.Random) -> Input:
     command = draw.choice(("train", "train", "sweep"))
     given = draw.choice((f"name={word(draw)}", f"name='{word(draw)}'", f'name="{word(draw)}"'))
     small = ["steps=1", "model.depth=1", "model.width=3", "probes=none", "launch=inline"]
-    return Input([command, "--config", "quickstart" if command == "train" else "mlp_digits", "--plain", *small, given])
+    return Input([command, "--config", "deep_mlp" if command == "train" else "mlp_digits", "--plain", *small, given])
 
 
 def plugin(draw: random.Random) -> Input:
@@ -360,7 +360,7 @@ def plugin(draw: random.Random) -> Input:
     chosen = draw.choice((["norm=mine"], [], ["norm=mine", "norm.eps=2"]))
     file = draw.choice(("mine.py", "mine.py", "mi ne.py", "é.py", "."))
     files = {file: source.encode()} if file != "." else {}
-    return Input(["train", "--config", "quickstart", "--show", f"plugins=['{file}']", *chosen], files)
+    return Input(["train", "--config", "deep_mlp", "--show", f"plugins=['{file}']", *chosen], files)
 
 
 def data(draw: random.Random) -> Input:
@@ -409,7 +409,7 @@ def surroundings(draw: random.Random) -> Input:
         (
             ["list", "norms"],
             ["list", "studies"],
-            ["train", "--config", "quickstart", "--show"],
+            ["train", "--config", "deep_mlp", "--show"],
             ["sweep", "--config", "quickstart", "--dry-run"],
             ["runs"],
         )
@@ -586,7 +586,7 @@ def warm() -> None:
 
     once = functools.cache(places.read)
     compose.read = lambda file: copy.deepcopy(once(file)) if CONFIGS in file.parents else places.read(file)
-    for words in (["train", "--config", "quickstart", "--show"], ["sweep", "--config", "quickstart", "--dry-run"]):
+    for words in (["train", "--config", "deep_mlp", "--show"], ["sweep", "--config", "quickstart", "--dry-run"]):
         with tempfile.TemporaryDirectory(prefix="bnlab-fuzz-") as folder:
             run(Input(words), Path(folder))
 

@@ -38,7 +38,7 @@ def test_what_went_wrong_once_is_one_line(file: Path, tmp_path: Path) -> None:
 def test_any_override_is_taken_or_costs_one_line(
     key: str, value: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    words = typed(["train", "--config", "quickstart", "--show", "--", f"{key}={value}"])
+    words = typed(["train", "--config", "deep_mlp", "--show", "--", f"{key}={value}"])
     assert run(Input(words), tmp_path_factory.mktemp("fuzz")).problem is None
 
 
@@ -58,7 +58,7 @@ def test_any_tree_as_a_config_is_taken_or_costs_one_line(
 ) -> None:
     text = yaml.safe_dump(tree)
     if based and isinstance(tree, dict):
-        head = {"experiments": "defaults: [/run, _self_]\n", "studies": "base: quickstart\n"}[folder]
+        head = {"experiments": "defaults: [/run, _self_]\n", "studies": "base: deep_mlp\n"}[folder]
         text = head + yaml.safe_dump({key: value for key, value in tree.items() if key not in ("defaults", "base")})
     command = ["train", "--show"] if folder == "experiments" else ["sweep", "--dry-run"]
     files = {f"configs/{folder}/fuzz.yaml": text.encode("utf-8", "surrogatepass")}
@@ -78,7 +78,7 @@ def test_random_inputs_cost_one_line_each() -> None:
     [
         (b"list \xff\x1b[31m", {"LC_ALL": "C"}, r"KIND: nothing of this kind, got '\\udcff\\x1b\[31m'\. .*"),
         ("list é".encode(), {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, r"KIND: nothing of this kind, got '\?'\. .*"),
-        (b"train --config quickstart --show", {}, r"the current folder: no such file or directory\."),
+        (b"train --config deep_mlp --show", {}, r"the current folder: no such file or directory\."),
     ],
     ids=["bytes", "ascii", "gone"],
 )

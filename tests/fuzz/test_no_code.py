@@ -129,4 +129,4 @@ def test_a_name_that_leads_elsewhere_is_none(name: str) -> None:
     from bnlab import config
 
     with pytest.raises(UsageError, match=r"^name: (cannot be|is too long for) the name of a folder, got '"):
-        config.load("quickstart", ["name='" + name.replace("\\", "\\\\") + "'"])
+        config.load("deep_mlp", ["name='" + name.replace("\\", "\\\\") + "'"])

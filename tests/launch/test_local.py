@@ -124,17 +124,17 @@ def test_places_for_runs_at_once(
 
 
 def test_an_executor_is_chosen_by_name() -> None:
-    here = executor(config.load("quickstart", ["launch=inline"]))
-    apart = executor(config.load("quickstart", ["launch.workers=3"]))
-    every = executor(config.load("quickstart", []))
+    here = executor(config.load("deep_mlp", ["launch=inline"]))
+    apart = executor(config.load("deep_mlp", ["launch.workers=3"]))
+    every = executor(config.load("deep_mlp", []))
     assert [(one.isolated, one.workers) for one in (here, apart, every)] == [(False, 1), (True, 3), (True, cores())]
     with pytest.raises(UsageError, match=r"^launch\.workers: launch=inline runs one after the other, got 2\."):
-        executor(config.load("quickstart", ["launch=inline", "launch.workers=2"]))
+        executor(config.load("deep_mlp", ["launch=inline", "launch.workers=2"]))
 
 
 def test_gpus_are_those_that_this_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
-    made = executor(config.load("quickstart", ["device=cuda", "launch.per_device=2"]))
+    made = executor(config.load("deep_mlp", ["device=cuda", "launch.per_device=2"]))
     assert isinstance(made, Local)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in made.places] == ["2", "5", "2", "5"]
 

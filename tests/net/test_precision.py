@@ -137,8 +137,8 @@ def test_device_auto_is_the_best_available_and_is_part_of_the_id(
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
     best_device.cache_clear()
     try:
-        spec = config.load("quickstart", ("device=auto",))
+        spec = config.load("deep_mlp", ("device=auto",))
     finally:
         best_device.cache_clear()
     assert spec.device == best
-    assert spec.id == config.load("quickstart", (f"device={best}",)).id
+    assert spec.id == config.load("deep_mlp", (f"device={best}",)).id

@@ -53,7 +53,7 @@ def write_run(
     journal: Sequence[Mapping[str, Any]] | None = None,
     spec: Mapping[str, Any] | None = None,
     error: str | None = None,
-    argv: Sequence[str] = ("bnlab", "train", "--config", "quickstart", "steps=40"),
+    argv: Sequence[str] = ("bnlab", "train", "--config", "deep_mlp", "steps=40"),
 ) -> Path:
     """A run below `root`, laid out as `bnlab train` does."""
     tree: dict[str, Any] = {

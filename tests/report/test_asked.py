@@ -46,7 +46,7 @@ def rows_of(drawn: Drawn, **wanted: str) -> list[dict[str, str]]:
 
 def asked(root: Path, *figures: Mapping[str, Any], claims: Sequence[Mapping[str, Any]] = ()) -> None:
     """Put a study with these figures over the runs."""
-    tree = {"name": root.name, "base": "quickstart", "figures": list(figures), "claims": list(claims)}
+    tree = {"name": root.name, "base": "deep_mlp", "figures": list(figures), "claims": list(claims)}
     (root / "study.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -300,7 +300,7 @@ GOOD: dict[str, Any] = {"kind": "by", "by": "norm", "metric": "final_train_loss"
 )
 def test_a_figure_that_cannot_be_drawn_is_one_line_before_the_first_run(figure: dict[str, Any], said: str) -> None:
     _, cells = config.load_study("quickstart", ["seed=0"])
-    study = Study.from_tree({"name": "s", "base": "quickstart", "figures": [figure]})
+    study = Study.from_tree({"name": "s", "base": "deep_mlp", "figures": [figure]})
     with pytest.raises(UsageError) as refused:
         check_figures(study, cells)
     assert str(refused.value).startswith(said)
@@ -310,12 +310,12 @@ def test_the_figures_in_the_docs_are_accepted() -> None:
     text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
     figures = yaml.safe_load(text.split("```yaml\nfigures:\n")[1].split("```")[0])
     _, cells = config.load_study("quickstart", ["seed=0"])
-    check_figures(Study(name="s", base="quickstart", figures=tuple(figures)), cells, {"optim.lr", "data.batch_size"})
+    check_figures(Study(name="s", base="deep_mlp", figures=tuple(figures)), cells, {"optim.lr", "data.batch_size"})
 
 
 def test_the_command_refuses_it_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "studies").mkdir()
-    tree = {"base": "quickstart", "axes": {"norm": "none,batch"}, "figures": [{**GOOD, "log": "z"}]}
+    tree = {"base": "deep_mlp", "axes": {"norm": "none,batch"}, "figures": [{**GOOD, "log": "z"}]}
     (tmp_path / "studies" / "mine.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["sweep", "--config", "mine", "--config-dir", str(tmp_path), "--runs", str(tmp_path / "runs")])

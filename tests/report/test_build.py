@@ -73,7 +73,7 @@ def study(root: Path, **claim: Any) -> None:
     made |= {"metric": "max_stable_lr", "contrast": {"norm": ["batch", "none"]}, "at": "curve", "expect": "larger"}
     made |= {"compare": "ratio", "smallest_effect": 2.0} | claim
     axes = {"norm": "none,batch", "optim.lr": "0.01,0.1,1", "seed": "range(0,3)"}
-    tree = {"name": "grid", "base": "quickstart", "overrides": {}, "axes": axes, "claims": [made]}
+    tree = {"name": "grid", "base": "deep_mlp", "overrides": {}, "axes": axes, "claims": [made]}
     (root / "study.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -154,7 +154,7 @@ def test_a_verdict_is_a_card_with_its_numbers_and_the_commands_behind_it(built: 
     assert "10× 95 %: 10 to 10×" in words
     assert "Bjorck et al. 2018" in words
     assert "bnlab sweep --config grid" in words
-    assert "bnlab train --config quickstart norm=none optim.lr=0.01 seed=2 name=grid" in words
+    assert "bnlab train --config deep_mlp norm=none optim.lr=0.01 seed=2 name=grid" in words
 
 
 def test_words_of_a_claim_cannot_become_part_of_the_page(page: Page) -> None:

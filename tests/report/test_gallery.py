@@ -61,7 +61,7 @@ def sweep(write: Write, root: Path, *, better: str, seeds: int = 7, name: str = 
         claim | {"name": "lower", "text": "Batch norm ends lower", "notes": {"10": "agrees"}},
         claim | {"name": "far_lower", "text": "Batch norm ends far lower", "smallest_effect": 10, "notes": {}},
     ]
-    tree = {"name": name or root.name, "base": "quickstart", "title": QUESTION, "claims": claims}
+    tree = {"name": name or root.name, "base": "deep_mlp", "title": QUESTION, "claims": claims}
     tree |= {"axes": {"norm": "none,batch", "seed": f"range(0,{seeds})"}}
     tree["provenance"] = {"line": f"bnlab sweep --config {root.name} seed='range({seeds})'"}
     (root / "study.yaml").write_text(yaml.safe_dump(tree))

@@ -15,7 +15,7 @@ from bnlab.report.prepare import prepare
 Write = Callable[..., Path]
 STUDY = {
     "name": "s",
-    "base": "quickstart",
+    "base": "deep_mlp",
     "overrides": {"steps": 40},
     "axes": {"norm": "none,batch", "optim.lr": "0.1,1"},
 }
@@ -71,16 +71,16 @@ def test_of_runs_that_differ_in_probes_alone_one_is_drawn(tmp_path: Path, write:
 
 
 def test_a_run_tells_the_command_that_made_it(tmp_path: Path, write: Write) -> None:
-    write(tmp_path / "quick", argv=["bnlab", "train", "--config", "quickstart", "norm=batch", "--runs", "x", "--plain"])
+    write(tmp_path / "quick", argv=["bnlab", "train", "--config", "deep_mlp", "norm=batch", "--runs", "x", "--plain"])
     (run,) = read_runs(tmp_path).runs
-    assert line(run, None) == "bnlab train --config quickstart norm=batch name=quick"
+    assert line(run, None) == "bnlab train --config deep_mlp norm=batch name=quick"
 
 
 def test_a_run_of_a_grid_has_its_own_values_in_the_place_of_axes(tmp_path: Path, write: Write) -> None:
     words = ["bnlab", "sweep", "--config=quickstart", "optim.lr=1e-3,0.1", "seed=range(0,6)", "steps=40"]
     write(tmp_path / "quick", lr=0.1, seed=4, argv=words)
     (run,) = read_runs(tmp_path).runs
-    assert line(run, None) == "bnlab train --config quickstart optim.lr=0.1 seed=4 steps=40 name=quick"
+    assert line(run, None) == "bnlab train --config deep_mlp optim.lr=0.1 seed=4 steps=40 name=quick"
 
 
 def test_a_run_of_a_study_has_the_studys_base_and_overrides(tmp_path: Path, write: Write) -> None:
@@ -89,7 +89,7 @@ def test_a_run_of_a_study_has_the_studys_base_and_overrides(tmp_path: Path, writ
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
     collection = read_runs(root)
     assert line(collection.runs[0], collection.study) == (
-        "bnlab train --config quickstart steps=40 norm=none optim.lr=1.0 name=s"
+        "bnlab train --config deep_mlp steps=40 norm=none optim.lr=1.0 name=s"
     )
 
 

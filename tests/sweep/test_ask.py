@@ -23,7 +23,7 @@ from bnlab.report.build import build
 
 Sweep = Callable[..., Any]
 STUDY = """
-base: quickstart
+base: deep_mlp
 overrides: {steps: 12, model: {depth: 2, width: 6}, data.batch_size: 16, probes: none, probes.eval_points: 1}
 axes: {norm: "none,batch", optim.lr: "0.05", seed: "range(0,2)"}
 ask: ASK

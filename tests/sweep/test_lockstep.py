@@ -248,7 +248,7 @@ def grid(spec_of: SpecOf, root: Path, *overrides: str) -> Sweep:
 
 
 def planned(spec: RunSpec) -> Cell:
-    return Cell(spec=spec, config="quickstart", overrides=(), values={})
+    return Cell(spec=spec, config="deep_mlp", overrides=(), values={})
 
 
 def names(groups: Sequence[Group]) -> list[tuple[str, int, set[int], set[float]]]:

@@ -31,7 +31,7 @@ def shown(screen_of: Callable[..., Screen], clock: Clock) -> Iterator[Shown]:
 
     def begin(columns: int, rows: int, sites: list[str] = SITES, encoding: str = "utf-8") -> tuple[LiveTable, Screen]:
         out = screen_of(columns, rows, encoding)
-        display = LiveTable("quickstart  batch  lr=0.3  seed=0", 1000, lambda: 0, out, sites)
+        display = LiveTable("deep_mlp  batch  lr=0.3  seed=0", 1000, lambda: 0, out, sites)
         displays.append(display)
         display.tick()
         return display, out
@@ -70,7 +70,7 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Clock) -> None:
     display, out = shown(100, 30)
     halfway(display, clock)
     lines = out.lines
-    assert lines[0] == "train  quickstart  batch  lr=0.3  seed=0"
+    assert lines[0] == "train  deep_mlp  batch  lr=0.3  seed=0"
     assert lines[1] == "step " + "━" * 34 + "─" * 34 + "  500/1000  250/s  eta 0:02"
     assert re.fullmatch(r"loss 0\.025     best 0\.025     test accuracy 0\.5     █[▁-█]{46}▁", lines[2])
     assert lines[3] == ""
@@ -112,7 +112,7 @@ def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, 
         display.listen(record(step, **(awkward if step % 3 else {})))
         clock.now += 0.3
         display.tick()
-        assert out.screen.display[0].startswith("train  quickstart" if columns > 40 else "train  quic…art")
+        assert out.screen.display[0].startswith("train  deep_mlp" if columns > 40 else "train  deep_mlp")
         assert out.screen.display[1].startswith("step ")
         assert out.screen.cursor.y < rows
         assert not out.screen.history.top
@@ -151,15 +151,15 @@ def test_output_during_the_display_is_printed_above_it(
 ) -> None:
     out = screen_of(60, 16)
     monkeypatch.setattr(sys, "stderr", out)
-    display = LiveTable("quickstart  batch", 1000, lambda: 0, out, SITES[:2])
+    display = LiveTable("deep_mlp  batch", 1000, lambda: 0, out, SITES[:2])
     display.tick()
     display.listen(record(1, 2))
     print("UserWarning: one", file=sys.stderr)
     print("and", "two", file=sys.stderr)
-    assert out.lines[:3] == ["UserWarning: one", "and two", "train  quickstart  batch"]
+    assert out.lines[:3] == ["UserWarning: one", "and two", "train  deep_mlp  batch"]
     sys.stderr.write("three")
     display.close()
-    assert out.lines[2:4] == ["three", "train  quickstart  batch"]
+    assert out.lines[2:4] == ["three", "train  deep_mlp  batch"]
     assert sum("train" in line for line in out.lines) == 1
     assert sys.stderr is out
 
@@ -269,7 +269,7 @@ def test_the_last_frame_leaves_room_for_the_summary(shown: Shown, clock: Clock) 
     for _ in range(5):
         print("a line of the summary", file=out)
     lines = out.lines
-    assert lines[0] == "train  quickstart  batch  lr=0.3  seed=0"
+    assert lines[0] == "train  deep_mlp  batch  lr=0.3  seed=0"
     assert "1000/1000" in lines[1]
     assert [line.split()[0] for line in lines[6:10]] == ["L00_fc", "L01_fc", "⋮", "L20_out"]
     assert lines[10:] == ["a line of the summary"] * 5
@@ -347,7 +347,7 @@ def labels(terminal: Any) -> list[str]:
     return [line for line in lines if line]
 
 
-TINY = ["train", "--config", "quickstart", "steps=40", "model.width=8"]
+TINY = ["train", "--config", "deep_mlp", "steps=40", "model.width=8"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -371,7 +371,7 @@ def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal:
 
 
 def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InTerminal) -> None:
-    words = ["train", "--config", "quickstart", "steps=200000", "model.depth=3", "model.width=8"]
+    words = ["train", "--config", "deep_mlp", "steps=200000", "model.depth=3", "model.width=8"]
     found = in_terminal(tmp_path, words, (100, 30), press=b"\x03\x03", when=b"L03_out")
     assert found.code == 130
     assert not found.screen.cursor.hidden
@@ -380,7 +380,7 @@ def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InT
     assert re.search(rf"^resume       bnlab {' '.join(words)}$", text, re.M)
     assert "Traceback" not in text
     assert "^C" not in text
-    assert text.startswith("train  quickstart  batch  lr=0.3  seed=0\nstep ")
+    assert text.startswith("train  deep_mlp  batch  lr=0.3  seed=0\nstep ")
 
 
 def test_no_color_is_respected(tmp_path: Path, in_terminal: InTerminal) -> None:

@@ -138,7 +138,7 @@ def test_what_json_says_of_a_verdict() -> None:
 
 # -- expectations ------------------------------------------------------------------------------------------------------
 
-STUDY = Study(name="mine", base="quickstart", claims=(CLAIM,))
+STUDY = Study(name="mine", base="deep_mlp", claims=(CLAIM,))
 
 
 @pytest.mark.parametrize("text", ["larger_learning_rates: supported\n", '{"larger_learning_rates": "supported"}'])

@@ -474,11 +474,11 @@ def test_the_docs_show_every_kind_of_entry_and_a_yaml_that_overrides_its_default
     ]  # fmt: skip
     (there / "my_norm.py").write_text(EXAMPLES[0][1])
     given = ["plugins=[my_norm.py]", "norm=my_norm"]
-    assert config.load("quickstart", given).norm.options == {"eps": 1e-5, "momentum": 0.1}
+    assert config.load("deep_mlp", given).norm.options == {"eps": 1e-5, "momentum": 0.1}
     (there / "configs" / "norm").mkdir(parents=True)
     text = re.findall(r"```yaml\n(.*?)```", DOCS, re.S)[0]
     (there / "configs" / "norm" / "my_norm.yaml").write_text(text)
-    spec = config.load("quickstart", [*given, "norm.momentum=0.5"])
+    spec = config.load("deep_mlp", [*given, "norm.momentum=0.5"])
     assert spec.norm.options == {"eps": 1e-3, "momentum": 0.5}
     assert spec.norm.layers == "all"
 
