@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnlab.analysis.load import Collection
-from bnlab.core.spec import GROUPS, canonical
-from bnlab.core.study import ARM, tied
+from bnlab.core.spec import GROUPS
+from bnlab.core.study import ARM, axes_of
 from bnlab.core.text import short_key
 from bnlab.record.runs import Run
 
-NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
 CONTROLS = ("none", "batch")
 """Norms that come before the others."""
 _NORMS = ("batch", "layer", "group", "instance", "frozen_batch", "noisy_batch", "ghost_batch")
@@ -73,7 +72,7 @@ class Arms:
 
 def arms_of(collection: Collection, along: str = "") -> Arms:
     """The arms of a collection's runs. The axis `along` tells none apart, unless it is the norm and arms are norms."""
-    runs, axes, study = collection.runs, axes_of(collection.runs), collection.study
+    runs, axes, study = collection.runs, axes_of([run.spec for run in collection.runs]), collection.study
     if study and study.arms:  # what they bundle is no axis
         bundled = study.settings_of_arms()
         inside = tuple(f"{key}." for key in bundled if key in GROUPS)
@@ -99,21 +98,6 @@ def arms_of(collection: Collection, along: str = "") -> Arms:
         names={arm: _name(arm, arms, titles) for arm in arms},
         settings={setting: words(setting, titles) for setting in settings},
     )
-
-
-def axes_of(runs: Sequence[Run]) -> list[str]:
-    """The keys that tell runs apart beside learning rate, seed, and what is tied to the seed. An option of a group
-    counts only where it differs between two runs of the same choice: `norm.ghost_size` is no axis because one norm has
-    it and the other does not."""
-    values: dict[str, dict[Any, set[str]]] = {}
-    left_out = {*NOT_AN_AXIS, *tied([run.spec for run in runs])}
-    for run in runs:
-        for key, value in run.spec.items():
-            group = key.partition(".")[0]
-            if group != "probes" and key not in left_out:
-                choice = run.spec.get(group) if key != group else None
-                values.setdefault(key, {}).setdefault(choice, set()).add(canonical(value))
-    return sorted(key for key, by_choice in values.items() if any(len(found) > 1 for found in by_choice.values()))
 
 
 def title(run: Run, group: str) -> str:

@@ -37,10 +37,11 @@ FIRST_COLUMNS = ("norm", "optim.lr", "seed")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
     """The runs below `root`. `runs` have ended, finished or diverged, in the order of their paths, each id once;
-    `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run. `no_plugins`
-    says why plugins of the runs could not be loaded, `edited` which metrics and figures are others than runs began
-    with. `asked` has each of `runs` once for each condition of the study's `ask`, with that condition in its spec;
-    `unanswered` counts the answers that are missing."""
+    `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run; `others` counts
+    runs in the study's folder that are not of the grid that was swept last. `no_plugins` says why plugins of the runs
+    could not be loaded, `edited` which metrics and figures are others than runs began with. `asked` has each of `runs`
+    once for each condition of the study's `ask`, with that condition in its spec; `unanswered` counts the answers that
+    are missing."""
 
     root: Path
     study: Study | None = None
@@ -48,6 +49,7 @@ class Collection:
     runs: tuple[Run, ...]
     unfinished: tuple[Run, ...] = ()
     copies: tuple[Run, ...] = ()
+    others: int = 0
     no_plugins: tuple[str, ...] = ()
     edited: tuple[str, ...] = ()
     asked: tuple[Run, ...] = ()
@@ -66,6 +68,12 @@ class Collection:
     def about(self, metric: str, options: Mapping[str, Any]) -> Collection:
         """With the runs that the metric is of: those that were asked, or each once."""
         return replace(self, runs=self.asked) if about_answers(metric, options) else self
+
+    @property
+    def apart(self) -> list[str]:
+        """A line that counts `others`, if there are any."""
+        what = f"{count(self.others, 'other run')} here, not of the grid that was swept last: bnlab runs {self.root}"
+        return [what] if self.others else []
 
     @property
     def damage(self) -> list[str]:
@@ -90,6 +98,10 @@ def read_runs(root: Path, *, keep: Iterable[str] = (), plugins: Iterable[str] = 
         raise UsageError("RUNS", "no such directory", str(root))
     study, provenance = read_study(root / STUDY_FILE)
     found = [read_run(folder) for folder in find_runs(root)]
+    grid = provenance.get("grid")  # not in a study.yaml of an older bnlab
+    ids = frozenset(grid.split()) if isinstance(grid, str) else None
+    here = [run for run in found if ids is None or run.id in ids]
+    others, found = len(found) - len(here), here
     no_plugins, edited = _load_plugins(found, plugins)
     names = frozenset(keep) | reads()  # after plugins, whose metrics read too
     found = [replace(run, keep=names) for run in found]
@@ -107,6 +119,7 @@ def read_runs(root: Path, *, keep: Iterable[str] = (), plugins: Iterable[str] = 
         runs=tuple(runs.values()),
         unfinished=tuple(run for run in found if run.id not in runs),
         copies=tuple(run for run in found if run.ended and run is not runs[run.id]),
+        others=others,
         no_plugins=no_plugins,
         edited=edited,
         asked=tuple(asked),

@@ -171,7 +171,7 @@ def runs(
         return
     held = held_below(runs)
     found = [known(folder) for folder in (find_runs if held else runs_below)(runs)]
-    rows, more = chosen(selection, found)
+    rows, more = chosen(selection, found, differing=not as_json)
     waiting = queued(held, found)
     if as_json:
         print_json({"runs": rows} | ({"queued": waiting} if waiting else {}))
@@ -252,8 +252,10 @@ def report(
             }
         )
     else:
-        from bnlab.terminal.tables import show_verdicts
+        from bnlab.terminal.tables import show_ranking, show_verdicts
 
+        if built.ranking and len(built.ranking.rows) > 1:
+            show_ranking(built.ranking)
         show_verdicts(built.verdicts)
         for line in unfinished(built.unfinished, runs):
             say(line)

@@ -181,7 +181,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     from bnlab.launch.base import Detaching, executor
     from bnlab.record.runs import other_than
     from bnlab.sweep.ask import Asking, refuse_unanswerable
-    from bnlab.sweep.run import Sweep, claims_differ, digests, write_study
+    from bnlab.sweep.run import Sweep, digests, study_differs, write_study
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
     study, cells = configs.load_study(config, given, asked.config_dir)
@@ -216,8 +216,8 @@ def _sweep(config: str, asked: Asked) -> Done:
     ready = left and _has_data(grid if grid.left else asking, asked.plain or as_json, stop, out)
     if ready:
         refuse_unanswerable((cell.spec for cell in cells), each)
-    if grid.left or claims_differ(root / STUDY_FILE, study):
-        write_study(root, study, again)
+    if grid.left or study_differs(root / STUDY_FILE, study, grid.standings):
+        write_study(root, study, again, grid.standings)
     if left:
         if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
@@ -245,8 +245,10 @@ def _sweep(config: str, asked: Asked) -> Done:
     built = None if interrupted else _reported(root, plugins)
     verdicts, broken = (built.verdicts, built.failed) if built else ((), ())
     if not as_json:
-        from bnlab.terminal.tables import show_verdicts
+        from bnlab.terminal.tables import show_ranking, show_verdicts
 
+        if built and built.ranking and len(built.ranking.rows) > 1:
+            show_ranking(built.ranking, out)
         show_verdicts(verdicts, out)
         if built:
             say(f"report  {built.path}", out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -30,14 +31,31 @@ SAME_COLUMN = ("norm.name", "optim.lr")
 """Keys that are columns under another name."""
 
 
-def chosen(selection: Selection, found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the selected runs, and the keys that they have besides the columns."""
+def chosen(
+    selection: Selection, found: Sequence[Mapping[str, Any]], *, differing: bool = True
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the selected runs, and the keys that they have besides the columns: those that were asked for and, of
+    `differing`, those in which the runs differ, choices of groups first."""
     from bnlab.analysis.select import full_key
 
-    asked = selection.keys()
+    asked = list(dict.fromkeys([*selection.keys(), *(_axes(found) if differing else ())]))
     more = [key for key in asked if key not in COLUMNS and full_key(key) not in (*COLUMNS, *SAME_COLUMN)]
     rows = [row(found[index]) | {key: found[index].get(full_key(key)) for key in more} for index in selection.of(found)]
     return rows, more
+
+
+def _axes(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell the runs' specs apart, beside the columns."""
+    from bnlab.core.spec import GROUPS, NOT_HASHED, RunSpec
+    from bnlab.core.study import axes_of
+
+    of_spec = {field.name for field in dataclasses.fields(RunSpec)} - {*NOT_HASHED}
+    choices = {f"{group}.name": group for group in GROUPS}
+    specs = [
+        {choices.get(key, key): value for key, value in values.items() if key.partition(".")[0] in of_spec}
+        for values in found
+    ]
+    return sorted((key for key in axes_of(specs) if key != "norm"), key=lambda key: (key not in GROUPS, key))
 
 
 def row(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,13 +58,15 @@ class Overrides:
             self.options[folder].append(name)
 
     def read(self, text: str) -> Override:
-        """One override of a key or a group that a spec may have.
+        """One override of a key or a group that a spec may have. `probes=[A,B]` is `probes=A+B`.
 
         Raises:
             UsageError: it cannot be read, or does something else than giving a value.
         """
         if text not in self._read:
-            self._read[text] = self._checked(text)
+            listed = re.fullmatch(r"probes=\[([\w,+ ]+)\]", text)
+            names = "+".join(name.strip() for name in listed[1].split(",")) if listed else ""
+            self._read[text] = self._checked(f"probes={names}" if listed else text)
         return self._read[text]
 
     def split(self, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, Override]]:

@@ -78,11 +78,15 @@ def nearest(word: object, known: Iterable[object]) -> str:
 
     >>> nearest("bach", ["none", "batch"]), nearest("batch_size", ["eval_batch_size", "data.batch_size"])
     ('Did you mean: batch?', 'Did you mean: data.batch_size?')
+    >>> nearest("depht", ["seed", "model.depth"])
+    'Did you mean: model.depth?'
     """
     word, known = str(word), sorted(map(str, known))
     last = word.rpartition(".")[2]
     close = [name for name in known if name.rpartition(".")[2] == last][:1]  # `lr` for `optim.lr`
     close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    ends = {name.rpartition(".")[2]: name for name in known}
+    close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
     if close:
         return f"Did you mean: {close[0]}?"
     return f"There are: {', '.join(known)}." if len(known) <= 40 else ""

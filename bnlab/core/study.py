@@ -234,6 +234,24 @@ def tied(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     return {key for key in keys if key != "seed" and all(key in it and it[key] == it.get("seed") for it in settings)}
 
 
+NOT_AN_AXIS = ("seed", "optim.lr", "threads", "plugins", "epochs")
+
+
+def axes_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell the flat specs of runs apart beside learning rate, seed, and what is tied to the seed. An
+    option of a group counts only where it differs between two runs of the same choice: `norm.ghost_size` is no axis
+    because one norm has it and the other does not."""
+    values: dict[str, dict[Any, set[str]]] = {}
+    left_out = {*NOT_AN_AXIS, *tied(settings)}
+    for setting in settings:
+        for key, value in setting.items():
+            group = key.partition(".")[0]
+            if group != "probes" and key not in left_out:
+                choice = setting.get(group) if key != group else None
+                values.setdefault(key, {}).setdefault(choice, set()).add(canonical(value))
+    return sorted(key for key, by_choice in values.items() if any(len(found) > 1 for found in by_choice.values()))
+
+
 def evenly(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of `count` indices, evenly spread, the first and the last among them.
 

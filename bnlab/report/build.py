@@ -20,6 +20,7 @@ from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, w
 from bnlab.report import page
 from bnlab.report.figures import FIGURES, in_order, options_of
 from bnlab.report.prepare import Asked, Prepared, prepare
+from bnlab.report.ranking import ranking
 from bnlab.report.views import Built, Drawn, Missing, View
 from bnlab.report.write import Written, styled, written
 
@@ -76,7 +77,8 @@ def _one(root: Path, plugins: Sequence[str]) -> Built:
     verdicts = tuple(judge(collection))
     prepared = prepare(collection, verdicts)
     figures, missing = draw_all(prepared)
-    html = page.render(collection, verdicts, prepared, figures, missing)
+    ranked = ranking(collection, prepared)
+    html = page.render(collection, verdicts, prepared, ranked, figures, missing)
     folder = root / "figures"
     folder.mkdir(exist_ok=True)
     files = {f"{figure.drawn.name}.{kind}": data for figure in figures for kind, data in figure.files().items()}
@@ -97,8 +99,9 @@ def _one(root: Path, plugins: Sequence[str]) -> Built:
         unfinished=collection.unfinished,
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
-        notes=(*collection.edited, *collection.unanswered, *collection.damage),
+        notes=(*collection.apart, *collection.edited, *collection.unanswered, *collection.damage),
         facts=facts_,
+        ranking=ranked,
     )
 
 

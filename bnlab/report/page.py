@@ -20,7 +20,7 @@ from bnlab.core.study import Study
 from bnlab.core.text import capital, command, count, number, typed
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
-from bnlab.report.views import Built, best_rate, geometric_mean, log_interval
+from bnlab.report.views import Built, Interval, Ranked, Ranking, best_rate, geometric_mean, log_interval
 from bnlab.report.write import Written
 
 EMBEDDED = 400_000
@@ -31,6 +31,7 @@ def render(
     collection: Collection,
     verdicts: Sequence[Verdict],
     prepared: Prepared,
+    ranked: Ranking,
     figures: Sequence[Written],
     missing: Sequence[Mapping[str, str]],
 ) -> str:
@@ -55,13 +56,15 @@ def render(
         subtitle=[*subtitle, *_versions(runs)],
         cards=[card_of(verdict, collection, lines) for verdict in verdicts],
         words=counted(verdict.decision for verdict in verdicts),
+        ranking=ranked.by.replace("_", " ") if len(ranked.rows) > 1 else "",
+        ranks=[_rank(row) for row in ranked.rows],
         table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
         pictures=[_picture(figure) for figure in figures],
         missing=missing,
         left_out=prepared.left_out,
         unfinished=[_unfinished(run, collection.root) for run in collection.unfinished],
         copies=len(collection.copies),
-        cautions=[*collection.edited, *_cautions(runs)],
+        cautions=[*collection.apart, *collection.edited, *_cautions(runs)],
         rows=[_row(run, prepared, lines[run.id]) for run in runs],
         facts=_facts(runs),
         fewest=FEWEST_SEEDS,
@@ -130,6 +133,26 @@ def _square(runs: Sequence[Run], best: bool) -> dict[str, Any]:
         "accuracy": f"{100 * sum(accuracies) / len(accuracies):.1f} %" if accuracies else "",
         "troubles": troubles,
         "best": best,
+    }
+
+
+def _rank(row: Ranked) -> dict[str, Any]:
+    """A row of the table of arms."""
+
+    def between(interval: Interval | None) -> str:
+        return f"{shown(interval[0])} to {shown(interval[1])}" if interval else ""
+
+    return {
+        "arm": capital(row.arm),
+        "lr": number(row.lr),
+        "n": row.n,
+        "diverged": f"{row.diverged} of {row.runs}" if row.diverged else "–",
+        "loss": shown(row.loss),
+        "loss_interval": between(row.loss_interval),
+        "score": shown(row.score),
+        "score_interval": between(row.score_interval),
+        "seconds": shown(row.seconds),
+        "beats": ", ".join(row.beats) or "–",
     }
 
 

@@ -55,8 +55,11 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
             "others are in the table and in summary.parquet"
         )
     wanted = collection.study.figures if collection.study else ()
+    views = _views(collection, arms)
+    if len(views) == 1:  # of several, none is the one that claims are about
+        views = (replace(views[0], ratios=_ratios(verdicts, arms.axis, views[0])),)
     return Prepared(
-        views=_views(collection, arms),
+        views=views,
         asked=tuple(_asked(collection, figure) for figure in wanted),
         verdicts=tuple(verdicts),
         arms={run.id: arms.label(run) for run in runs},
@@ -100,28 +103,42 @@ def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str,
         Group(label=arms.names[arm], look=look, runs=_seen(by_arm[arm], along))
         for arm, look in zip(shown, looks_for(norms), strict=True)
     )
+    by_value = {dict(arm).get(arms.axis): group for arm, group in zip(shown, groups, strict=True)}
+    compared = _pair(collection, arms.axis, list(by_value))
     return View(
         groups=groups,
         setting=setting,
         chance_loss=chance_loss(runs[0]),
         reduced=f"Not drawn: {', '.join(arms.names[arm] for arm in others)}." if others else "",
-        pair=_pair(collection, arms.axis, {dict(arm).get(arms.axis): g for arm, g in zip(shown, groups, strict=True)}),
+        pair=(by_value[compared[0]], by_value[compared[1]]) if compared else None,
+        compared=compared,
         target=_target(collection),
     )
 
 
-def _pair(collection: Collection, axis: str, groups: Mapping[Any, Group]) -> tuple[Group, Group] | None:
-    """The two arms that titles compare: those of the first claim on this axis, else batch norm and none, else both of
-    two. `groups` are by their value of the axis."""
+def _pair(collection: Collection, axis: str, values: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The values of the axis of the two arms that titles compare, the treated one first: those of the first claim on
+    this axis, else batch norm and none, else both of two. `values` are those of all arms."""
     claims = collection.study.claims if collection.study else ()
     wanted = [tuple(map(frozen, claim.contrast[axis])) for claim in claims if axis in claim.contrast]
     for treated, control in (*wanted, ("batch", "none")):
-        if treated in groups and control in groups and treated != control:
-            return groups[treated], groups[control]
-    if len(groups) == 2:
-        control, treated = groups
-        return groups[treated], groups[control]
-    return None
+        if treated in values and control in values and treated != control:
+            return treated, control
+    return (values[1], values[0]) if len(values) == 2 else None
+
+
+def _ratios(verdicts: Sequence[Verdict], axis: str, view: View) -> Mapping[str, float]:
+    """By metric: what the first claim on the pair says of it, the treated arm over the control."""
+    found: dict[str, float] = {}
+    for verdict in verdicts:
+        claim, treated, control = verdict.claim, verdict.treated, verdict.control
+        simple = claim.compare == "ratio" and set(claim.contrast) == {axis} and not claim.where and not claim.beyond
+        if not simple or not verdict.effect or view.compared != tuple(map(frozen, claim.contrast[axis])):
+            continue
+        if treated is not None and control is not None and claim.at in ("curve", "best_lr", "matched_lr"):
+            effect = 1 / verdict.effect if claim.expect == "smaller" else verdict.effect
+            found.setdefault(claim.metric, effect)
+    return found
 
 
 def _target(collection: Collection) -> Target | None:

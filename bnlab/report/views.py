@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,20 @@ class View:
     reduced: str = ""
     """Which arms are not drawn, in words."""
     pair: tuple[Group, Group] | None = None
+    compared: tuple[Any, Any] | None = None
+    """The values of the pair on the axis of arms."""
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    """By metric: how many times larger it is in the treated arm, where a claim says so; titles repeat that number."""
     target: Target | None = None
+
+    def claimed(self, metric: str, found: Ratio | None) -> Ratio | None:
+        """The ratio with the number of the claim on that metric, so that a report has one number for one claim."""
+        value = self.ratios.get(metric)
+        return found if value is None or found is None else replace(found, value=value, digits=3)
+
+    def factor(self, metric: str, otherwise: str) -> str:
+        """What the factor in a title is: that of a claim, or `otherwise`."""
+        return f"The title's factor is that of the claim on {metric}." if metric in self.ratios else otherwise
 
     @property
     def rates(self) -> list[float]:
@@ -176,6 +189,38 @@ class Built:
     parts: tuple[Built, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Of a study, what `verdicts.json` has."""
+    ranking: Ranking | None = None
+
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """One arm at one learning rate. `n` runs there finished; `diverged` of all `runs` of the arm, at any rate. `loss`
+    is the geometric mean of the final training loss with the 95 % t-interval of its log, `score` the mean of what is
+    ranked by, with its t-interval; NaN and None where they are not measured. `seconds` is the median of a run. `beats`
+    are the arms that are worse."""
+
+    arm: str
+    lr: float
+    n: int
+    runs: int
+    diverged: int
+    loss: float
+    loss_interval: Interval | None
+    score: float
+    score_interval: Interval | None
+    seconds: float
+    beats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Arms, the best first; `by` is the final measurement that they are ranked by, empty where none is there."""
+
+    by: str
+    rows: tuple[Ranked, ...]
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -209,6 +254,7 @@ class Ratio:
     value: float
     clear: bool
     n: int
+    digits: int = 2
 
     @property
     def times(self) -> str:
@@ -219,7 +265,7 @@ class Ratio:
         size = max(self.value, 1 / self.value)
         if size >= MANY_TIMES:
             return f"{number(size, 1)}×"
-        return f"{size:.2g}×" if size < 100 else f"{float(f'{size:.1g}'):,.0f}×"
+        return f"{number(size, self.digits)}×" if size < 100 else f"{float(f'{size:.1g}'):,.0f}×"
 
     @property
     def proviso(self) -> str:
@@ -369,13 +415,15 @@ def compared(
     unclear: str,
     clear: str,
     words: tuple[str, str] = ("less", "more"),
+    metric: str = "",
 ) -> str:
     """A title by the ratio of `figure` between the pair: `clear`, continued by `3× less with batch norm`, or `unclear`,
-    with a field for either arm; `alone` where there is no pair."""
+    with a field for either arm; `alone` where there is no pair. The number is that of a claim on `metric`, if there is
+    one."""
     if view.pair is None:
         return alone
     treated, control = (group.label for group in view.pair)
-    found = ratio(*(by_seed(group.at(lr), figure) for group in view.pair))
+    found = view.claimed(metric, ratio(*(by_seed(group.at(lr), figure) for group in view.pair)))
     if found is None or not found.clear:
         return unclear.format(treated, control)
     rest = f" than with {control}" if len(view.groups) > 2 else ""

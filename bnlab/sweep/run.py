@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -310,13 +310,14 @@ def seconds(status: Status) -> float | None:
     return timing.get("run_s") if isinstance(timing, Mapping) else None
 
 
-def write_study(root: Path, study: Study, line: str) -> None:
-    """Write `study.yaml` beside the runs: the study, the command line, and other seeds that it had in earlier sweeps.
+def write_study(root: Path, study: Study, line: str, ids: Iterable[str]) -> None:
+    """Write `study.yaml` beside the runs: the study, the command line, the ids of the runs of its grid, and other seeds
+    that it had in earlier sweeps.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study)}
+    provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study), "grid": " ".join(ids)}
     if earlier := _earlier_seeds(root / "study.yaml", study):
         provenance["earlier_seeds"] = earlier
     text = yaml.safe_dump({**study.tree(), "provenance": provenance}, sort_keys=False, allow_unicode=True)
@@ -327,18 +328,19 @@ def write_study(root: Path, study: Study, line: str) -> None:
         raise UsageError("--runs", (error.strerror or str(error)).lower(), str(root)) from None
 
 
-def claims_differ(file: Path, study: Study) -> bool:
-    """Whether `study.yaml` is not there, or has other claims, figures or titles than the study has now; of one that
-    cannot be read, the report will say so."""
+def study_differs(file: Path, study: Study, ids: Iterable[str]) -> bool:
+    """Whether `study.yaml` is not there, or has another grid, other claims, figures or titles than the study has now;
+    of one that cannot be read, the report will say so."""
     if not file.is_file():
         return True
     try:
         tree = safe_yaml(file.read_bytes())
-        tree.pop("provenance", None)
+        grid = tree.pop("provenance", {}).get("grid")
         before = Study.from_tree(tree)
     except (OSError, ValueError, AttributeError, TypeError):
         return False
-    return dataclasses.replace(before, axes={}, overrides={}) != dataclasses.replace(study, axes={}, overrides={})
+    there = dataclasses.replace(before, axes={}, overrides={}), grid
+    return there != (dataclasses.replace(study, axes={}, overrides={}), " ".join(ids))
 
 
 def _earlier_seeds(file: Path, study: Study) -> list[str]:

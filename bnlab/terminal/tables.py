@@ -20,6 +20,7 @@ from bnlab.terminal.signs import DRAWN, is_screen, put, say, signs_for
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
+    from bnlab.report.views import Ranking
 
 Record = Mapping[str, Any]
 Cell = str | tuple[str, str]
@@ -43,6 +44,8 @@ LOOKS = {
 """Decision -> its ASCII sign and its style."""
 WORD = max(len(decision) for decision in LOOKS)
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+FEW = 3
+"""Extra columns of a table of runs that are worth more than whole paths."""
 UNLIMITED = 10_000
 """Width of a table in a pipe, where nothing is cut."""
 COPIED = ("run", "next", "resume")
@@ -56,13 +59,16 @@ def console(out: TextIO) -> Console:
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more: Sequence[str] = ()) -> None:
-    """One line a run, with the keys `more` as extra columns. On a narrow screen columns are left out, first those that
-    the path shows too."""
+    """One line a run, with the keys `more` as extra columns. On a narrow screen columns are left out: the age, the
+    extra ones from the right, the step; then of the path its beginning, and all of it."""
     out = out or sys.stdout
-    heads = ["status", "norm", "lr", "seed", "step", "train loss", "test acc", *more, "age", "run"]
+    heads = ["status", "norm", "lr", "seed", *more, "step", "train loss", "test acc", "age", "run"]
     cells = [_run_cells(row) | {key: "-" if row[key] is None else _plain(row[key]) for key in more} for row in rows]
-    for spare in ([], ["seed"], ["norm", "lr"], ["age"], ["step"]):
-        heads = [head for head in heads if head not in spare]
+    for spare in ("", "age", "step", *reversed(more[FEW:]), "...", *reversed(more[:FEW]), "run"):
+        if spare == "...":
+            for cell in cells:
+                cell["run"] = f"...{cell['run'].rpartition('/')[2][-11:]}"
+        heads = [head for head in heads if head != spare]
         widths = [max(len(head), *(len(cell[head]) for cell in cells)) for head in heads]
         if sum(widths) + 2 * (len(widths) - 1) <= console(out).width:
             break
@@ -127,6 +133,44 @@ def show_hits(
 def encoded(text: str, out: TextIO) -> str:
     """Signs of verdicts in ASCII, where the output cannot show them."""
     return text if signs_for(out.encoding) is DRAWN else text.translate({ord("✓"): "+", ord("✕"): "-", ord("–"): "."})
+
+
+def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
+    """A row an arm, at its best learning rate, the best first; on a narrow screen without intervals and times."""
+    out = out or sys.stdout
+    score = ranking.by.replace("_", " ").replace("accuracy", "acc") or "score"
+    heads = [
+        "arm",
+        "lr",
+        "n",
+        "diverged",
+        score,
+        f"95 % {score}",
+        "train loss",
+        "95 % train loss",
+        "s/run",
+        "better than",
+    ]
+    lines = []
+    for row in ranking.rows:
+        spans = [
+            f"{number(span[0], 3)} to {number(span[1], 3)}" if span else "-"
+            for span in (row.score_interval, row.loss_interval)
+        ]
+        values = [number(value, 3) for value in (row.score, row.loss, row.seconds)]
+        beats = f"{len(row.beats)} of {len(ranking.rows) - 1}"
+        counts = [str(row.n), f"{row.diverged}/{row.runs}"]
+        lines.append([row.arm, number(row.lr, 3), *counts, values[0], spans[0], values[1], spans[1], values[2], beats])
+    spare = [{"95 % train loss"}, {"s/run"}, {f"95 % {score}"}, {"n"}, {"lr"}]
+    gone: set[str] = {"train loss", "95 % train loss"} if ranking.by == "train_loss" else set()
+    for more in [set(), *spare]:
+        gone |= more
+        kept = [index for index, head in enumerate(heads) if head not in gone]
+        widths = [max(len(heads[index]), *(len(line[index]) for line in lines)) for index in kept]
+        if sum(widths) + 2 * (len(widths) - 1) <= console(out).width:
+            break
+    cells = [[line[index] for index in kept] for line in lines]
+    _show(out, cells, [heads[index] for index in kept], right=set(heads) - {"arm"}, folded={"arm"})
 
 
 def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bnlab.analysis.arms import OLD_TITLES, arms_of, axes_of, title
+from bnlab.analysis.arms import OLD_TITLES, arms_of, title
 from bnlab.analysis.load import Collection
 from bnlab.core.registry import NORMS, OPTIMIZERS
-from bnlab.core.study import Claim
+from bnlab.core.study import Claim, axes_of
 from bnlab.record.runs import Run
 
 RunOf = Callable[..., Run]
@@ -37,20 +37,21 @@ def test_controls_come_first_and_numbers_by_size(run_of: RunOf, collect: Collect
 def test_learning_rate_seed_and_what_is_measured_are_no_axes(run_of: RunOf) -> None:
     specs: list[dict[str, Any]] = [{"threads": 1, "probes.points": 7}, {"threads": 2, "probes.points": 9}]
     runs = [run_of(lr=0.1 + index, seed=index, spec=spec) for index, spec in enumerate(specs)]
-    assert axes_of(runs) == []
+    assert axes_of([run.spec for run in runs]) == []
 
 
 def test_data_that_are_drawn_by_the_run_s_seed_make_no_axis(run_of: RunOf) -> None:
     tied = [run_of(seed=seed, spec={"data.data_seed": seed}) for seed in (3, 4)]
-    assert axes_of(tied) == []
-    assert axes_of([*tied, run_of(seed=5, spec={"data.data_seed": 0})]) == ["data.data_seed"]
+    assert axes_of([run.spec for run in tied]) == []
+    free = run_of(seed=5, spec={"data.data_seed": 0})
+    assert axes_of([run.spec for run in (*tied, free)]) == ["data.data_seed"]
 
 
 def test_an_option_is_an_axis_where_runs_of_one_choice_differ_in_it(run_of: RunOf, collect: Collect) -> None:
     one = [run_of(norm="none"), run_of(norm="ghost_batch", spec={"norm.ghost_size": 16})]
-    assert axes_of(one) == ["norm"]
+    assert axes_of([run.spec for run in one]) == ["norm"]
     two = [*one, run_of(norm="ghost_batch", spec={"norm.ghost_size": 32})]
-    assert axes_of(two) == ["norm", "norm.ghost_size"]
+    assert axes_of([run.spec for run in two]) == ["norm", "norm.ghost_size"]
     assert names(collect(two)) == ["no norm", "ghost batch norm, ghost size 16", "ghost batch norm, ghost size 32"]
 
 

@@ -168,17 +168,17 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("columns", "heads"),
+    ("columns", "heads", "end"),
     [
-        (120, "status norm lr seed step train_loss test_acc age run"),
-        (100, "status norm lr step train_loss test_acc age run"),
-        (85, "status step train_loss test_acc age run"),
-        (80, "status step train_loss test_acc run"),
-        (72, "status train_loss test_acc run"),
+        (120, "status norm lr seed step train_loss test_acc age run", "runs/quickstart/batch/lr=0.3/seed=3-a"),
+        (97, "status norm lr seed step train_loss test_acc run", "runs/quickstart/batch/lr=0.3/seed=3-a"),
+        (88, "status norm lr seed train_loss test_acc run", "runs/quickstart/batch/lr=0.3/seed=3-a"),
+        (66, "status norm lr seed train_loss test_acc run", "  ...seed=3-a"),
+        (50, "status norm lr seed train_loss test_acc", "  0.9582"),
     ],
 )
-def test_a_narrow_screen_loses_columns_that_the_path_tells(
-    columns: int, heads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_narrow_screen_loses_columns_and_never_the_norm(
+    columns: int, heads: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
@@ -186,5 +186,5 @@ def test_a_narrow_screen_loses_columns_that_the_path_tells(
     tables.show_runs(rows(tmp_path), out)
     lines = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines()
     assert lines[0].replace("train loss", "train_loss").replace("test acc", "test_acc").split() == heads.split()
-    assert lines[2].endswith("runs/quickstart/batch/lr=0.3/seed=3-a")
+    assert lines[2].endswith(end)
     assert max(len(line) for line in lines) <= columns

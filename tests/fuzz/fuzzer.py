@@ -217,10 +217,7 @@ def bomb(draw: random.Random) -> bytes:
         case _:
             rows = [
                 "defaults:",
-                *(
-                    f"  - /{draw.choice(FOLDERS)}/{draw.choice(('fuzz', 'batch', 'mlp', 'deep_mlp'))}"
-                    for _ in range(3)
-                ),
+                *(f"  - /{draw.choice(FOLDERS)}/{draw.choice(('fuzz', 'batch', 'mlp', 'deep_mlp'))}" for _ in range(3)),
             ]
     return "\n".join(rows).encode()
 

@@ -112,7 +112,7 @@ def test_no_frame_wraps_scrolls_or_moves(columns: int, rows: int, shown: Shown, 
         display.listen(record(step, **(awkward if step % 3 else {})))
         clock.now += 0.3
         display.tick()
-        assert out.screen.display[0].startswith("train  deep_mlp" if columns > 40 else "train  deep_mlp")
+        assert out.screen.display[0].startswith("train  deep_mlp" if columns > 30 else "train  deep")
         assert out.screen.display[1].startswith("step ")
         assert out.screen.cursor.y < rows
         assert not out.screen.history.top

@@ -60,11 +60,13 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A comparison that was written: the names of its lines, those shown at first, and the number of its runs."""
+    """A comparison that was written: the names of its lines, those shown at first, the number of its runs, and what is
+    not in it."""
 
     names: tuple[str, ...]
     shown: tuple[str, ...]
     runs: int
+    apart: tuple[str, ...]
 
 
 def files_of(root: Path) -> list[tuple[str, int, int]]:
@@ -110,7 +112,12 @@ def build(root: Path, logs: Path) -> Compared:
             figures.append(image(f"0_figures/{number:02d}_{figure.drawn.name}", figure.png, about))
     messages = [layout(rows), *(text(f"0_figures/{name}", markdown) for name, markdown in shown.items()), *figures]
     write(logs, {0: b"".join(messages)})
-    return Compared(names=tuple(names), shown=found.shown, runs=sum(len(point.runs) for point in found.points))
+    return Compared(
+        names=tuple(names),
+        shown=found.shown,
+        runs=sum(len(point.runs) for point in found.points),
+        apart=tuple(found.ended.apart),
+    )
 
 
 def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequence[int]) -> dict[str, list[Chart]]:

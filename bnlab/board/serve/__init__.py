@@ -64,6 +64,14 @@ class Serving:
             remedy = "Install it: pip install 'tensorboard>=2.21'."
             raise UsageError("view", "tensorboard is not installed", remedy=remedy)
 
+    def refuse_no_match(self, names: Sequence[str]) -> None:
+        """
+        Raises:
+            UsageError: the filter matches none of these names.
+        """
+        if self.run_filter is not None and not any(re.search(self.run_filter, name) for name in names):
+            raise UsageError("--filter", "matches none of the runs", self.run_filter, f"The first is {names[0]}.")
+
     def serve(
         self,
         logs: Path,
@@ -107,6 +115,7 @@ def view_runs(root: Path, serving: Serving, *, full: bool = False) -> None:
             update_events(root, full=full, say=serving.say)
     files = event_files(root)
     runs = list(files)
+    serving.refuse_no_match(runs)
     lines = [f"{count(len(runs), 'run')} in {root}, Ctrl-C ends it"]
     if len(runs) > MANY_RUNS:
         chosen = [run for run in runs if serving.run_filter is not None and re.search(serving.run_filter, run)]
@@ -148,14 +157,16 @@ def view_comparison(root: Path, serving: Serving, *, every_s: float = EVERY_S) -
         seen, start = files_of(root), time.monotonic()
         found = build(root, logs)
         took_s = time.monotonic() - start
-        line = f"{found.runs} runs of {root} as {len(found.names)} lines, averaged over seeds, Ctrl-C ends it"
+        serving.refuse_no_match(found.names)
+        lines = f"{count(found.runs, 'run')} of {root} as {count(len(found.names), 'line')}"
+        line = f"{lines}, averaged over seeds, Ctrl-C ends it"
 
         def link(base: str) -> str:
             files = sorted(logs.rglob(PATTERN))
             return compare_link(base, found.names, found.shown, tags_to_pin(files), serving.run_filter)
 
         update = partial(follow, root, logs, seen, max(every_s, IDLE_SHARE * took_s))
-        serving.serve(logs, len(found.names), link, [line], update)
+        serving.serve(logs, len(found.names), link, [line, *found.apart], update)
 
 
 def follow(root: Path, logs: Path, seen: object, every_s: float, server: Server) -> None:

@@ -62,11 +62,13 @@ def draw(view: View, name: str) -> Drawn:
         alone="Range of the loss within one gradient step",
         unclear="Along the gradient, no clear difference in the relative range of the training loss between {} and {}",
         clear="Along the gradient, the training loss varies, relative to itself,",
+        metric="loss_range",
     )
+    factor = "The title's factor: (highest - lowest) / loss, median over equally spaced steps."
     note = (
         f"Band: lowest to highest loss of the training batch at {reach(view)} times the learning rate along the "
         f"gradient (Santurkar et al. 2018, figure 4a), geometric mean of {seeds_of(view)}. Learning rate "
-        f"{number(lr)}, {why}. The title's factor: (highest - lowest) / loss, median over equally spaced steps."
+        f"{number(lr)}, {why}. {view.factor('loss_range', factor)}"
     )
     if endless := [b.group.label for b in bands if not np.isfinite(b.high).any()]:
         note += f" Of {listed(endless)} the lowest alone is drawn; the highest is too large for a number."

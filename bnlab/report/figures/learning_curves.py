@@ -68,9 +68,14 @@ def headline(view: View, curves: list[Curve]) -> str:
     at = "Each at its best rate" if chosen else "At the one rate tried"
     if found is None or not found.clear:
         return f"{at}, the arms end with no clear difference in training loss"
+    if when < 1:
+        return (
+            f"{at}, {slow.group.label} ends above the training loss at which {fast.group.label} begins{found.proviso}"
+        )
+    sooner = number((slow.steps[-1] + 1) / when, 2)
     return (
-        f"{at}, {fast.group.label} takes {when:.0f} steps to the training loss at which {slow.group.label} ends after "
-        f"{slow.steps[-1] + 1:.0f}{found.proviso}"
+        f"{at}, {fast.group.label} is at the final training loss of {slow.group.label} in {sooner}× fewer steps"
+        f"{found.proviso}"
     )
 
 

@@ -64,12 +64,14 @@ def drift(view: View, name: str) -> Drawn:
         alone="Drift of the pre-activations, layer by layer",
         unclear=f"{every}, no clear difference in how far means of pre-activations move between {{}} and {{}}",
         clear=f"{every}, means of pre-activations move",
+        metric="drift_pre",
     )
+    factor = view.factor("drift_pre", "In the title, over layers and steps too.")
     note = (
         f"Median over channels of |Δ mean| / sd of the pre-activations (drift_mean.pre) between measurements "
-        f"{count(panels[0].gap, 'step')} apart, on a fixed probe batch; median of {seeds_of(view)}; in the title, over "
-        "layers and steps too. Over a whole run means can move less or more than that: drift_mean_total, drift50. "
-        f"Learning rate {number(lr)}, {why}. One logarithmic colour scale; grey: not finite."
+        f"{count(panels[0].gap, 'step')} apart, on a fixed probe batch; median of {seeds_of(view)}. {factor} Over a "
+        f"whole run means can move less or more than that: drift_mean_total, drift50. Learning rate {number(lr)}, "
+        f"{why}. One logarithmic colour scale; grey: not finite."
     )
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=2.75)
     values = np.concatenate([p.drift[np.isfinite(p.drift) & (p.drift > 0)] for p in panels])

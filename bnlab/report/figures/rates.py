@@ -103,11 +103,13 @@ def loss_title(view: View) -> str:
             return "No rate at which every run trains, with either arm"
         return f"Only {(treated if other_top is None else control).label} has rates at which every run trains"
     best = ratio(*({run.seed: run.final("train_loss") for run in g.at(g.best_rate() or 0)} for g in view.pair))
+    best = view.claimed("final_train_loss", best)
     lower = "" if best is None or not best.clear else ("lower" if best.value < 1 else "higher")
-    reach = top / other_top
+    claimed = view.ratios.get("max_stable_lr")
+    reach = claimed or top / other_top
     if not math.isclose(reach, 1, rel_tol=1e-6):
         winner, loser = (treated, control) if reach > 1 else (control, treated)
-        least = "at least " if max(top, other_top) == view.rates[-1] else ""
+        least = "at least " if claimed is None and max(top, other_top) == view.rates[-1] else ""
         found = f"{capital(winner.label)} trains at rates {least}{number(max(reach, 1 / reach))}× larger than "
         found += loser.label
         if lower and reach < 1:
@@ -251,6 +253,7 @@ def step_title(view: View, found: Sequence[Sequence[Spot]], target: float) -> st
         (alone,) = set(pair) - set(missing)
         return f"{capital(alone)} reaches {words}, {missing[0]} does not"
     times = ratio(there[treated].known, there[control].known)
+    times = view.claimed("steps_to", times)
     if times is None or not times.clear:
         return f"No clear difference in the steps to {words}, each at its fastest rate"
     fast = treated if times.value < 1 else control

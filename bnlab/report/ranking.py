@@ -1,0 +1,86 @@
+"""Arms against each other: a row an arm, at the learning rate that is best for it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bnlab.analysis.load import Collection
+from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
+from bnlab.record.runs import Run
+from bnlab.report.prepare import Prepared
+from bnlab.report.views import Interval, Ranked, Ranking, geometric_mean, log_interval, usual_rate
+
+SCORES = ("test_accuracy", "test_loss", "train_loss")
+"""What arms are ranked by: the first that every finished run has."""
+
+
+def ranking(collection: Collection, prepared: Prepared) -> Ranking:
+    """Arms by their mean score. The rate of an arm is that with the smallest training loss, of those at which all its
+    seeds train. An arm beats another where two-sided sign-flip tests of the differences by seed say so at 5 %, adjusted
+    by Holm over all pairs of arms. The rates are chosen by the same runs, which no test accounts for."""
+    by_arm: dict[str, dict[float, list[Run]]] = {arm: {} for arm in prepared.order}
+    for run in sorted(collection.runs, key=lambda run: (run.lr, run.seed)):
+        by_arm[prepared.arms[run.id]].setdefault(run.lr, []).append(run)
+    finished = [run for run in collection.runs if run.finished]
+    by = next((name for name in SCORES if finished and all(math.isfinite(run.final(name)) for run in finished)), "")
+    rates = {arm: usual_rate(here) for arm, here in by_arm.items()}
+    at_best = {arm: {run.seed: run for run in by_arm[arm][lr] if run.finished} for arm, lr in rates.items()}
+    scores = {arm: {seed: run.final(by) for seed, run in found.items()} for arm, found in at_best.items()}
+    beaten = _beaten(scores, larger=by == "test_accuracy")
+    rows = []
+    for arm, here in by_arm.items():
+        found, every = list(at_best[arm].values()), [run for runs in here.values() for run in runs]
+        losses, seconds = [run.final("train_loss") for run in found], [_seconds(run) for run in found]
+        score, score_interval = _mean(list(scores[arm].values()))
+        rows.append(
+            Ranked(
+                arm=arm,
+                lr=rates[arm],
+                n=len(found),
+                runs=len(every),
+                diverged=sum(run.diverged for run in every),
+                loss=geometric_mean(losses),
+                loss_interval=log_interval(losses),
+                score=score,
+                score_interval=score_interval,
+                seconds=statistics.median(seconds) if seconds else math.nan,
+                beats=beaten[arm],
+            )
+        )
+    sign = -1 if by == "test_accuracy" else 1
+    return Ranking(by=by, rows=tuple(sorted(rows, key=lambda row: (math.isnan(row.score), sign * row.score))))
+
+
+def _beaten(scores: Mapping[str, Mapping[int, float]], *, larger: bool) -> dict[str, tuple[str, ...]]:
+    """For each arm, those that are worse. Pairs of arms with fewer than two seeds in common are not tested."""
+    pairs, ps = [], []
+    for one, other in itertools.combinations(scores, 2):
+        seeds = sorted(scores[one].keys() & scores[other].keys())
+        gains = np.array([scores[one][seed] - scores[other][seed] for seed in seeds]) * (1 if larger else -1)
+        if len(seeds) > 1:
+            pairs.append((one, other) if gains.mean() > 0 else (other, one))
+            ps.append(2 * min(float(sign_flip(gains, "greater")), float(sign_flip(gains, "less"))))
+    adjusted = holm(np.array(ps)) if ps else ()
+    won = [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= LEVEL]
+    return {arm: tuple(worse for better, worse in won if better == arm) for arm in scores}
+
+
+def _mean(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """
+    >>> _mean([1.0, 1.0]), _mean([2.0]), math.isnan(_mean([])[0])
+    ((1.0, (1.0, 1.0)), (2.0, None), True)
+    """
+    if not values:
+        return math.nan, None
+    mean = math.fsum(values) / len(values)
+    half = float(t_half_width(np.array(values))) if len(values) > 1 else math.nan
+    return mean, (mean - half, mean + half) if math.isfinite(half) else None
+
+
+def _seconds(run: Run) -> float:
+    return float(run.status.get("timing", {}).get("run_s", math.nan))
