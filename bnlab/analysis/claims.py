@@ -56,6 +56,10 @@ class Verdict:
     control: Arm | None = None
     why: str
     """One line of text with the numbers."""
+    measured: str = ""
+    """What was measured, without numbers."""
+    least_p: float | None = None
+    """The smallest p that so many seeds allow."""
     cautions: tuple[str, ...] = ()
     """A best learning rate at the grid's edge, a claim edited after its first run, ..."""
     repeat: float | None = None

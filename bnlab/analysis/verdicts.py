@@ -14,6 +14,7 @@ from bnlab.analysis.metrics import MetricError
 from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
 from bnlab.analysis.statistics import (
+    EXACT_UP_TO,
     FEWEST_FOR_INTERVAL,
     FEWEST_SEEDS,
     MOST_SEEDS,
@@ -155,6 +156,8 @@ def _verdict(one: _Weighed, tested: int) -> Verdict:
         treated=found.treated,
         control=found.control,
         why=f"{arms}: {numbers}{_result(one, decision)}",
+        measured=arms,
+        least_p=None if one.p is None else min(1.0, tested * 2.0 ** -min(one.n, EXACT_UP_TO)),
         cautions=cautions,
         repeat=repeat,
     )

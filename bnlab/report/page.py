@@ -13,11 +13,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bnlab.analysis.arms import title
 from bnlab.analysis.claims import SIGNS, Decision, Verdict, allowed
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.study import Study
-from bnlab.core.text import capital, command, count, number, typed
+from bnlab.core.text import capital, command, count, listed, number, short_key, typed
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
 from bnlab.report.views import Built, Interval, Ranked, Ranking, best_rate, geometric_mean, log_interval
@@ -45,6 +46,8 @@ def render(
         f"{count(len(runs), 'run')}: {count(len(arms), 'arm')} × {count(len(rates), 'learning rate')} × "
         f"{count(len(seeds), 'seed')}"
     ]
+    pictures = [_picture(figure) for figure in figures]
+    lead = 2 if verdicts else 1  # the forest plot before the main figure
     if diverged:
         subtitle.append(f"{diverged} diverged")
     if collection.unfinished:
@@ -59,7 +62,9 @@ def render(
         ranking=ranked.by.replace("_", " ") if len(ranked.rows) > 1 else "",
         ranks=[_rank(row) for row in ranked.rows],
         table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
-        pictures=[_picture(figure) for figure in figures],
+        setting=setting_of(runs),
+        lead=pictures[:lead],
+        pictures=pictures[lead:],
         missing=missing,
         left_out=prepared.left_out,
         unfinished=[_unfinished(run, collection.root) for run in collection.unfinished],
@@ -71,6 +76,37 @@ def render(
         level=f"{LEVEL:g}",
         css=_css(),
     )
+
+
+def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What was trained, on what, and how: what runs have in common, and the values of what varies."""
+
+    def values(key: str, most: int = 6) -> str:
+        found = sorted(
+            {run.spec[key] for run in runs if run.spec.get(key) is not None}, key=lambda x: (str(type(x)), x)
+        )
+        ends = f"{typed(found[0])} to {typed(found[-1])}" if len(found) > most else ", ".join(map(typed, found))
+        return ends if key == "seed" or len(found) <= most else f"{len(found)} values, {ends}"
+
+    def titles(group: str) -> str:
+        return listed(sorted({title(run, group) for run in runs}))
+
+    def options(group: str, *names: str) -> list[str]:
+        keys = {name: f"{group}.{name}" for name in names}
+        return [f"{short_key(name)} {found}" for name, key in keys.items() if (found := values(key)) not in ("", "0.0")]
+
+    schedules = values("optim.schedule")
+    loss = values("loss").replace("_", " ")
+    rows = {
+        "Data": [titles("data"), *options("data", "batch_size", "subset", "label_noise")],
+        "Net": [titles("model"), *options("model", "depth", "width", "activation", "init")],
+        "Training": [f"{values('steps') or values('epochs') + ' epochs'} steps".replace("epochs steps", "epochs")]
+        + [loss, titles("optim"), *options("optim", "momentum", "weight_decay")]
+        + ([f"schedule {schedules}"] if schedules != "constant" else []),
+        "Learning rate": [values("optim.lr")],
+        "Seed": [values("seed")],
+    }
+    return [(name, ", ".join(filter(None, words))) for name, words in rows.items()]
 
 
 def index(root: Path, parts: Sequence[Built]) -> str:
@@ -276,7 +312,9 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     unit = "×" if claim.compare == "ratio" else ""
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
-    facts = [count(verdict.n, "seed") if verdict.n else "", f"p = {verdict.p:.2g}" if verdict.p is not None else ""]
+    facts = [count(verdict.n, "seed") if verdict.n else ""]
+    if verdict.p is not None and verdict.least_p is not None:
+        facts.append(f"p = {verdict.p:.2g}, the smallest possible {verdict.least_p:.2g}")
     if verdict.repeat is not None:
         facts.append(f"the same with {100 * verdict.repeat:.0f} % of other draws of seeds")
     least = claim.smallest_effect
@@ -294,7 +332,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
         "effect": f"{shown(verdict.effect)}{unit}" if verdict.effect is not None else "",
         "interval": f"{shown(verdict.interval[0])} to {shown(verdict.interval[1])}{unit}" if verdict.interval else "",
         "facts": " · ".join(fact for fact in (*facts, f"required: {bound}") if fact),
-        "why": verdict.why,
+        "why": verdict.measured or verdict.why,
         "cautions": verdict.cautions,
         "arms": tuple((f"{arm.label} ({arm.point})", ", ".join(shown(x) for x in arm.values)) for arm in both),
         "commands": tuple(again + [by_place[place] for arm in both for place in arm.runs if by_place.get(place)]),

@@ -175,10 +175,10 @@ def layer_ticks(depth: int) -> list[int]:
     """The first layer, the last, and every fifth between them; in deep nets fewer, at most fifteen in all.
 
     >>> layer_ticks(12), layer_ticks(100)
-    ([1, 5, 10, 12], [1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+    ([0, 5, 11], [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99])
     """
     step = next(5 * factor for factor in (1, 2, 4, 10, 20, 40, depth) if depth <= 65 * factor)
-    return sorted({1, depth, *range(step, depth - step // 5, step)})
+    return sorted({0, depth - 1, *range(step, depth - 1 - step // 5, step)})
 
 
 def around(values: Sequence[float], *, room: float = 0.06) -> tuple[float, float]:

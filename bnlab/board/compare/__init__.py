@@ -219,7 +219,7 @@ def how_to_read(points: Sequence[GridPoint], shown: Sequence[str]) -> str:
         f"{SMOOTHED} measured batches.",
         f"Bands around them: {_band(points)}, of the logarithm where the mean is geometric. One band differs: from the "
         "lowest to the highest loss within reach of one step along the gradient, both geometric means over seeds.",
-        "In the depth profiles the x axis is the layer: 1 is next to the input, the last is the head. A median over "
+        "In the depth profiles the x axis is the layer: 0 is next to the input, the last is the head. A median over "
         "layers is taken before the mean.",
         f"Shown at first: {', '.join(shown)}. Every other line can be ticked at the left.",
     ]
@@ -246,4 +246,4 @@ def _layers(found: Comparison) -> list[str]:
     depths = {values.shape[-1] for values in first if values.ndim == 2}
     if len(depths) != 1:
         return [f"{place} hidden layer" for place in PLACES]
-    return [f"layer {layer + 1}" for layer in hidden_sites(depths.pop())]
+    return [f"layer {layer}" for layer in hidden_sites(depths.pop())]

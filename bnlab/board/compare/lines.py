@@ -206,7 +206,7 @@ DEPTH = {
     "grad_norm": ("9_depth/log10_grad_norm", "log10 gradient norm"),
     "act_var.pre": ("9_depth/log10_act_var", "log10 variance of pre-activations"),
 }
-"""Tags and titles of profiles over depth: the layer, counted from 1, takes the place of the step."""
+"""Tags and titles of profiles over depth: the layer, counted from 0, takes the place of the step."""
 
 READS = tuple(dict.fromkeys([*(line.metric for line in AVERAGED), *AROUND, *UNITS, *DEPTH]))
 """Measurements."""
@@ -237,7 +237,7 @@ def series_of(runs: Sequence[Run], moments: Sequence[int]) -> dict[str, Points]:
                 series[f"6_act_percentiles_act_in/{place}_{suffix}"] = _points(mean.steps, mean.mean)
     for metric, (tag, _) in DEPTH.items():
         if (seeds := aligned([run.series(metric) for run in runs])) is not None:
-            layers = np.arange(1, seeds.values.shape[-1] + 1)
+            layers = np.arange(seeds.values.shape[-1])
             for place, moment in zip(PLACES, moments, strict=True):
                 for at in np.flatnonzero(seeds.steps == moment):
                     mean = over_seeds(Series(layers, seeds.values[:, at]), log=True)

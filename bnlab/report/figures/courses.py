@@ -163,7 +163,7 @@ def profile(
         parts = [part[:, : max(1, part.shape[1] - 1)] for part in parts if part.ndim > 1 and len(part)]
         if not parts:
             raise Missing(f"no {of} of several sites in this part of the run", "give the figure another window")
-        return np.arange(1.0, parts[0].shape[1] + 1), np.stack([median(_positive(part, log_y)) for part in parts])
+        return np.arange(float(parts[0].shape[1])), np.stack([median(_positive(part, log_y)) for part in parts])
 
     found, rate, note = _courses(view, lr, of, log_y, read)
     length = max(run.steps for course in found for run in course.runs)
@@ -172,9 +172,9 @@ def profile(
     note = f"{of} of every hidden site, {steps}. {note}"
     chart = _chart(view, _along_depth(view, f"{of} {when(window)}".rstrip(), found, log_y), note, found, log_y)
     ax, depth = chart.ax, max(len(course.x) for course in found)
-    ax.set_xlim(1 - 0.03 * depth, depth + 0.03 * depth)
-    ax.set_xticks(layer_ticks(depth) if depth > 10 else range(1, depth + 1))
-    ax.set(xlabel="hidden layer (1 = first)", ylabel=of)
+    ax.set_xlim(-0.03 * depth, depth - 1 + 0.03 * depth)
+    ax.set_xticks(layer_ticks(depth) if depth > 10 else range(depth))
+    ax.set(xlabel="hidden layer (0 = first)", ylabel=of)
     for course in found:
         ax.plot(course.x, course.middle, zorder=4, **open_marker(course.group.look))
     about = f"{of} of every hidden layer, a line an arm, at a learning rate of {number(rate)}."

@@ -121,19 +121,19 @@ def draw(view: View, name: str) -> Drawn:
     chart = Chart(view, headline(view, profiles), note, [group.label for group in view.groups])
     ax = chart.ax
     depth = max(len(p.mean) for p in profiles)
-    layers = np.arange(1, depth + 1.0)
-    dotted = {rate: rate ** (depth - layers) for rate in theories}
+    layers = np.arange(float(depth))
+    dotted = {rate: rate ** (depth - 1 - layers) for rate in theories}
     log_ticks(ax, *around(finite(np.concatenate([*(x for p in profiles for x in (p.low, p.high)), *dotted.values()]))))
-    ax.set_xlim(1 - 0.03 * depth, depth + 0.03 * depth)
-    ax.set_xticks(layer_ticks(depth) if depth > 10 else range(1, depth + 1))
-    ax.set_xlabel("hidden layer (1 = input)")
-    ax.set_ylabel(f"gradient norm, relative to layer {depth}")
+    ax.set_xlim(-0.03 * depth, depth - 1 + 0.03 * depth)
+    ax.set_xticks(layer_ticks(depth) if depth > 10 else range(depth))
+    ax.set_xlabel("hidden layer (0 = first)")
+    ax.set_ylabel(f"gradient norm, relative to layer {depth - 1}")
     for p in profiles:
         x, look = layers[: len(p.mean)], p.group.look
         ax.fill_between(x, p.low, p.high, color=look.color, alpha=0.18, linewidth=0)
         chart.line(x, p.mean, look)
         ax.plot(x, p.mean, zorder=4, **open_marker(look))
-        chart.name(p.group.label, look, 2, p.mean[1])  # at the last layer, all lines meet at 1
+        chart.name(p.group.label, look, 1, p.mean[1])  # at the last layer, all lines meet at 1
     for line in dotted.values():
         chart.line(layers, line, color=INK, linestyle=(0, (1, 1.6)), linewidth=1.3, zorder=5)
     if len(dotted) == 1:
@@ -153,8 +153,8 @@ def draw(view: View, name: str) -> Drawn:
         f" for {listed([p.group.label for p in profiles])}.",
         columns=("arm", "layer", "relative_norm", "lowest", "highest", "theory"),
         rows=[
-            (p.group.label, layer, *norms, None if p.theory is None else p.theory ** (len(p.mean) - layer))
+            (p.group.label, layer, *norms, None if p.theory is None else p.theory ** (len(p.mean) - 1 - layer))
             for p in profiles
-            for layer, norms in enumerate(zip(p.mean, p.low, p.high, strict=True), 1)
+            for layer, norms in enumerate(zip(p.mean, p.low, p.high, strict=True))
         ],
     )

@@ -88,14 +88,14 @@ def drift(view: View, name: str) -> Drawn:
             interpolation="nearest",
             cmap=colormaps["cividis"].with_extremes(bad=NOT_FINITE),
             norm=LogNorm(low, high),
-            extent=(p.steps[0] - p.gap / 2, p.steps[-1] + p.gap / 2, 0.5, depth + 0.5),
+            extent=(p.steps[0] - p.gap / 2, p.steps[-1] + p.gap / 2, -0.5, depth - 0.5),
         )
         ax.set_xlabel("training step")
         ax.spines[:].set_visible(False)
         ax.locator_params(axis="x", nbins=max(3, int(ax.bbox.width / 72 * 2.4)))
         ax.set_yticks(layer_ticks(depth), labels=[] if index else None)
         if not index:
-            ax.set_ylabel("layer (1 = input)")
+            ax.set_ylabel("layer (0 = first)")
     bar_ax = sheet.axes(left=right + 0.13, right=right + 0.24, above=0.28, first=False)
     bar = sheet.figure.colorbar(image, cax=bar_ax, extend="both")
     bar.outline.set_edgecolor(EDGE)
@@ -109,7 +109,7 @@ def drift(view: View, name: str) -> Drawn:
         rows=[
             (p.group.label, lr, layer, step, value)
             for p in panels
-            for layer, values in enumerate(p.drift, 1)
+            for layer, values in enumerate(p.drift)
             for step, value in zip(p.steps, values, strict=True)
         ],
     )
@@ -188,7 +188,7 @@ def ridges(view: View, name: str) -> Drawn:
     if lr is None or site is None:
         raise Missing("no histograms in the journals", "measure them: probes=standard")
     found = [each for group in view.panels if (each := ridges_of(group, lr, site)) is not None]
-    where = f"layer {int(site[1:].partition('_')[0]) + 1}" if site[1:3].isdigit() else site
+    where = f"layer {int(site[1:].partition('_')[0])}" if site[1:3].isdigit() else site
     title = compared(
         view,
         lr,
