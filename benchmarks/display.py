@@ -51,7 +51,7 @@ BUDGET = 1.02
 READER = "import os\ntry:\n    while os.read(0, 65536): pass\nexcept OSError: pass"
 NETS = {
     "mlp_digits": ("mlp_digits", [], 1500),
-    "20 layers": ("quickstart", ["model.depth=20", "probes=economy"], 400),
+    "20 layers": ("deep_mlp", ["model.depth=20", "probes=economy"], 400),
 }
 """Experiment, overrides, steps of a turn."""
 

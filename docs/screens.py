@@ -93,8 +93,8 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         drawn = browser.new_page(device_scale_factor=1.25)
-        for command in ("train", "sweep"):
-            found = frames(["bnlab", command, "--config", "quickstart"])
+        for command, config in (("train", "deep_mlp"), ("sweep", "quickstart")):
+            found = frames(["bnlab", command, "--config", config])
             drawn.set_content(page(found[round(WHEN * (len(found) - 1))]))
             file = Path(__file__).parent / "images" / f"terminal_{command}.png"
             drawn.locator("body").screenshot(path=str(file))

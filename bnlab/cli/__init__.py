@@ -39,6 +39,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines; no live display.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors and the object of --json alone.")]
 ConfigDir = Annotated[
     Path | None, typer.Option(help="Your own configs, searched before the packaged ones.  [default: ./configs]")
 ]
@@ -155,8 +156,10 @@ def numbers_of(text: str | None) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def words_out(as_json: bool) -> TextIO:
+def words_out(as_json: bool, quiet: bool = False) -> TextIO:
     """Where words for people go: stdout belongs to the object of --json."""
+    if quiet:
+        return open(os.devnull, "w", encoding="utf-8")
     return sys.stderr if as_json else sys.stdout
 
 

@@ -4,7 +4,6 @@ import torch."""
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Runs, app, writing
+from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Quiet, Runs, app, words_out, writing
 from bnlab.cli.table import chosen, counted, known, mapping, queued, read, status_of, watch
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
@@ -42,6 +41,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
     plain: Plain = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate trained nets under other conditions.
 
@@ -86,7 +86,7 @@ def evaluate(
     for file in dict.fromkeys(file for _, of_run in specs for file in of_run[0].plugins):
         complain(f"runs the code in {file}")
     found: list[dict[str, Any]] = []
-    with Bars(sys.stderr, plain=plain) as progress:
+    with Bars(words_out(True, quiet), plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
         for folder, of_run in specs:
             run = {"run": str(folder.path), "status": status_of(folder)["status"]}

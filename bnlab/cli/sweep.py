@@ -15,7 +15,7 @@ import typer
 from bnlab import cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command, count
-from bnlab.terminal.signs import complain, is_screen, print_json, say
+from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
@@ -43,6 +43,7 @@ def sweep(
     config_dir: cli.ConfigDir = None,
     as_json: cli.Json = False,
     plain: cli.Plain = False,
+    quiet: cli.Quiet = False,
     fresh: cli.Fresh = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
@@ -71,7 +72,7 @@ def sweep(
     asked = Asked(
         overrides=tuple(overrides or ()), runs=runs, config_dir=config_dir, as_json=as_json, plain=plain, fresh=fresh,
         retry_failed=retry_failed, fail_fast=fail_fast, dry_run=dry_run, expect_verdicts=expect_verdicts, stop=stop,
-        detach=detach,
+        detach=detach, quiet=quiet,
     )  # fmt: skip
     if not all_studies:
         for option, value in (("--budget", budget), ("--statements", statements)):
@@ -99,6 +100,7 @@ class Asked:
     config_dir: Path | None
     as_json: bool
     plain: bool
+    quiet: bool
     fresh: bool
     retry_failed: bool
     fail_fast: bool
@@ -106,6 +108,11 @@ class Asked:
     expect_verdicts: Path | None
     stop: cli.Stop
     detach: bool
+
+    @property
+    def out(self) -> TextIO:
+        """Where words for people go."""
+        return cli.words_out(self.as_json, self.quiet)
 
     @property
     def places(self) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     from bnlab.config.statements import plan, tally
     from bnlab.terminal.tables import show_tallies
 
-    out = cli.words_out(asked.as_json)
+    out = asked.out
     chosen = plan(config_dirs(asked.config_dir), cli.minutes_of(budget), cli.numbers_of(numbers))
     say(f"{count(len(chosen), 'study')}: {', '.join(one.name for one in chosen)}", out)
     trees, rows, failed = [], [], False
@@ -162,7 +169,13 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     for line in page.failed if page else ():
         complain(line)
     if asked.stop.reason is not None:
-        flags = {"budget": budget, "statements": numbers, "json": asked.as_json, "plain": asked.plain}
+        flags = {
+            "budget": budget,
+            "statements": numbers,
+            "json": asked.as_json,
+            "plain": asked.plain,
+            "quiet": asked.quiet,
+        }
         say(f"resume  {command('bnlab', 'sweep', '--all', *asked.overrides, **asked.places, **flags)}", out)
         raise typer.Exit(cli.INTERRUPTED)
     raise typer.Exit(cli.FAILED if failed else cli.OK)
@@ -174,17 +187,19 @@ def _sweep(config: str, asked: Asked) -> Done:
     Raises:
         UsageError: no such study, a claim that cannot be judged, a folder that cannot be written.
     """
-    from bnlab import config as configs
-    from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
-    from bnlab.analysis.load import STUDY_FILE
-    from bnlab.core.conditions import conditions
-    from bnlab.launch.base import Detaching, executor
-    from bnlab.record.runs import other_than
-    from bnlab.sweep.ask import Asking, refuse_unanswerable
-    from bnlab.sweep.run import Sweep, digests, study_differs, write_study
+    with waiting("loading ...", asked.out):
+        from bnlab import config as configs
+        from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
+        from bnlab.analysis.load import STUDY_FILE
+        from bnlab.core.conditions import conditions
+        from bnlab.launch.base import Detaching, executor
+        from bnlab.record.runs import other_than
+        from bnlab.sweep.ask import Asking, refuse_unanswerable
+        from bnlab.sweep.run import Sweep, digests, study_differs, write_study
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
-    study, cells = configs.load_study(config, given, asked.config_dir)
+    with waiting("reading the study ...", asked.out):
+        study, cells = configs.load_study(config, given, asked.config_dir)
     check(study, plugins := list(dict.fromkeys(file for cell in cells for file in cell.spec.plugins)))
     typed = {override.partition("=")[0].lstrip("+~") for override in given}
     check_reach(study, cells, typed)
@@ -193,9 +208,9 @@ def _sweep(config: str, asked: Asked) -> Done:
 
         check_figures(study, cells, typed)
     expected = read_expected(asked.expect_verdicts, study) if asked.expect_verdicts else {}
-    workers, out, root = executor(cells[0].spec), cli.words_out(as_json), runs / study.name
+    workers, out, root = executor(cells[0].spec), asked.out, runs / study.name
     if isinstance(workers, Detaching):
-        workers.say = lambda line: say(line, cli.words_out(as_json))
+        workers.say = lambda line: say(line, asked.out)
     elif asked.detach:
         raise UsageError("--detach", "runs end with this command", cells[0].spec.launch.name, "Use launch=slurm.")
     provenance = {"claims": digests(study)} if study.claims else {}
@@ -206,7 +221,7 @@ def _sweep(config: str, asked: Asked) -> Done:
         most = len(cells) * len(each)
         return Done(code=cli.OK, tree=_show_cells(study, grid, (asking.there, most), places, as_json))
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
-    flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain}
+    flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain, "quiet": asked.quiet}
     flags |= {"expect_verdicts": asked.expect_verdicts}
     again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
@@ -322,7 +337,7 @@ def _ask(asking: Asking, workers: Executor, asked: Asked, out: TextIO) -> list[s
 
     if not asking.left or asked.stop.reason is not None:
         return []
-    with Bars(sys.stderr if asked.as_json else out, plain=asked.plain or asked.as_json) as progress:
+    with Bars(out, plain=asked.plain or asked.as_json) as progress:
         return asking.run(workers, stopped=asked.stop, tick=lambda done, total: progress("answer", done, total))
 
 

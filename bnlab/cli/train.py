@@ -10,7 +10,7 @@ import typer
 from bnlab import cli
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command
-from bnlab.terminal.signs import complain, is_screen, print_json, say
+from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
 
 if TYPE_CHECKING:
     from bnlab.core.spec import RunSpec
@@ -33,35 +33,39 @@ def train(
     config_dir: cli.ConfigDir = None,
     as_json: cli.Json = False,
     plain: cli.Plain = False,
+    quiet: cli.Quiet = False,
     fresh: cli.Fresh = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved spec and train nothing.")] = False,
 ) -> None:
     """Train one run, or resume it."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
-    from bnlab import config as configs
-    from bnlab.core.study import HERE
-    from bnlab.record.folder import ENDED, BrokenError, RunFolder
-    from bnlab.record.runs import other_than, state_to_resume
+    out = cli.words_out(as_json, quiet)
+    with waiting("reading the config ...", out):
+        from bnlab import config as configs
+        from bnlab.core.study import HERE
+        from bnlab.record.folder import ENDED, BrokenError, RunFolder
+        from bnlab.record.runs import other_than, state_to_resume
 
-    if config is None:
-        raise cli.no_config(config_dir, overrides or (), "experiments")
-    given = overrides or []
-    spec = configs.load(config, given, config_dir)
+        if config is None:
+            raise cli.no_config(config_dir, overrides or (), "experiments")
+        given = overrides or []
+        spec = configs.load(config, given, config_dir)
     if spec.launch.name not in HERE and not show:
         raise UsageError("launch", "bnlab train runs in this process", spec.launch.name, "Use bnlab sweep.")
     if show:
         _show_spec(spec, configs.config_dirs(config_dir), as_json)
         return
     places = {"runs": runs if runs != cli.RUNS else None, "config_dir": config_dir}
-    again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain)
-    folder, out = RunFolder(runs / spec.folder), cli.words_out(as_json)
+    again = command("bnlab", "train", "--config", config, *given, **places, json=as_json, plain=plain, quiet=quiet)
+    folder = RunFolder(runs / spec.folder)
     status: Status = {} if fresh else dict(state_to_resume(folder)[1])
     if status.get("status") in ENDED:
         say(f"already {status['status']}, nothing to do (--fresh runs it again)", out)
     else:
         if line := other_than(folder, spec.tree()):
             say(line, out)
-        from bnlab.run.train import RunFailedError
+        with waiting("loading PyTorch ...", out):
+            from bnlab.run.train import RunFailedError
 
         try:
             with cli.writing(folder.path):
@@ -83,7 +87,7 @@ def train(
         from bnlab.terminal.tables import show_summary
 
         following = again if interrupted else command("bnlab", "view", str(runs / spec.name))
-        show_summary(status, folder.path, _records(folder), following)
+        show_summary(status, folder.path, _records(folder), following, out)
     raise typer.Exit(cli.INTERRUPTED if interrupted else cli.OK)
 
 
@@ -108,7 +112,8 @@ def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out:
     if not has_data(spec, out, plain, stop):
         return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
-    setup = assemble(spec)
+    with waiting("building the net ...", out):
+        setup = assemble(spec)
     for note in setup.notes:
         say(note, out)
     progress = _progress(setup, folder, plain=plain, out=out)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from bnlab.verify.checks import Finding
 
 SMALL = {
-    "quickstart": ("model.depth=2", "model.width=6", "optim.lr=0.05"),
+    "deep_mlp": ("model.depth=2", "model.width=6", "optim.lr=0.05"),
     "cnn_digits": ("model.channels=[4,6]", "model.strides=[1,2]", "optim.lr=0.05"),
 }
 """A dense net and a convolutional one."""
 OF_A_MODEL: dict[str, tuple[str, ...]] = {
-    "quickstart": ("optim.lr=0.05",),
+    "deep_mlp": ("optim.lr=0.05",),
     "deep_linear": ("data.size=150", "data.test_size=50", "optim.lr=1e-4"),
 }
 """Images, and flat inputs."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,9 +48,22 @@ class DataError(UsageError):
         return self._lines
 
 
+_NOT_OWN = tuple(
+    folder + os.sep
+    for folder in (
+        str(Path(__file__).parents[1]),
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    )
+)
+"""Folders of bnlab, of Python, and of installed packages."""
+
+
 def cause(error: BaseException) -> str:
-    """An error in a user's own code, in one line: `ValueError in my_metric.py, line 20: no data`."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """An error in a user's own code, in one line: `ValueError in my_metric.py, line 20: no data`. The place is the last
+    one outside of bnlab and of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_OWN)]
+    place = (own or frames)[-1]
     return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {said(error)}".rstrip(": ")
 
 

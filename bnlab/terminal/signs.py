@@ -83,6 +83,21 @@ def give_up(out: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
+@contextlib.contextmanager
+def waiting(text: str, out: TextIO) -> Iterator[None]:
+    """On a screen, the text until what is inside is done: imports of large libraries take seconds."""
+    if not is_screen(out):
+        yield
+        return
+    out.write(printable(text))
+    out.flush()
+    try:
+        yield
+    finally:
+        out.write("\r\x1b[K")
+        out.flush()
+
+
 def complain(text: str) -> None:
     """Print one line on stderr, without the line breaks of the text."""
     say(" ".join(text.split()), sys.stderr)

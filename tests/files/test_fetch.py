@@ -212,7 +212,7 @@ def test_what_a_site_gives_wrongly_is_refused_and_leaves_nothing(
         fetch(_mnist(site.url(way)), _quiet)
     first, second = refused.value.lines
     assert first.startswith(f"data=mnist: {'the download of' if damaged else 'no train-images-idx3-ubyte, '}")
-    assert second.startswith("Try again later, or take" if damaged else "Download it with: ")
+    assert second.startswith("Try again later, or take" if damaged else "Type it again where they can be reached: ")
     assert "--from DIR" in second
     assert _left(tmp_path / "home" / "mnist") == []
 
@@ -241,7 +241,7 @@ def test_without_a_network_two_lines_say_so(site: Site, tmp_path: Path) -> None:
             fetch(source, _quiet)
     first, second = error.value.lines
     assert all(str(root / folder) in first for root in fetching.roots() for folder in source.folders)
-    assert second.startswith("Download it with: bnlab data fetch mnist. Or take files that you have: ")
+    assert second.startswith("Type it again where they can be reached: bnlab data fetch mnist. Or take files that you ")
     assert _left(tmp_path / "home" / "mnist") == []
 
 
