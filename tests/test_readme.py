@@ -63,7 +63,7 @@ def test_a_sweep_of_the_readme_has_runs(command: str, tmp_path: Path) -> None:
 
 
 def test_trained_nets_are_evaluated_as_in_the_readme(tmp_path: Path) -> None:
-    assert _bnlab(["train", "--config", "deep_mlp", "steps=2"], tmp_path).returncode == 0
+    assert _bnlab(["train", "--config", "deep_mlp", "steps=2", "name=quickstart"], tmp_path).returncode == 0
     [command] = [command for command in COMMANDS if command.startswith("bnlab evaluate")]
     done = _bnlab(shlex.split(command)[1:], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -70,8 +70,9 @@ class Arms:
         return [label for label in ordered if label in there]
 
 
-def arms_of(collection: Collection, along: str = "") -> Arms:
-    """The arms of a collection's runs. The axis `along` tells none apart, unless it is the norm and arms are norms."""
+def arms_of(collection: Collection, along: str = "", by: str | None = None) -> Arms:
+    """The arms of a collection's runs. The axis `along` tells none apart, unless it is the norm and arms are norms;
+    `by` tells them apart, if it is given."""
     runs, axes, study = collection.runs, axes_of([run.spec for run in collection.runs]), collection.study
     if study and study.arms:  # what they bundle is no axis
         bundled = study.settings_of_arms()
@@ -82,10 +83,10 @@ def arms_of(collection: Collection, along: str = "") -> Arms:
     titles = {
         (group, str(run.spec[group])): title(run, group) for run in by_age for group in GROUPS if group in run.spec
     }
-    axis = _arm_axis(collection, axes)
+    axis = by or _arm_axis(collection, axes)
     if along != "norm" or axis != along:
         axes = [key for key in axes if key != along or key == ARM]
-        axis = _arm_axis(collection, axes)
+        axis = by or _arm_axis(collection, axes)
     own = [axis, *(key for key in axes if key.startswith(f"{axis}."))]
     rest = [key for key in axes if key not in own]
     named = list(study.arms) if study else []

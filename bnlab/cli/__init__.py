@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import re
 import signal
@@ -156,10 +157,17 @@ def numbers_of(text: str | None) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+class _Nowhere(io.StringIO):
+    """An output that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def words_out(as_json: bool, quiet: bool = False) -> TextIO:
     """Where words for people go: stdout belongs to the object of --json."""
     if quiet:
-        return open(os.devnull, "w", encoding="utf-8")
+        return _Nowhere()
     return sys.stderr if as_json else sys.stdout
 
 
@@ -187,7 +195,7 @@ def writing(path: Path, key: str = "--runs") -> Iterator[None]:
         raise UsageError(key, (error.strerror or str(error)).lower(), str(error.filename or path)) from None
 
 
-COMMANDS = ("train", "sweep", "runs", "names", "complete", "verify")
+COMMANDS = ("train", "sweep", "runs", "plot", "names", "complete", "verify")
 """Files of commands, in the order of the help."""
 
 for _name in COMMANDS:

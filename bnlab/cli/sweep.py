@@ -187,7 +187,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     Raises:
         UsageError: no such study, a claim that cannot be judged, a folder that cannot be written.
     """
-    with waiting("loading ...", asked.out):
+    with waiting("loading ...", asked.out, plain=asked.plain):
         from bnlab import config as configs
         from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
         from bnlab.analysis.load import STUDY_FILE
@@ -198,7 +198,7 @@ def _sweep(config: str, asked: Asked) -> Done:
         from bnlab.sweep.run import Sweep, digests, study_differs, write_study
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
-    with waiting("reading the study ...", asked.out):
+    with waiting("reading the study ...", asked.out, plain=asked.plain):
         study, cells = configs.load_study(config, given, asked.config_dir)
     check(study, plugins := list(dict.fromkeys(file for cell in cells for file in cell.spec.plugins)))
     typed = {override.partition("=")[0].lstrip("+~") for override in given}

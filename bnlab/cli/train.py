@@ -40,7 +40,7 @@ def train(
     """Train one run, or resume it."""
     stop = cli.Stop()  # before the slow imports: a signal during them counts too
     out = cli.words_out(as_json, quiet)
-    with waiting("reading the config ...", out):
+    with waiting("reading the config ...", out, plain=plain):
         from bnlab import config as configs
         from bnlab.core.study import HERE
         from bnlab.record.folder import ENDED, BrokenError, RunFolder
@@ -64,7 +64,7 @@ def train(
     else:
         if line := other_than(folder, spec.tree()):
             say(line, out)
-        with waiting("loading PyTorch ...", out):
+        with waiting("loading PyTorch ...", out, plain=plain):
             from bnlab.run.train import RunFailedError
 
         try:
@@ -112,7 +112,7 @@ def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out:
     if not has_data(spec, out, plain, stop):
         return {"status": "interrupted", "step": 0, "metrics": {}}
     host.prepare(spec.threads)
-    with waiting("building the net ...", out):
+    with waiting("building the net ...", out, plain=plain):
         setup = assemble(spec)
     for note in setup.notes:
         say(note, out)

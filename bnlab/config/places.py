@@ -66,7 +66,8 @@ def read(file: Path) -> DictConfig:
     """
     try:
         data = file.read_bytes()
-        if not isinstance(safe_yaml(data) or {}, dict):
+        found = safe_yaml(data)
+        if not (found is None or isinstance(found, dict)):
             raise UsageError(str(file), "must have keys and values")
         tree = OmegaConf.load(io.StringIO(data.decode("utf-8")))
     except OSError as error:

@@ -191,11 +191,11 @@ def _drawings(prepared: Prepared) -> Iterator[tuple[str, str, Callable[[], Drawn
             yield asked.kind, name, partial(_nothing_there, place)
         for number, view in enumerate(asked.views):
             subject = ": ".join(filter(None, (view.setting, name)))
-            yield asked.kind, subject, partial(_ask, asked, place, view, _name(name, view, number))
+            yield asked.kind, subject, partial(_ask, asked, place, view, named(name, view, number))
     for number, view in enumerate(prepared.views):
         for entry in in_order():
             subject = ": ".join(filter(None, (view.setting, entry.subject)))
-            yield entry.name, subject, partial(entry.constructor, view, _name(entry.name, view, number))
+            yield entry.name, subject, partial(entry.constructor, view, named(entry.name, view, number))
 
 
 def _ask(asked: Asked, place: int, view: View, name: str) -> Drawn:
@@ -208,7 +208,7 @@ def _nothing_there(place: int) -> Drawn:
     raise Missing(f"no run is as figures.{place}.where says")
 
 
-def _name(name: str, view: View, number: int) -> str:
+def named(name: str, view: View, number: int) -> str:
     """`drift`, and of a further view `drift-depth-20`: the name of a file."""
     name = re.sub(r"[^\w.,+=-]", "-", name)
     if not view.setting:

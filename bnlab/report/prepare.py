@@ -55,7 +55,7 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
             "others are in the table and in summary.parquet"
         )
     wanted = collection.study.figures if collection.study else ()
-    views = _views(collection, arms)
+    views = views_of(collection, arms)
     if len(views) == 1:  # of several, none is the one that claims are about
         views = (replace(views[0], ratios=_ratios(verdicts, arms.axis, views[0])),)
     return Prepared(
@@ -79,11 +79,12 @@ def _asked(collection: Collection, figure: Mapping[str, Any]) -> Asked:
     ]
     options = {key: value for key, value in figure.items() if key not in ("kind", "where")}
     narrowed = replace(collection, runs=tuple(runs))
-    views = _views(narrowed, arms_of(narrowed, along=by), by) if runs else ()
+    views = views_of(narrowed, arms_of(narrowed, along=by), by) if runs else ()
     return Asked(kind=str(figure.get("kind")), options=options, views=views)
 
 
-def _views(collection: Collection, arms: Arms, along: str = "") -> tuple[View, ...]:
+def views_of(collection: Collection, arms: Arms, along: str = "") -> tuple[View, ...]:
+    """A view for each setting; the axis that a figure is drawn `along` tells no runs apart."""
     settings = list(arms.settings)
     views = []
     for setting in (settings[index] for index in evenly(len(settings), MOST_VIEWS)):

@@ -64,6 +64,14 @@ def png(drawn: Drawn) -> bytes:
     return out.getvalue()
 
 
+def pdf(drawn: Drawn) -> bytes:
+    """With letters as text, not as curves."""
+    out = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        drawn.figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Creator": None})
+    return out.getvalue()
+
+
 def table(drawn: Drawn) -> str:
     """Every number that is drawn, to nine digits; empty where there is none or it is not finite."""
     out = io.StringIO()

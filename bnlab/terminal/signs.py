@@ -84,9 +84,9 @@ def give_up(out: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def waiting(text: str, out: TextIO) -> Iterator[None]:
+def waiting(text: str, out: TextIO, *, plain: bool = False) -> Iterator[None]:
     """On a screen, the text until what is inside is done: imports of large libraries take seconds."""
-    if not is_screen(out):
+    if plain or not is_screen(out):
         yield
         return
     out.write(printable(text))

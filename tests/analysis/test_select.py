@@ -154,8 +154,8 @@ def test_runs_are_chosen_by_columns_keys_and_metrics(words: tuple[str, ...], fou
 def test_a_key_of_the_selection_has_a_column(root: Path) -> None:
     words = ("runs", root, "--sort", "model.depth", "--where", "norm=batch")
     lines = said(*words)[1].splitlines()
-    assert lines[0].split()[-3:] == ["model.depth", "age", "run"]
-    assert [line.split()[-4] for line in lines[2:]] == ["2", "8", "-"]
+    assert lines[0].split()[:6] == ["status", "norm", "lr", "seed", "model.depth", "step"]
+    assert [line.split()[4] for line in lines[2:]] == ["2", "8", "-"]
     assert [run["model.depth"] for run in json.loads(said(*words, "--json")[1])["runs"]] == [2, 8, None]
     assert "norm.name" not in lines[0]
 

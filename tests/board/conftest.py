@@ -14,7 +14,7 @@ import pytest
 from bnlab.board.serve.server import Server, command
 from bnlab.cli import main
 
-NAME = "deep_mlp"
+NAME = "quickstart"
 
 
 @pytest.fixture

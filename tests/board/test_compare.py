@@ -152,7 +152,7 @@ def test_a_depth_profile_has_the_layer_for_its_step(swept: Path, made: tuple[Com
             found = points(made[1], GOOD, f"9_depth/log10_{tag}_{place}")
             by_layer = zip(*values(seeds, metric, step), strict=True)
             wanted = [math.log10(statistics.geometric_mean(seed)) for seed in by_layer]
-            assert list(found) == [1, 2, 3, 4]
+            assert list(found) == [0, 1, 2, 3]
             assert list(found.values()) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
@@ -249,7 +249,7 @@ def test_rows_have_charts_of_one_kind_and_bands_in_reverse(made: tuple[Compared,
     ]
     titles = [[chart.title for chart in category.chart] for category in categories]
     assert titles[0] == ["test accuracy", "log10 test loss", "log10 training loss"]
-    assert titles[3] == ["layer 1", "layer 2", "layer 3"]
+    assert titles[3] == ["layer 0", "layer 1", "layer 2"]
     for category in categories:
         assert len({chart.WhichOneof("content") for chart in category.chart}) == 1
 

@@ -101,6 +101,7 @@ def test_a_filter_takes_the_place_of_the_choice() -> None:
     [
         (("batch/lr=0.05/seed=0-*",), r"^--compare: this is one run, got '.*'\. Give the folder of a sweep"),
         (("nowhere",), r"^RUNS: no such directory, got"),
+        ((".", "--filter", "zzz"), r"^--filter: matches none of the runs, got 'zzz'\. The first is .*/lr=.*\.$"),
         ((".", "--filter", "("), r"^--filter: not a regular expression \(.*\), got '\('\.$"),
     ],
 )

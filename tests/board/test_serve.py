@@ -173,9 +173,11 @@ def test_a_missing_or_empty_directory_is_reported(tmp_path: Path) -> None:
         view_runs(tmp_path, Serving())
 
 
-def test_a_filter_that_is_no_regular_expression_is_reported(runs: Path) -> None:
+def test_a_filter_that_is_no_regular_expression_or_matches_nothing_is_reported(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"^--filter: not a regular expression \(.*\), got '\('\.$"):
         view_runs(runs, Serving(run_filter="("))
+    with pytest.raises(UsageError, match=r"^--filter: matches none of the runs, got 'zzz'\. The first is .*/lr="):
+        view_runs(runs, Serving(run_filter="zzz"))
 
 
 def test_a_server_that_does_not_start_says_why(runs: Path) -> None:

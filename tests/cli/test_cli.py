@@ -314,6 +314,22 @@ def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
     assert lines[-1] == "next       bnlab view runs/deep_mlp"
 
 
+@pytest.mark.parametrize("command", ["train", "sweep", "evaluate"])
+def test_quiet_leaves_errors_and_the_object_of_json(command: str, bnlab: Callable[..., Said]) -> None:
+    words = [command, *TINY, *(["launch=inline"] if command == "sweep" else [])]
+    if command == "evaluate":
+        assert bnlab("train", *TINY).code == 0
+        words = ["evaluate", "runs"]
+    said = bnlab(*words, "--quiet", "--json")
+    assert (said.code, said.err, said.out.count("\n")) == (0, "", 1)
+    assert json.loads(said.out)
+    quiet = bnlab(*words, "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert (quiet.out == "") == (command != "evaluate")  # whose table is what was asked for
+    wrong = bnlab(*words[:-1], "nonsense=3", "--quiet")
+    assert (wrong.code, wrong.out, wrong.err.count("\n")) == (2, "", 1)
+
+
 def test_a_divergence_is_a_result(bnlab: Callable[..., Said]) -> None:
     said = bnlab("train", *TINY, "norm=none", "optim.lr=1e30", "--json")
     assert said.code == 0

@@ -151,7 +151,7 @@ def test_ids_of_old_runs_and_of_all_experiments_are_the_same(old: Path) -> None:
         tree = RunFolder(folder).spec()
         del tree["provenance"]
         assert folder.name.endswith(f"-{RunSpec.from_tree(tree).id}")
-    assert {name: config.load(name, ()).id for name in EXPECTED["ids"]} == EXPECTED["ids"]
+    assert {name: config.load(config.RENAMED.get(name, name), ()).id for name in EXPECTED["ids"]} == EXPECTED["ids"]
 
 
 # -- plugins ---------------------------------------------------------------------------------------

@@ -487,3 +487,23 @@ def test_any_probe_can_be_chosen_by_name_and_joins_those_of_economy(probe: str) 
     named = config.load("deep_mlp", [f"probes={probe}"]).probes.options
     assert set(named) == {*economy, probe}
     assert {name: named[name] for name in economy} == economy
+
+
+def test_probes_are_named_in_a_list_or_joined_by_a_plus() -> None:
+    joined = config.load("deep_mlp", ["probes=economy+bn_statistics+ics"])
+    for text in ("probes=[economy,bn_statistics,ics]", "probes=[economy, bn_statistics, ics]"):
+        assert config.load("deep_mlp", [text]).id == joined.id
+    assert {"bn_statistics", "ics", "gradients"} <= set(joined.probes.options)
+    with pytest.raises(UsageError, match=r"^probes: no such option, got 'economy\+nothing'\."):
+        config.load("deep_mlp", ["probes=[economy,nothing]"])
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(config.RENAMED.items()))
+def test_an_old_name_of_an_experiment_gets_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--config: no such experiment, got '{old}'\. It is named {new} now\.$"):
+        config.load(old, [])
+
+
+def test_no_experiment_has_the_name_of_a_study() -> None:
+    dirs = [config.packaged_dir()]
+    assert not config.available("experiments", dirs).keys() & config.available("studies", dirs).keys()

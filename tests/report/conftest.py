@@ -53,6 +53,7 @@ def write_run(
     journal: Sequence[Mapping[str, Any]] | None = None,
     spec: Mapping[str, Any] | None = None,
     error: str | None = None,
+    metrics: Mapping[str, float | None] | None = None,
     argv: Sequence[str] = ("bnlab", "train", "--config", "deep_mlp", "steps=40"),
 ) -> Path:
     """A run below `root`, laid out as `bnlab train` does."""
@@ -77,9 +78,10 @@ def write_run(
         writer.append(record)
     writer.close()
     bad = status == "diverged"
-    metrics = dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy"), None if bad else 0.9)
+    found = dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy"), None if bad else 0.9)
+    found |= {} if bad else {"train_loss": loss}
     state: dict[str, Any] = {"status": status, "step": 7 if bad else STEPS, "steps": STEPS, "dead": dead}
-    state |= {"metrics": metrics | ({} if bad else {"train_loss": loss}), "timing": {"run_s": 3.0}}
+    state |= {"metrics": found | dict(metrics or {}), "timing": {"run_s": 3.0}}
     folder.write_status(state | ({"error": error} if error else {}))
     return folder.path
 

@@ -213,7 +213,7 @@ def test_a_profile_is_the_median_over_a_window_of_the_run(courses: View) -> None
     # A run has 40 steps: all five measured ones are in its first tenth, the last two in (0.07, 0.1).
     found = FIGURES["profile"].constructor(courses, "x", of="my.x", window=[0, 0.1], log="y")
     rows = rows_of(found, arm="no norm")
-    assert [float(row["layer"]) for row in rows] == [1, 2]
+    assert [float(row["layer"]) for row in rows] == [0, 1]
     assert [float(row["median"]) for row in rows] == pytest.approx([2 * 3, 2 * 3 * 4])
     assert found.title == (
         "my.x in the first 10 % of the run grows 4× a layer with batch norm, grows 4× a layer with no norm"

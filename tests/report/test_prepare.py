@@ -77,7 +77,7 @@ def test_a_run_tells_the_command_that_made_it(tmp_path: Path, write: Write) -> N
 
 
 def test_a_run_of_a_grid_has_its_own_values_in_the_place_of_axes(tmp_path: Path, write: Write) -> None:
-    words = ["bnlab", "sweep", "--config=quickstart", "optim.lr=1e-3,0.1", "seed=range(0,6)", "steps=40"]
+    words = ["bnlab", "sweep", "--config=deep_mlp", "optim.lr=1e-3,0.1", "seed=range(0,6)", "steps=40"]
     write(tmp_path / "quick", lr=0.1, seed=4, argv=words)
     (run,) = read_runs(tmp_path).runs
     assert line(run, None) == "bnlab train --config deep_mlp optim.lr=0.1 seed=4 steps=40 name=quick"

@@ -18,6 +18,7 @@ import yaml
 
 from bnlab import __version__, config
 from bnlab.analysis.claims import Verdict
+from bnlab.analysis.load import read_runs
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.core.text import command
@@ -150,15 +151,34 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(sweep: Sweep, 
 
 
 def test_the_study_is_saved_beside_its_runs_and_its_claims_in_each(sweep: Sweep, tmp_path: Path) -> None:
-    run = sweep("seed=0", "norm=batch", "optim.lr=0.05", "--json").json["runs"][0]["run"]
+    found = sweep("seed=0", "norm=batch", "optim.lr=0.05", "--json").json["runs"][0]
+    run, grid = found["run"], found["id"]
     study = config.load_study("tiny", ["seed=0", "norm=batch", "optim.lr=0.05", "launch=inline"], CONFIGS)[0]
     written = yaml.safe_load((tmp_path / "runs" / "tiny" / "study.yaml").read_text())
     digests = {"lower_loss": study.claims[0].digest}
     line = f"bnlab sweep --config tiny launch=inline seed=0 norm=batch optim.lr=0.05 --config-dir {CONFIGS} --json"
-    assert written.pop("provenance") == {"bnlab": __version__, "line": line, "claims": digests}
+    assert written.pop("provenance") == {"bnlab": __version__, "line": line, "claims": digests, "grid": grid}
     assert type(study).from_tree(written) == study
     spec = yaml.safe_load((tmp_path / run / "spec.yaml").read_text())
     assert spec["provenance"]["claims"] == digests
+
+
+def test_a_report_is_about_the_grid_that_was_swept_last(
+    sweep: Sweep, in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A single run in the study's folder, and an earlier grid, are not part of it, and are counted once."""
+    small = ("steps=12", "model.depth=2", "model.width=6", "data.batch_size=16")
+    assert sweep("seed=0", "optim.lr=0.05").code == 0
+    assert in_process("train", "--config", "deep_mlp", *small, "norm=layer", "name=tiny", "--plain").code == 0
+    root = tmp_path / "runs" / "tiny"
+    whole = read_runs(root)
+    assert (sorted(run.spec["norm"] for run in whole.runs), whole.others) == (["batch", "none"], 1)
+    assert whole.apart == [f"1 other run here, not of the grid that was swept last: bnlab runs {root}"]
+    assert sweep("seed=1", "optim.lr=0.05").code == 0
+    later = read_runs(root)
+    assert ({run.seed for run in later.runs}, later.others) == ({1}, 3)
+    assert sweep("seed=0,1", "optim.lr=0.05").code == 0
+    assert ({run.seed for run in read_runs(root).runs}, read_runs(root).others) == ({0, 1}, 1)
 
 
 def test_a_run_keeps_the_claims_it_was_begun_with(sweep: Sweep, tmp_path: Path) -> None:

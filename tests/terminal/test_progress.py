@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -111,3 +113,16 @@ def test_a_screen_is_a_terminal_that_can_move_its_cursor(term: str, monkeypatch:
     assert not signs.is_screen(io.StringIO())
     monkeypatch.setenv("TERM", term)
     assert not signs.is_screen(Terminal())
+
+
+def test_what_is_waited_for_stands_on_a_screen_until_it_is_there(screen_of: Callable[..., Any]) -> None:
+    out = screen_of(40, 3)
+    with signs.waiting("loading ...", out):
+        assert out.lines == ["loading ..."]
+    assert out.lines == [""]
+    signs.say("done", out)
+    assert out.lines == ["done"]
+    pipe = io.StringIO()
+    with signs.waiting("loading ...", pipe):
+        pass
+    assert pipe.getvalue() == ""
