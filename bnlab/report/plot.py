@@ -14,6 +14,8 @@ from bnlab.analysis.metrics import METRICS, refuse_control, refuse_unknown
 from bnlab.analysis.select import Selection
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS
+from bnlab.core.text import listed
+from bnlab.core.typed import option_defaults, option_names
 from bnlab.report.build import named
 from bnlab.report.figures import FIGURES, options_of
 from bnlab.report.prepare import views_of
@@ -45,6 +47,10 @@ def plot(root: Path, asked: Plot, plugins: Sequence[str] = ()) -> list[Written]:
     refuse_unknown("--y", "metric", asked.y, METRICS.names())
     if (kind := METRICS[asked.y].of) != "run":
         raise UsageError("--y", f"must be a metric of a run; this is one of a {kind}", asked.y)
+    metric = METRICS.entry(asked.y).constructor
+    lacking = [name for name in option_names(metric) if name not in {*option_defaults(metric), *asked.options}]
+    if lacking:
+        raise UsageError("--option", f"{asked.y} needs {listed(lacking)}", remedy=f"Write --option {lacking[0]}=...")
     METRICS.checked(asked.y, asked.options, "--option")
     refuse_control(asked.options, "--option")
     collection = collection.about(asked.y, asked.options)
