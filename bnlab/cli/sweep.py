@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bnlab import cli
+from bnlab.cli.cells import list_cells, row, say_failures, states
 from bnlab.core.errors import UsageError
 from bnlab.core.text import command, count
 from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
     from bnlab.core.study import Cell, Study
     from bnlab.launch.base import Executor
-    from bnlab.report.views import Built
+    from bnlab.report.write import Built
     from bnlab.sweep.ask import Asking
-    from bnlab.sweep.run import Standing, Sweep
+    from bnlab.sweep.run import Sweep
     from bnlab.terminal.progress import Tally
 
 DECIDING_SEEDS = 6
@@ -219,7 +218,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     asking = Asking(grid.standings.values(), each)
     if asked.dry_run:
         most = len(cells) * len(each)
-        return Done(code=cli.OK, tree=_show_cells(study, grid, (asking.there, most), places, as_json))
+        return Done(code=cli.OK, tree=list_cells(study, grid, (asking.there, most), places, as_json))
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
     flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain, "quiet": asked.quiet}
     flags |= {"expect_verdicts": asked.expect_verdicts}
@@ -254,7 +253,7 @@ def _sweep(config: str, asked: Asked) -> Done:
             workers.tidy(root)
         say(f"{count(len(cells), 'run')}, all ended, nothing to do (--fresh runs them again)", out)
     interrupted = stop.reason is not None and bool(grid.left or asking.there < asking.asked)
-    say(f"{count(len(cells), 'run')}: {_counted(grid)}", out)
+    say(f"{count(len(cells), 'run')}: {states(grid)}", out)
     if each:
         say(f"{asking.there} of {count(asking.asked, 'answer')}", out)
     built = None if interrupted else _reported(root, plugins)
@@ -267,14 +266,14 @@ def _sweep(config: str, asked: Asked) -> Done:
         show_verdicts(verdicts, out)
         if built:
             say(f"report  {built.path}", out)
-    _say_failures(grid.failures, again, places, out)
+    say_failures(grid.failures, again, places, out)
     changed = unexpected(expected, verdicts) if expected and not interrupted else []
     for line in (*grid.recovered, *unanswered, *(built.notes if built else ()), *broken, *changed):
         complain(line)
     from bnlab.cli.runs import tree
 
     claims = [tree(verdict) for verdict in verdicts]
-    rows = [_row(standing, places) for standing in grid.standings.values()] if as_json else []
+    rows = [row(standing, places) for standing in grid.standings.values()] if as_json else []
     found: dict[str, Any] = {"study": study.name, "runs": rows, "claims": claims}
     found |= {"answers": [asking.there, asking.asked]} if each else {}
     found |= {"report": str(built.path) if built else None}
@@ -365,53 +364,3 @@ def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:
         say(f"with {count(seeds, 'seed')} a claim gets a direction only; {DECIDING_SEEDS} or more seeds decide", out)
     elif len(study.claims) > (most := claims_decidable(seeds)):
         say(f"{seeds} seeds can decide {most} claims together, and there are {len(study.claims)}: use more seeds", out)
-
-
-def _counted(grid: Sweep) -> str:
-    states = Counter("failed" if one.failed else one.state for one in grid.standings.values())
-    return ", ".join(f"{number} {state}" for state, number in states.most_common())
-
-
-def _say_failures(failures: Sequence[Standing], again: str, places: Mapping[str, Any], out: TextIO) -> None:
-    """A table of them with their logs, and the line that runs the first one alone."""
-    if not failures:
-        return
-    from bnlab.core.study import label
-    from bnlab.terminal.tables import show_failures
-
-    rows = [(label(one.cell.values) or "the only run", str(one.error), str(one.log or "-")) for one in failures]
-    show_failures(rows, out)
-    say(f"alone   {failures[0].cell.line(**places, fresh='--fresh' in str(failures[0].error))}", out)
-    say(f"again   {again}{' --retry-failed' * any(one.state == 'failed' for one in failures)}", out)
-
-
-def _show_cells(
-    study: Study, grid: Sweep, answers: tuple[int, int], places: Mapping[str, Any], as_json: bool
-) -> dict[str, Any]:
-    """What a sweep would find: every cell, its state, and with --json the line that runs it alone. `answers`: how many
-    are there, and how many there will be if every run finishes."""
-    rows = [_row(standing, places) for standing in grid.standings.values()]
-    if not as_json:
-        from bnlab.terminal.tables import show_cells
-
-        show_cells(rows, sys.stdout)
-        say(f"{count(len(rows), 'run')}: {_counted(grid)}; {len(grid.left)} to run")
-        if study.ask:
-            say(f"{count(answers[1], 'answer')} of trained nets: {answers[0]} there; {answers[1] - answers[0]} to ask")
-    return {"study": study.name, "cells": rows} | ({"answers": list(answers)} if study.ask else {})
-
-
-def _row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell as --json has it."""
-    row: dict[str, Any] = {
-        "id": standing.cell.spec.id,
-        "run": str(standing.folder.path),
-        "state": standing.state,
-        "values": dict(standing.cell.values),
-        "line": standing.cell.line(**places),
-    }
-    if standing.error is not None:
-        row |= {"error": standing.error, "log": str(standing.log) if standing.log else None}
-    if standing.state in ("finished", "diverged"):
-        row["metrics"] = standing.status.get("metrics")
-    return row

@@ -84,7 +84,7 @@ def train(
         if interrupted:
             complain(f"interrupted; to resume: {again}")
     else:
-        from bnlab.terminal.tables import show_summary
+        from bnlab.terminal.summary import show_summary
 
         following = again if interrupted else command("bnlab", "view", str(runs / spec.name))
         show_summary(status, folder.path, _records(folder), following, out)

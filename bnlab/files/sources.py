@@ -109,11 +109,9 @@ def missing(source: Source, among: Sequence[Path], why: str = "") -> DataError:
             if (root / name).exists():
                 problem += f"; {root / name} is not read: pickles can run code when they are opened"
     fetch = f"bnlab data fetch {source.name}"
-    remedy = (
-        (f"Type it again where they can be reached: {fetch}." if why else f"Download it with: {fetch}.")
-        + f" Or take files that you have: {fetch} --from DIR (or set BNLAB_DATA=DIR, where DIR holds "
-        f"{source.folders[0]})."
-    )
+    first = "Type it again where they can be reached" if why else "Download it with"
+    remedy = f"{first}: {fetch}. Or take files that you have: {fetch} --from DIR (or set BNLAB_DATA=DIR, "
+    remedy += f"where DIR holds {source.folders[0]})."
     return DataError(f"data={source.name}", problem + (f"; {why}" if why else ""), remedy)
 
 

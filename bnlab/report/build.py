@@ -21,8 +21,8 @@ from bnlab.report import page
 from bnlab.report.figures import FIGURES, in_order, options_of
 from bnlab.report.prepare import Asked, Prepared, prepare
 from bnlab.report.ranking import ranking
-from bnlab.report.views import Built, Drawn, Missing, View
-from bnlab.report.write import Written, styled, written
+from bnlab.report.views import Drawn, Missing, View
+from bnlab.report.write import Built, Written, styled, written
 
 
 def build(root: Path, plugins: Sequence[str] = ()) -> Built:

@@ -21,8 +21,9 @@ from bnlab.core.study import Study
 from bnlab.core.text import capital, command, count, listed, number, short_key, typed
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
-from bnlab.report.views import Built, Interval, Ranked, Ranking, best_rate, geometric_mean, log_interval
-from bnlab.report.write import Written
+from bnlab.report.ranking import Interval, Ranked, Ranking
+from bnlab.report.views import best_rate, geometric_mean, log_interval
+from bnlab.report.write import Built, Written
 
 EMBEDDED = 400_000
 """Bytes of a CSV that still goes into the page; larger ones stay beside it."""

@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,38 @@ from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
-from bnlab.report.views import Interval, Ranked, Ranking, geometric_mean, log_interval, usual_rate
+from bnlab.report.views import geometric_mean, log_interval, usual_rate
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """One arm at one learning rate. `n` runs there finished; `diverged` of all `runs` of the arm, at any rate. `loss`
+    is the geometric mean of the final training loss with the 95 % t-interval of its log, `score` the mean of what is
+    ranked by, with its t-interval; NaN and None where they are not measured. `seconds` is the median of a run. `beats`
+    are the arms that are worse."""
+
+    arm: str
+    lr: float
+    n: int
+    runs: int
+    diverged: int
+    loss: float
+    loss_interval: Interval | None
+    score: float
+    score_interval: Interval | None
+    seconds: float
+    beats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Arms, the best first; `by` is the final measurement that they are ranked by, empty where none is there."""
+
+    by: str
+    rows: tuple[Ranked, ...]
+
 
 SCORES = ("test_accuracy", "test_loss", "train_loss")
 """What arms are ranked by: the first that every finished run has."""

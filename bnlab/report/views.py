@@ -7,13 +7,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.analysis.claims import Verdict
 from bnlab.analysis.metrics.rates import largest_of
 from bnlab.analysis.statistics import t_half_width
 from bnlab.core.text import number
@@ -22,6 +20,7 @@ from bnlab.report.style import Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 Floats = NDArray[np.float64]
 MOST_PANELS = 4
 MANY_TIMES = 1e6
@@ -108,8 +107,7 @@ class View:
 
     def claimed(self, metric: str, found: Ratio | None) -> Ratio | None:
         """The ratio with the number of the claim on that metric, so that a report has one number for one claim."""
-        value = self.ratios.get(metric)
-        return found if value is None or found is None else replace(found, value=value, digits=3)
+        return replace(found, value=self.ratios[metric], digits=3) if found and metric in self.ratios else found
 
     def factor(self, metric: str, otherwise: str) -> str:
         """What the factor in a title is: that of a claim, or `otherwise`."""
@@ -173,54 +171,6 @@ class Missing(Exception):  # noqa: N818  (an answer, not an error)
     def __init__(self, why: str, remedy: str = "") -> None:
         super().__init__(why)
         self.remedy = remedy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """A report that was written; of a folder of several studies `path` leads to their reports, the `parts`."""
-
-    path: Path
-    verdicts: tuple[Verdict, ...]
-    figures: tuple[str, ...]
-    unfinished: tuple[Run, ...]
-    runs: int
-    failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
-    notes: tuple[str, ...] = ()  # a line for each plugin of metrics or figures that was edited since
-    parts: tuple[Built, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Of a study, what `verdicts.json` has."""
-    ranking: Ranking | None = None
-
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranked:
-    """One arm at one learning rate. `n` runs there finished; `diverged` of all `runs` of the arm, at any rate. `loss`
-    is the geometric mean of the final training loss with the 95 % t-interval of its log, `score` the mean of what is
-    ranked by, with its t-interval; NaN and None where they are not measured. `seconds` is the median of a run. `beats`
-    are the arms that are worse."""
-
-    arm: str
-    lr: float
-    n: int
-    runs: int
-    diverged: int
-    loss: float
-    loss_interval: Interval | None
-    score: float
-    score_interval: Interval | None
-    seconds: float
-    beats: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
-    """Arms, the best first; `by` is the final measurement that they are ranked by, empty where none is there."""
-
-    by: str
-    rows: tuple[Ranked, ...]
 
 
 def geometric_mean(values: Sequence[float]) -> float:

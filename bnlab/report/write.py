@@ -1,4 +1,5 @@
-"""Figures as bytes: SVG for light and dark pages, PNG, CSV. The same runs give the same bytes."""
+"""Figures as bytes: SVG for light and dark pages, PNG, PDF, CSV; the same runs give the same bytes. And what a report is
+once it is written."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 
+from bnlab.analysis.claims import Verdict
+from bnlab.record.runs import Run
+from bnlab.report.ranking import Ranking
 from bnlab.report.style import RC, dark
 from bnlab.report.views import Drawn, Number
 
@@ -33,6 +39,23 @@ class Written:
     def files(self) -> dict[str, bytes]:
         """The content of each file, by its suffix."""
         return {"svg": self.svg.encode(), "png": self.png, "csv": self.csv.encode()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A report that was written; of a folder of several studies `path` leads to their reports, the `parts`."""
+
+    path: Path
+    verdicts: tuple[Verdict, ...]
+    figures: tuple[str, ...]
+    unfinished: tuple[Run, ...]
+    runs: int
+    failed: tuple[str, ...] = ()  # a line for each metric or figure of a user that raised an error
+    notes: tuple[str, ...] = ()  # a line for each plugin of metrics or figures that was edited since
+    parts: tuple[Built, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Of a study, what `verdicts.json` has."""
+    ranking: Ranking | None = None
 
 
 @contextlib.contextmanager

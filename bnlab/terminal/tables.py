@@ -1,13 +1,11 @@
-"""Tables, cards, the summary of a run and the verdicts on claims, as they are printed."""
+"""Tables, cards and the verdicts on claims, as they are printed."""
 
 from __future__ import annotations
 
 import re
-import statistics
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
@@ -20,7 +18,7 @@ from bnlab.terminal.signs import DRAWN, is_screen, put, say, signs_for
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
-    from bnlab.report.views import Ranking
+    from bnlab.report.ranking import Ranking
 
 Record = Mapping[str, Any]
 Cell = str | tuple[str, str]
@@ -48,8 +46,6 @@ FEW = 3
 """Extra columns of a table of runs that are worth more than whole paths."""
 UNLIMITED = 10_000
 """Width of a table in a pipe, where nothing is cut."""
-COPIED = ("run", "next", "resume")
-"""Lines of a summary to copy from: they are not folded."""
 
 
 def console(out: TextIO) -> Console:
@@ -120,13 +116,13 @@ def show_hits(
     out = out or sys.stdout
     width = console(out).width
     for heading, parts in hits:
-        lines = _folded(heading, 4, width)
+        lines = folded_lines(heading, 4, width)
         for typed_, answers in parts:
-            lines += [part for text in answers for part in _folded(f"    {encoded(text, out)}", 6, width)]
+            lines += [part for text in answers for part in folded_lines(f"    {encoded(text, out)}", 6, width)]
             lines.append(f"    {typed_}")
         for text in lines:
             say(text, out)
-    for text in _folded(encoded(below, out), 4, width) if below else ():
+    for text in folded_lines(encoded(below, out), 4, width) if below else ():
         say(text, out)
 
 
@@ -316,80 +312,6 @@ def _plain(value: Any) -> str:
     return number(value, 6) if isinstance(value, float) else typed(value)
 
 
-# -- the summary of a run --------------------------------------------------------------------------------------------
-
-
-def show_summary(
-    status: Mapping[str, Any], path: Path, records: Sequence[Record], following: str, out: TextIO | None = None
-) -> None:
-    """Print the result of a run in five lines; `following` is the next command to type."""
-    out = out or sys.stdout
-    ended = str(status.get("status", "unknown"))
-    lines = {
-        ended: outcome(status, records),
-        "run": str(path),
-        "steepest": steepest(records),
-        "measuring": measuring(status),
-        "resume" if ended == "interrupted" else "next": following,
-    }
-    indent = 2 + max(map(len, lines))
-    width = console(out).width
-    for name, text in lines.items():
-        folded = name not in COPIED and width >= 2 * indent
-        for line in _folded(f"{name:<{indent}}{text}", indent, width if folded else None):
-            say(line, out)
-
-
-def outcome(status: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """How a run ended, and its final metrics."""
-    if diverged := status.get("diverged"):
-        site = diverged.get("site")
-        where = f"first non-finite activation at {site}" if site else "all activations finite"
-        loss = "not finite" if diverged.get("loss") is None else number(diverged["loss"], 4)
-        return f"at step {diverged.get('step')} of {status.get('steps')}: loss {loss}, {where}"
-    metrics, facts = status.get("metrics") or {}, []
-    for split in ("test", "train"):
-        known = [name for name in ("accuracy", "loss") if f"{split}_{name}" in metrics]
-        if known:
-            facts.append(f"{split} " + ", ".join(f"{name} {number(metrics[f'{split}_{name}'], 4)}" for name in known))
-    losses = [record["train_loss"] for record in records if "train_loss" in record]
-    if not facts and losses:
-        facts.append(f"loss {number(losses[-1], 4)}")
-    dead = ["no better than chance"] if status.get("dead") else []
-    return "; ".join([*facts, *dead, f"step {status.get('step', '?')}/{status.get('steps', '?')}"])
-
-
-def steepest(records: Iterable[Record]) -> str:
-    """The layer whose distribution moves most, and how the gradient changes with depth."""
-    drifts: list[Sequence[float | None]] = []
-    ratio = None
-    for record in records:
-        if row := record.get("drift_mean.pre"):
-            drifts.append(row)
-        ratio = record.get("first_over_last", ratio)
-    facts = []
-    medians = {}
-    for index, values in enumerate(zip(*drifts, strict=True)):
-        if finite := [value for value in values if value is not None]:
-            medians[index] = statistics.median(finite)
-    if medians:
-        index = max(medians, key=medians.__getitem__)
-        digits = max(2, len(str(len(drifts[0]) - 1)))
-        facts.append(f"largest drift at L{index:0{digits}d}, {number(medians[index])} sd a measurement")
-    if ratio is not None:
-        facts.append(f"gradient of first over last layer {number(ratio)}")
-    return "; ".join(facts) or "no layer was measured"
-
-
-def measuring(status: Mapping[str, Any]) -> str:
-    """The share of the time that measuring took."""
-    timing = status.get("timing") or {}
-    run_s, measure_s, rate = (timing.get(name) for name in ("run_s", "measure_s", "steps_per_s"))
-    if not run_s:
-        return "not known"
-    return f"took {100 * (measure_s or 0.0) / run_s:.0f} % of {number(run_s)} s ({number(rate)} steps/s)"
-
-
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
@@ -415,9 +337,9 @@ def show_verdicts(verdicts: Sequence[Verdict], out: TextIO | None = None) -> Non
 def verdict_lines(verdict: Verdict, sign: str, width: int) -> Iterator[str]:
     """The lines of one verdict, folded to `width`; on a narrow screen the numbers are less indented."""
     indent = 2 + WORD + 2 if width >= 60 else 2
-    yield from _folded(f"{sign} {verdict.decision:<{WORD}}  {verdict.claim.text}", indent, width)
+    yield from folded_lines(f"{sign} {verdict.decision:<{WORD}}  {verdict.claim.text}", indent, width)
     for text in (_numbers(verdict), *(f"! {caution}" for caution in verdict.cautions)):
-        yield from _folded(" " * indent + text, indent, width)
+        yield from folded_lines(" " * indent + text, indent, width)
 
 
 def _numbers(verdict: Verdict) -> str:
@@ -435,7 +357,7 @@ def _numbers(verdict: Verdict) -> str:
     return ", ".join([effect, f"n {verdict.n}", *p])
 
 
-def _folded(text: str, indent: int, width: int | None) -> list[str]:
+def folded_lines(text: str, indent: int, width: int | None) -> list[str]:
     if width is None:
         return [text]
     return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) or [text]

@@ -25,7 +25,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import load_plugin
 from bnlab.report.build import build
 from bnlab.report.figures import FIGURES, in_order
-from bnlab.report.views import Built
+from bnlab.report.write import Built
 
 Write = Callable[..., Path]
 OWN = [entry.name for entry in in_order() if entry.order < 100]

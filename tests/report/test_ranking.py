@@ -13,8 +13,7 @@ from scipy import stats
 
 from bnlab.analysis.load import read_runs
 from bnlab.report.prepare import prepare
-from bnlab.report.ranking import ranking
-from bnlab.report.views import Ranking
+from bnlab.report.ranking import Ranking, ranking
 
 Write = Callable[..., Path]
 NORMS = ("none", "batch", "layer")

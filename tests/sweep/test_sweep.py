@@ -25,7 +25,7 @@ from bnlab.core.text import command
 from bnlab.launch.inline import Inline
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import state_to_resume
-from bnlab.report.views import Built
+from bnlab.report.write import Built
 from bnlab.sweep.run import Sweep as Sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.terminal.tables import measuring, outcome, show_summary, steepest
+from bnlab.terminal.summary import measuring, outcome, show_summary, steepest
 
 TIMING = {"run_s": 4.0, "measure_s": 0.5, "steps_per_s": 250.0}
 FINISHED: dict[str, Any] = {
