@@ -1,5 +1,5 @@
-"""Figures as bytes: SVG for light and dark pages, PNG, PDF, CSV; the same runs give the same bytes. And what a report is
-once it is written."""
+"""Figures as bytes: SVG for light and dark pages, PNG, PDF, CSV; the same runs give the same bytes. And what a report
+is, once it is written."""
 
 from __future__ import annotations
 
