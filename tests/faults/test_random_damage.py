@@ -25,7 +25,7 @@ from bnlab.run.train import train
 
 FILES = ("checkpoint.pt", "checkpoint.previous.pt", "journal.jsonl", "status.json", "spec.yaml", "owner.json")
 SMALL = ("steps=6", "model.depth=2", "model.width=3", "data.batch_size=16", "data.subset=64", "probes=none")
-SPEC = config.load("quickstart", [*SMALL, "launch.checkpoint_s=0"])
+SPEC = config.load("deep_mlp", [*SMALL, "launch.checkpoint_s=0"])
 DAMAGES = int(os.environ.get("BNLAB_DAMAGES", "200"))
 
 
