@@ -99,10 +99,10 @@ class DiskError(UsageError):
     @staticmethod
     def is_of(path: Path, error: BaseException) -> bool:
         """Whether an error is the folder's, not that of a file which a plugin or a data set reads."""
-        if isinstance(error, NotADirectoryError):  # a mistake in its path
+        if not isinstance(error, OSError) or isinstance(error, NotADirectoryError):  # the last: a mistake in its path
             return False
-        own = isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(path)
-        return own or (isinstance(error, OSError) and error.errno in DISK)
+        own = error.filename and Path(str(error.filename)).absolute().is_relative_to(path.absolute())
+        return bool(own) or error.errno in DISK
 
 
 DISK = {

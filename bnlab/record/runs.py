@@ -206,7 +206,7 @@ def other_than(folder: RunFolder, tree: Mapping[str, Any], ids: Collection[str] 
     """That a run which has not started is another one than the run most like it beside it, of the same arm, rate and
     seed, and by what; None where there is none. Runs of these `ids` do not count."""
     mine, found = flat(tree), []
-    for other in find_runs(folder.path.parent) if not folder.spec_file.exists() else []:
+    for other in find_runs(folder.path.parent) if not os.path.exists(folder.spec_file) else []:
         if run_id(other.path, {}) in ids:
             continue
         theirs = flat(other.spec())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import sys
 import time
 from collections import deque
@@ -68,7 +69,7 @@ class Standing:
     def log(self) -> Path | None:
         """Its log, if there is one yet."""
         path = self.folder.path / "log.txt"
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None  # also where the folder may not be read
 
 
 class Sweep:

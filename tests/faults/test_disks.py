@@ -69,6 +69,28 @@ def test_a_permission_that_is_lost_costs_the_steps_since_the_last_checkpoint(
     assert [without_clock(record) for record in read(folder.journal_file)] == whole.clockless
 
 
+def test_one_folder_that_may_not_be_read_costs_its_run_alone(
+    bnlab: Callable[..., Any], open_to_all: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, user = LINES["sweep"], os.geteuid()
+    assert bnlab(*line).code == 0  # imports what it needs
+    monkeypatch.chdir(open_to_all)
+    os.seteuid(user or NOBODY)
+    try:
+        first, _ = (row["run"] for row in bnlab(*line).json["runs"])
+        os.chmod(first, 0o000)
+        again = bnlab(*line)
+        alone = bnlab("train", *WORDS, "launch.checkpoint_s=0", "norm=none")
+    finally:
+        os.seteuid(user)
+        os.chmod(first, 0o700)
+    assert (again.code, [row["state"] for row in again.json["runs"]]) == (3, ["not started", "finished"])
+    assert "permission denied. When that is mended, the same line resumes" in again.json["runs"][0]["error"]
+    assert (alone.code, alone.err.count("\n")) == (2, 1)
+    assert ": cannot be written: permission denied. " in alone.err
+    assert [row["state"] for row in bnlab(*line).json["runs"]] == ["finished", "finished"]
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """`disk("size=2m")` makes `disk` a small disk of its own; `disk("remount,ro")` changes it."""
@@ -108,6 +130,7 @@ def test_a_small_disk_that_fills_up_costs_one_line(
     said = bnlab(*line)
     assert "no space left on device" in f"{said.err}{said.out}"
     assert "Traceback" not in said.err
+    assert not list(Path("disk").rglob(".*.[0-9]*"))
     if command == "train" or not said.out:
         assert (said.code, said.out, said.err.splitlines()[-1].count("no space left on device")) == (2, "", 1)
     else:
