@@ -1,5 +1,5 @@
-"""`bnlab list`, `ask` and `data fetch`: the names that configs and claims may use, answers to a question, and files of
-data sets."""
+"""`bnlab list`, `init`, `ask` and `data fetch`: the names that configs and claims may use, a config to begin with,
+answers to a question, and files of data sets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bnlab.cli import INTERRUPTED, RUNS, ConfigDir, Json, Plain, RunsDir, app, words_out
-from bnlab.core.errors import UsageError, nearest
+from bnlab.cli import INTERRUPTED, RUNS, ConfigDir, Json, Plain, RunsDir, app, words_out, writing
+from bnlab.core.errors import UsageError, nearest, refuse_path
+from bnlab.core.text import command
 from bnlab.terminal.signs import complain, print_json, say
 
 Rows = list[dict[str, str]]
@@ -99,6 +100,31 @@ def list_command(
             complain(RENAMED[kind])
     else:
         say(f"no {kind}")
+
+
+INIT = {"experiment": ("bnlab", "train", "--config"), "study": ("bnlab", "sweep", "--dry-run", "--config")}
+"""What `bnlab init` writes, and what to type then, before its name."""
+
+
+@app.command()
+def init(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(INIT)}.")],
+    name: Annotated[str, typer.Argument(help="The name of the file, and of the folder of its runs.")],
+    config_dir: ConfigDir = None,
+) -> None:
+    """Write the YAML of an experiment or a study of your own, with comments, below ./configs. It runs as it is."""
+    if kind not in INIT:
+        raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, INIT))
+    refuse_path("NAME", name)
+    folder = (config_dir or Path("configs")) / {"experiment": "experiments", "study": "studies"}[kind]
+    file = folder / f"{name}.yaml"
+    text = (Path(__file__).parent / f"init_{kind}.yaml.txt").read_text(encoding="utf-8")
+    with writing(file, "NAME"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(file, "x", encoding="utf-8") as written:
+            written.write(text.replace("NAME", name))
+    say(f"written  {file}")
+    say(f"then     {command(*INIT[kind], name, config_dir=config_dir)}")
 
 
 def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows:

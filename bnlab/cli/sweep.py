@@ -218,7 +218,11 @@ def _sweep(config: str, asked: Asked) -> Done:
     asking = Asking(grid.standings.values(), each)
     if asked.dry_run:
         most = len(cells) * len(each)
-        return Done(code=cli.OK, tree=list_cells(study, grid, (asking.there, most), places, as_json))
+        listed = list_cells(study, grid, (asking.there, most), places, as_json)
+        if not as_json:
+            _say_cost(study, grid, bool(given), asked.out)
+            _say_seeds(study, cells, asked.out)
+        return Done(code=cli.OK, tree=listed)
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
     flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain, "quiet": asked.quiet}
     flags |= {"expect_verdicts": asked.expect_verdicts}
@@ -354,6 +358,19 @@ def _reported(root: Path, plugins: Sequence[str]) -> Built | None:
             return build(root, plugins)
     except NoRunsError:
         return None
+
+
+def _say_cost(study: Study, grid: Sweep, changed: bool, out: TextIO) -> None:
+    """About how long the runs that are left take, and the least p that the seeds allow."""
+    if study.minutes and not changed and grid.left:
+        minutes = study.minutes * len(grid.left) / len(grid.standings)
+        say(f"about {minutes:.2g} min on two cores", out)
+    seeds = len({one.cell.spec.seed for one in grid.standings.values()})
+    if study.claims and seeds >= DECIDING_SEEDS:
+        from bnlab.analysis.statistics import EXACT_UP_TO
+
+        least = min(1.0, len(study.claims) * 2.0 ** -min(seeds, EXACT_UP_TO))
+        say(f"with {seeds} seeds and {count(len(study.claims), 'claim')}, p is {least:.2g} at best", out)
 
 
 def _say_seeds(study: Study, cells: Sequence[Cell], out: TextIO) -> None:
