@@ -95,7 +95,12 @@ def test_a_dry_run_lists_every_cell_with_its_line_and_writes_nothing(sweep: Swee
     text = sweep("--dry-run").out.splitlines()
     assert text[0].split() == ["state", "norm", "lr", "seed", "id"]
     assert text[2].split() == ["not", "started", "none", "0.05", "0", cells[0].spec.id]
-    assert text[-1] == "8 runs: 8 not started; 8 to run"
+    assert text[-2:] == [
+        "8 runs: 8 not started; 8 to run",
+        "with 2 seeds a claim gets a direction only; 6 or more seeds decide",
+    ]
+    enough = sweep("--dry-run", "seed=range(7)").out.splitlines()
+    assert enough[-2:] == ["28 runs: 28 not started; 28 to run", "with 7 seeds and 1 claim, p is 0.0078 at best"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +112,8 @@ def test_a_dry_run_imports_no_torch() -> None:
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["8 runs: 8 not started; 8 to run", "False"]
+    lines = done.stdout.splitlines()
+    assert (lines[-3], lines[-1]) == ("8 runs: 8 not started; 8 to run", "False")
 
 
 @pytest.mark.parametrize(
