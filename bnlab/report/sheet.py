@@ -293,7 +293,7 @@ class Chart(Sheet):
     def _place_names(self) -> None:
         """Put each name to the right of its point. Three or more in a column keep the order of their points, as near to
         them as there is room; others move as little up or down as keeps them off lines, markers, notes and each
-        other."""
+        other. Where a name would still hide some, all stand right of the axes, each with a piece of its line."""
         points, limits = self._points(), (self.ax.bbox.y0 + 4, self.ax.bbox.y1 - 4)
         ends = [self.ax.transData.transform((x, y)) for _, _, x, y in self._names]
         columns: list[list[int]] = []
@@ -303,16 +303,30 @@ class Chart(Sheet):
                 beside[0].append(index)
             else:
                 columns.append([index])
+        places: list[tuple[int, float, float]] = []
+        hidden = 0
         for column in sorted(columns, key=lambda column: len(column) < 3):  # the others are placed around these
             heights = spread([ends[index][1] for index in column], 12.0, *limits) if len(column) > 2 else []
             for row, index in enumerate(column):
-                text, look, _, _ = self._names[index]
                 left, wanted = ends[index][0] + 8, ends[index][1]
-                width = text_width(text, LABEL_PT, bold=True)
+                width = text_width(self._names[index][0], LABEL_PT, bold=True)
                 y = heights[row] if heights else self._free(points, left, width, wanted, limits)
                 self._taken.append(_box(left, width, y))
-                size = LABEL_PT * min(1.0, (72 * WIDTH - 3 - left) / width)
-                self._write(left, y, text, va="center", color=look.ink, fontsize=size, fontweight="bold")
+                hidden += int(_box(left, width, y).count_contains(points))
+                places.append((index, left, y))
+        if hidden:
+            order = sorted(range(len(ends)), key=lambda index: (-ends[index][1], index))
+            heights = spread([ends[index][1] for index in order], 12.0, *limits)
+            places = [(index, self.ax.bbox.x1 + 26, y) for index, y in zip(order, heights, strict=True)]
+        for index, left, y in places:
+            text, look, _, _ = self._names[index]
+            size = LABEL_PT * min(1.0, (72 * WIDTH - 3 - left) / text_width(text, LABEL_PT, bold=True))
+            self._write(left, y, text, va="center", color=look.ink, fontsize=size, fontweight="bold")
+            if hidden:
+                piece = self.ax.transAxes.inverted().transform([(left - 20, y), (left - 12, y), (left - 4, y)])
+                how: dict[str, Any] = {"transform": self.ax.transAxes, "clip_on": False, "color": look.color}
+                self.ax.plot(*piece.T, linestyle=look.dash, **how)
+                self.ax.plot(*piece[1], **(open_marker(look) | {key: how[key] for key in ("transform", "clip_on")}))
 
     def _free(self, points: Floats, left: float, width: float, wanted: float, limits: tuple[float, float]) -> float:
         """The height near the wanted one at which a name hides least."""
