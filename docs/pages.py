@@ -21,11 +21,6 @@ from playwright.sync_api import sync_playwright
 IMAGES = Path(__file__).parent / "images"
 LR = "lr=0.0562"
 """The largest of the study's rates at which both nets train with every seed."""
-NO_PATHS = """part => (function clear(node) {
-    if (node.nodeType == 3 && node.data.includes(part)) node.data = '';
-    for (const child of [...node.childNodes, ...(node.shadowRoot ? [node.shadowRoot] : [])]) clear(child);
-})(document.body)"""
-"""Takes out the folder that TensorBoard reads, which says nothing to others."""
 SETTLED_MS = 8_000
 """What charts take to be drawn."""
 
@@ -41,7 +36,6 @@ def main() -> None:
             page.goto(address)
             page.wait_for_timeout(SETTLED_MS)
             close_settings(page)
-            page.evaluate(NO_PATHS, tempfile.gettempdir())
             page.screenshot(path=IMAGES / name, full_page=whole)
             page.close()
             print(IMAGES / name)
