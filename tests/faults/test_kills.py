@@ -83,7 +83,7 @@ def test_a_line_that_is_killed_at_random_moments_ends_with_the_bits_of_an_undist
     assert all(status["status"] == "finished" for status, *_ in whole.values())
     for number in range(1, folders):
         assert traces_of(tmp_path / f"runs-{number}") == whole
-    assert not [part for part in tmp_path.rglob(".*.[0-9]*") if part.is_file()]
+    assert not list(tmp_path.rglob("seed=*/.*.[0-9]*"))  # one of study.yaml may stay
 
 
 ON_HOST = """
