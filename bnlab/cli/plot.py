@@ -34,7 +34,7 @@ def plot(
         bool, typer.Option("--every-run", help="Average over learning rates; without it, each arm at its best.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .svg, .png, .pdf or .csv.  [default: below RUNS/figures]")
+        Path | None, typer.Option(metavar="FILE", help="A .svg, .png, .pdf or .csv.  [default: below RUNS/plots]")
     ] = None,
     plugin: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A plugin whose code may run; may be repeated.")
@@ -66,7 +66,7 @@ def plot(
     for number, figure in enumerate(figures):
         kinds = figure.files() | ({"pdf": pdf(figure.drawn)} if out and out.suffix == ".pdf" else {})
         if out is None:
-            files |= {runs / "figures" / f"{figure.drawn.name}.{kind}": data for kind, data in kinds.items()}
+            files |= {runs / "plots" / f"{figure.drawn.name}.{kind}": data for kind, data in kinds.items()}
         else:
             file = out if not number else out.with_stem(f"{out.stem}-{number + 1}")
             files[file] = kinds[out.suffix[1:]]

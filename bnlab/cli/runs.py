@@ -218,6 +218,9 @@ def report(
         list[str] | None,
         typer.Option(metavar="FILE", help="A plugin whose code may run, for its metrics; may be repeated."),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write into this folder, and nothing among the runs.")
+    ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
@@ -230,14 +233,16 @@ def report(
     first; studies of --config-dir that were not run are listed.
     """
     if of_all:
+        if out is not None:
+            raise UsageError("--out", "cannot be used with --gallery", str(out))
         _gallery(runs, config_dir, as_json)
         return
     from bnlab.config import own_plugins
     from bnlab.report.build import build
 
     start = time.perf_counter()
-    with writing(runs, "RUNS"):
-        built = build(runs, [*own_plugins(config_dir), *(plugin or ())])
+    with writing(out or runs, "--out" if out else "RUNS"):
+        built = build(runs, [*own_plugins(config_dir), *(plugin or ())], out)
     seconds = time.perf_counter() - start
     if as_json:
         print_json(

@@ -25,10 +25,10 @@ from bnlab.report.views import Drawn, Missing, View
 from bnlab.report.write import Built, Written, styled, written
 
 
-def build(root: Path, plugins: Sequence[str] = ()) -> Built:
-    """Write `root/report.html`, `root/figures/`, `root/summary.parquet` and, of a study, `root/verdicts.json`, for the
-    run, the study or the grid that `root` is; of a folder of several studies, one report in each and a page that leads
-    to them. `plugins` are files that may run (`read_runs`).
+def build(root: Path, plugins: Sequence[str] = (), out: Path | None = None) -> Built:
+    """Write `report.html`, `figures/`, `summary.parquet` and, of a study, `verdicts.json` into `root`, or into `out`,
+    for the run, the study or the grid that `root` is; of a folder of several studies, one report in each and a page
+    that leads to them. `plugins` are files that may run (`read_runs`).
 
     Raises:
         NoRunsError: no such directory, no runs in it, or none that has ended.
@@ -36,14 +36,16 @@ def build(root: Path, plugins: Sequence[str] = ()) -> Built:
     """
     runs_below(root)
     folders = studies_in(root)
+    to = out or root
     if folders == [root]:
-        return _one(root, plugins)
-    parts = tuple(_one(folder, plugins) for folder in folders if _has_ended(folder))
+        return _one(root, plugins, to)
+    ended = [folder for folder in folders if _has_ended(folder)]
+    parts = tuple(_one(folder, plugins, to / folder.relative_to(root)) for folder in ended)
     if not parts:
         raise _nothing(root)
-    write_atomically(root / "report.html", page.index(root, parts).encode())
+    write_atomically(to / "report.html", page.index(to, parts).encode())
     return Built(
-        path=root / "report.html",
+        path=to / "report.html",
         verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
         figures=tuple(f"{part.path.parent.name}/{name}" for part in parts for name in part.figures),
         unfinished=tuple(run for part in parts for run in part.unfinished),
@@ -67,7 +69,7 @@ def studies_in(root: Path) -> list[Path]:
     return sorted(above)
 
 
-def _one(root: Path, plugins: Sequence[str]) -> Built:
+def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
     keep = [name for entry in in_order() for name in entry.reads]
     study, _ = read_study(root / STUDY_FILE)
     keep += [figure["of"] for figure in (study.figures if study else ()) if isinstance(figure.get("of"), str)]
@@ -79,21 +81,21 @@ def _one(root: Path, plugins: Sequence[str]) -> Built:
     figures, missing = draw_all(prepared)
     ranked = ranking(collection, prepared)
     html = page.render(collection, verdicts, prepared, ranked, figures, missing)
-    folder = root / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = to / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
     files = {f"{figure.drawn.name}.{kind}": data for figure in figures for kind, data in figure.files().items()}
-    for old in folder.iterdir():  # figures of runs that are gone
+    for old in folder.iterdir() if to == root else ():  # figures of runs that are gone
         if old.suffix in (".svg", ".png", ".csv") and old.name not in files:
             old.unlink()
     for name, data in files.items():
         write_atomically(folder / name, data)
-    write_summary(collection, root / "summary.parquet")
-    write_atomically(root / "report.html", html.encode())
+    write_summary(collection, to / "summary.parquet")
+    write_atomically(to / "report.html", html.encode())
     facts_ = _facts(collection, collection.study, verdicts, figures) if collection.study else {}
     if facts_:
-        write_atomically(root / VERDICTS_FILE, json.dumps(facts_, indent=1, ensure_ascii=False).encode())
+        write_atomically(to / VERDICTS_FILE, json.dumps(facts_, indent=1, ensure_ascii=False).encode())
     return Built(
-        path=root / "report.html",
+        path=to / "report.html",
         verdicts=verdicts,
         figures=tuple(figure.drawn.name for figure in figures),
         unfinished=collection.unfinished,

@@ -296,6 +296,34 @@ def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
     assert re.match(r"made of    18 runs, 8 figures, in [\d.]+ s", lines[-1])
 
 
+def test_a_report_goes_into_another_folder_and_leaves_the_runs_alone(
+    grid: Path, write: Callable[..., Path], in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    study(grid)
+    for seed in range(2):
+        write(grid.parent / "other", seed=seed)
+    before = {file: file.read_bytes() for file in grid.parent.rglob("*") if file.is_file()}
+    mine = tmp_path / "papers" / "figures" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    said = in_process("report", grid, "--out", tmp_path / "papers", "--json")
+    assert (said.code, said.json["report"]) == (0, str(tmp_path / "papers" / "report.html"))
+    assert {"report.html", "verdicts.json", "summary.parquet"} <= {one.name for one in (tmp_path / "papers").iterdir()}
+    assert (tmp_path / "papers" / "figures" / "forest.svg").is_file()
+    assert mine.read_bytes() == b"mine"
+    assert {file: file.read_bytes() for file in before} == before
+    assert set(grid.rglob("*.html")) == set()
+    both = in_process("report", tmp_path, "--out", tmp_path / "both", "--json")
+    assert both.code == 0
+    assert (tmp_path / "both" / "grid" / "report.html").is_file()
+    assert 'href="grid/report.html"' in (tmp_path / "both" / "report.html").read_text()
+    assert (
+        in_process("report", grid, "--gallery", "--out", "x").err == "--out: cannot be used with --gallery, got 'x'.\n"
+    )
+    blocked = in_process("report", grid, "--out", mine)
+    assert (blocked.code, blocked.err) == (2, f"--out: not a directory, got '{mine}/figures'.\n")
+
+
 PLUGIN = '''
 """Final training losses, as one number a run."""
 

@@ -27,7 +27,7 @@ from bnlab.report.figures import (
     rates,
 )
 from bnlab.report.sheet import spread, thinned
-from bnlab.report.views import Drawn, Missing, Target, View, log_interval, ratio
+from bnlab.report.views import Drawn, Missing, Ratio, Target, View, log_interval, ratio
 from bnlab.report.write import styled, table
 
 MakeRun = Callable[..., Run]
@@ -84,6 +84,21 @@ def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
     # 1 is the grid's end, so that no more than a bound is known; the losses are half as large in every seed.
     title = rates.loss_title(arms)
     assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower final training loss"
+
+
+def test_a_title_has_the_number_of_the_claim(arms: View) -> None:
+    """A report has one number for one claim: here the figure's own ones are 10 and 2."""
+    claimed = dataclasses.replace(arms, ratios={"max_stable_lr": 17.8, "steps_to": 0.25})
+    assert rates.loss_title(claimed).startswith("Batch norm trains at rates 17.8× larger than no norm")
+    assert rates.loss_title(dataclasses.replace(arms, ratios={"max_stable_lr": 1 / 3})).startswith(
+        "No norm trains at rates 3× larger"
+    )
+    assert claimed.claimed("steps_to", Ratio(value=0.5, clear=True, n=3)) == Ratio(
+        value=0.25, clear=True, n=3, digits=3
+    )
+    assert claimed.claimed("drift_pre", None) is None
+    assert claimed.factor("max_stable_lr", "mine") == "The title's factor is that of the claim on max_stable_lr."
+    assert claimed.factor("drift_pre", "mine") == "mine"
 
 
 def test_equal_arms_are_said_to_be_equal(run_of: MakeRun, view: Make) -> None:
