@@ -28,6 +28,7 @@ from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import ARM, Cell, Study, varying
 from bnlab.launch.base import Detaching, Executor, Outcome
+from bnlab.record.files import sweep_up
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, flat, state_to_resume
 from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
@@ -311,6 +312,10 @@ def seconds(status: Status) -> float | None:
     return timing.get("run_s") if isinstance(timing, Mapping) else None
 
 
+STALE_S = 600.0
+"""A part of a file beside the runs that is older was left by a sweep that was killed."""
+
+
 def write_study(root: Path, study: Study, line: str, ids: Iterable[str]) -> None:
     """Write `study.yaml` beside the runs: the study, the command line, the ids of the runs of its grid, and other seeds
     that it had in earlier sweeps.
@@ -324,6 +329,7 @@ def write_study(root: Path, study: Study, line: str, ids: Iterable[str]) -> None
     text = yaml.safe_dump({**study.tree(), "provenance": provenance}, sort_keys=False, allow_unicode=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        sweep_up(root, older_s=STALE_S)
         write_atomically(root / "study.yaml", text.encode())
     except OSError as error:
         raise UsageError("--runs", (error.strerror or str(error)).lower(), str(root)) from None

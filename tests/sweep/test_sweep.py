@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -167,6 +168,18 @@ def test_the_study_is_saved_beside_its_runs_and_its_claims_in_each(sweep: Sweep,
     assert type(study).from_tree(written) == study
     spec = yaml.safe_load((tmp_path / run / "spec.yaml").read_text())
     assert spec["provenance"]["claims"] == digests
+
+
+def test_parts_of_files_that_a_killed_sweep_left_are_removed(sweep: Sweep, tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "tiny"
+    root.mkdir(parents=True)
+    old, fresh, mine = (root / name for name in (".study.yaml.123", ".report.html.456", ".notes"))
+    for file in (old, fresh, mine):
+        file.write_text("x")
+    for file in (old, mine):
+        os.utime(file, (0, 0))
+    assert sweep("seed=0", "optim.lr=0.05", "norm=batch").code == 0
+    assert [file.exists() for file in (old, fresh, mine)] == [False, True, True]
 
 
 def test_a_report_is_about_the_grid_that_was_swept_last(
