@@ -241,15 +241,18 @@ def axes_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that tell the flat specs of runs apart beside learning rate, seed, and what is tied to the seed. An
     option of a group counts only where it differs between two runs of the same choice: `norm.ghost_size` is no axis
     because one norm has it and the other does not."""
-    values: dict[str, dict[Any, set[str]]] = {}
-    left_out = {*NOT_AN_AXIS, *tied(settings)}
+    first: dict[tuple[str, Any], Any] = {}
+    found, left_out = set(), {*NOT_AN_AXIS, *tied(settings)}
     for setting in settings:
         for key, value in setting.items():
             group = key.partition(".")[0]
-            if group != "probes" and key not in left_out:
-                choice = setting.get(group) if key != group else None
-                values.setdefault(key, {}).setdefault(choice, set()).add(canonical(value))
-    return sorted(key for key, by_choice in values.items() if any(len(found) > 1 for found in by_choice.values()))
+            if group == "probes" or key in left_out or key in found:
+                continue
+            before = first.setdefault((key, setting.get(group) if key != group else None), value)
+            same = before is value or (type(before) is type(value) and before == value)  # most are, at less cost
+            if not same and canonical(before) != canonical(value):
+                found.add(key)
+    return sorted(found)
 
 
 def evenly(count: int, wanted: int) -> list[int]:

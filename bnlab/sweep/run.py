@@ -323,8 +323,9 @@ def write_study(root: Path, study: Study, line: str, ids: Iterable[str]) -> None
     Raises:
         UsageError: the file cannot be written.
     """
-    provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study), "grid": " ".join(ids)}
-    if earlier := _earlier_seeds(root / "study.yaml", study):
+    grid = list(ids)
+    provenance = {"bnlab": bnlab.__version__, "line": line, "claims": digests(study), "grid": " ".join(grid)}
+    if earlier := _earlier_seeds(root / "study.yaml", study, grid):
         provenance["earlier_seeds"] = earlier
     text = yaml.safe_dump({**study.tree(), "provenance": provenance}, sort_keys=False, allow_unicode=True)
     try:
@@ -350,11 +351,14 @@ def study_differs(file: Path, study: Study, ids: Iterable[str]) -> bool:
     return there != (dataclasses.replace(study, axes={}, overrides={}), " ".join(ids))
 
 
-def _earlier_seeds(file: Path, study: Study) -> list[str]:
-    """The seeds of the study's earlier sweeps, as they were written, where they were not these."""
+def _earlier_seeds(file: Path, study: Study, ids: Iterable[str]) -> list[str]:
+    """The seeds of the study's earlier sweeps, as they were written, where they were not these; a part of the grid
+    before adds none."""
     try:
         tree = safe_yaml(file.read_bytes())
-        before = [*tree.get("provenance", {}).get("earlier_seeds", []), tree["axes"]["seed"]]
+        made = tree.get("provenance", {})
+        part = {*ids} <= {*str(made.get("grid", "")).split()}
+        before = [*made.get("earlier_seeds", []), *([] if part else [tree["axes"]["seed"]])]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
     return [seeds for seeds in dict.fromkeys(map(str, before)) if seeds != study.axes.get("seed")]

@@ -185,19 +185,23 @@ def test_parts_of_files_that_a_killed_sweep_left_are_removed(sweep: Sweep, tmp_p
 def test_a_report_is_about_the_grid_that_was_swept_last(
     sweep: Sweep, in_process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """A single run in the study's folder, and an earlier grid, are not part of it, and are counted once."""
+    """A single run in the study's folder, and an earlier grid, are not part of it, and are counted once. A part of the
+    grid before adds no seeds after a look."""
     small = ("steps=12", "model.depth=2", "model.width=6", "data.batch_size=16")
-    assert sweep("seed=0", "optim.lr=0.05").code == 0
-    assert in_process("train", "--config", "deep_mlp", *small, "norm=layer", "name=tiny", "--plain").code == 0
     root = tmp_path / "runs" / "tiny"
-    whole = read_runs(root)
-    assert (sorted(run.spec["norm"] for run in whole.runs), whole.others) == (["batch", "none"], 1)
-    assert whole.apart == [f"1 other run here, not of the grid that was swept last: bnlab runs {root}"]
-    assert sweep("seed=1", "optim.lr=0.05").code == 0
-    later = read_runs(root)
-    assert ({run.seed for run in later.runs}, later.others) == ({1}, 3)
-    assert sweep("seed=0,1", "optim.lr=0.05").code == 0
-    assert ({run.seed for run in read_runs(root).runs}, read_runs(root).others) == ({0, 1}, 1)
+
+    def swept(seeds: str, norm: str = "none,batch") -> tuple[list[str], set[int], int, Any]:
+        assert sweep(f"seed={seeds}", "optim.lr=0.05", f"norm={norm}").code == 0
+        found = read_runs(root)
+        norms = sorted({run.spec["norm"] for run in found.runs})
+        return norms, {run.seed for run in found.runs}, found.others, found.study_provenance.get("earlier_seeds")
+
+    assert in_process("train", "--config", "deep_mlp", *small, "norm=layer", "name=tiny", "--plain").code == 0
+    assert swept("0,1") == (["batch", "none"], {0, 1}, 1, None)
+    assert read_runs(root).apart == [f"1 other run here, not of the grid that was swept last: bnlab runs {root}"]
+    assert swept("0,1", "batch") == (["batch"], {0, 1}, 3, None)
+    assert swept("2,3") == (["batch", "none"], {2, 3}, 5, ["0,1"])
+    assert swept("0,1,2,3") == (["batch", "none"], {0, 1, 2, 3}, 1, ["0,1", "2,3"])
 
 
 def test_a_run_keeps_the_claims_it_was_begun_with(sweep: Sweep, tmp_path: Path) -> None:
