@@ -49,6 +49,7 @@ def plot(
     bnlab plot runs/quickstart --y final_test_accuracy --x data.batch_size --by norm --out accuracy.pdf
     """
     from bnlab.config import own_plugins
+    from bnlab.record.folder import write_atomically
     from bnlab.report.plot import Plot
     from bnlab.report.plot import plot as drawn
     from bnlab.report.write import pdf
@@ -73,7 +74,7 @@ def plot(
     with writing(runs, "--out" if out else "RUNS"):
         for file, data in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
+            write_atomically(file, data)
     if as_json:
         print_json({"files": list(map(str, files)), "titles": [figure.drawn.title for figure in figures]})
         return

@@ -59,6 +59,18 @@ def test_a_picture_goes_where_it_is_wanted(kind: str, head: bytes, grid: Path, i
     assert set(grid.rglob("*")) == before
 
 
+def test_a_link_in_the_place_of_a_picture_is_not_followed(grid: Path, in_process: Command, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("mine")
+    (grid / "plots").mkdir()
+    link = grid / "plots" / "final_test_accuracy-batch_size.csv"
+    link.symlink_to(other)
+    assert in_process("plot", grid, "--y", "final_test_accuracy", "--x", "data.batch_size").code == 0
+    assert other.read_text() == "mine"
+    assert link.is_file()
+    assert not link.is_symlink()
+
+
 def test_lines_are_told_apart_by_any_key_and_runs_chosen_by_conditions(grid: Path, in_process: Command) -> None:
     words = ("--y", "final_train_loss", "--x", "norm", "--by", "data.batch_size", "--where", "seed<2", "--json")
     said = in_process("plot", grid, *words)
