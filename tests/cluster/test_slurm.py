@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.xdist_g
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = ("--config", "tiny", "--config-dir", str(CONFIGS), "seed=range(0,6)", "--plain")
-LONGER = ("steps=600", "launch.checkpoint_s=1")
-"""Long enough to be disturbed in the middle."""
+LONGER = ("steps=3000", "launch.checkpoint_s=0.3")
+"""Long enough to be disturbed in the middle, on a fast machine too."""
 ON_SLURM = ("launch=slurm", "launch.slices=2")
 WITHOUT_REPORT = "from bnlab.cli import main, sweep; sweep._reported = lambda *given: None; main()"
 Traces = Callable[[Path], dict[str, Any]]
@@ -57,9 +57,11 @@ def wait_for(found: Callable[[], Any], what: str, seconds: float = 200) -> Any:
 
 
 def training(root: Path) -> int | None:
-    """A process that trains a run which has a checkpoint."""
+    """A process that trains a run which has a checkpoint, and has not ended."""
     for file in root.rglob("checkpoint.pt"):
         with contextlib.suppress(OSError, ValueError):
+            if json.loads(file.with_name("status.json").read_text())["status"] != "running":
+                continue
             pid = int(json.loads(file.with_name("owner.json").read_text())["pid"])
             os.kill(pid, 0)
             return pid

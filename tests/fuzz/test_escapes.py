@@ -21,7 +21,7 @@ from bnlab.core.spec import id_of
 from bnlab.core.text import markdown, printable
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
-from bnlab.report.build import _is_whole, _name
+from bnlab.report.build import _is_whole, named
 from bnlab.report.views import View
 from bnlab.terminal.frames import Frames
 from bnlab.terminal.signs import say
@@ -108,7 +108,7 @@ def test_the_pages_of_a_hostile_study_show_its_names_as_they_are(hostile: Path) 
 
 def test_a_figure_is_a_file_of_the_report_whatever_it_is_called(hostile: Path) -> None:
     view = cast(View, SimpleNamespace(setting=""))
-    assert Path(_name("steps-../../../../x", view, 0)).name == "steps-..-..-..-..-x"
+    assert Path(named("steps-../../../../x", view, 0)).name == "steps-..-..-..-..-x"
     whole = {"figures": {"forest": ""}, "claims": {"a": {"decision": "supported"}}, "minutes": 1.0}
     assert _is_whole(whole)
     outside, file = hostile.parent.parent / "stolen.svg", hostile / "verdicts.json"

@@ -104,7 +104,7 @@ def test_a_study_that_asks_more_asks_the_new_alone(
     file = min((tmp_path / "runs").rglob("answers.jsonl"))
     before = file.read_bytes()
     more = f"[{ASK}, {{eval_bn: running, data.shift: blur, data.shift_strength: 1}}]"
-    assert sweep(*asking(more), "--dry-run").out.splitlines()[-1] == "20 answers of trained nets: 16 there; 4 to ask"
+    assert sweep(*asking(more), "--dry-run").out.splitlines()[-2] == "20 answers of trained nets: 16 there; 4 to ask"
     assert "20 of 20 answers" in sweep(*asking(more)).out
     assert file.read_bytes().startswith(before)
     (blurred,) = file.read_bytes()[len(before) :].splitlines()
