@@ -73,7 +73,8 @@ SHORTER: dict[str, Callable[[list[str]], list[str]]] = {
 def test_every_command_of_the_guide_works_in_its_order(there: Path) -> None:
     lines = "".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.S)).splitlines()
     commands = [shlex.split(line) for line in lines]
-    assert {command[1] for command in commands} == {"sweep", "runs", "report", "plot", "view", "train", "verify", "list"}
+    known = {"sweep", "runs", "report", "plot", "view", "train", "verify", "list"}
+    assert {command[1] for command in commands} == known
     for program, *words in commands:
         assert program == "bnlab"
         out = _run(there, *SHORTER.get(words[0], list)(words))
