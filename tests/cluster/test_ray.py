@@ -35,7 +35,7 @@ pytestmark = [
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = ("seed=range(0,6)",)
-LONGER = ("steps=800", "launch.lockstep=off", "launch.checkpoint_s=0.2")
+LONGER = ("steps=4000", "launch.lockstep=off", "launch.checkpoint_s=0.2")
 """Every run alone, and long enough to be killed in the middle."""
 NORM = """
 from torch import nn

@@ -133,7 +133,7 @@ def out_of_time(cluster: Any, pid: int) -> None:
         (queued_again, 0),
         *(
             pytest.param(*rare, marks=pytest.mark.slow)
-            for rare in ((killed_run, 3), (killed_node, 0), (out_of_time, 0))
+            for rare in ((killed_run, 0), (killed_node, 0), (out_of_time, 0))
         ),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
