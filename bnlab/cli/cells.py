@@ -51,7 +51,7 @@ def list_cells(
 
 def row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:
     """A cell as --json has it."""
-    row: dict[str, Any] = {
+    found: dict[str, Any] = {
         "id": standing.cell.spec.id,
         "run": str(standing.folder.path),
         "state": standing.state,
@@ -59,7 +59,7 @@ def row(standing: Standing, places: Mapping[str, Any]) -> dict[str, Any]:
         "line": standing.cell.line(**places),
     }
     if standing.error is not None:
-        row |= {"error": standing.error, "log": str(standing.log) if standing.log else None}
+        found |= {"error": standing.error, "log": str(standing.log) if standing.log else None}
     if standing.state in ("finished", "diverged"):
-        row["metrics"] = standing.status.get("metrics")
-    return row
+        found["metrics"] = standing.status.get("metrics")
+    return found

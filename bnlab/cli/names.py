@@ -119,6 +119,8 @@ def init(
     folder = (config_dir or Path("configs")) / {"experiment": "experiments", "study": "studies"}[kind]
     file = folder / f"{name}.yaml"
     text = (Path(__file__).parent / f"init_{kind}.yaml.txt").read_text(encoding="utf-8")
+    if file.exists():
+        raise UsageError("NAME", "is there already", str(file), "Give another name, or edit it.")
     with writing(file, "NAME"):
         folder.mkdir(parents=True, exist_ok=True)
         with open(file, "x", encoding="utf-8") as written:

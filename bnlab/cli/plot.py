@@ -42,7 +42,7 @@ def plot(
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a metric of runs against an axis, a line an arm.
+    """Draw a metric of runs against an axis, a line per arm.
 
     Seeds, their mean and its 95 % interval. Without --out, SVG, PNG and CSV.
 

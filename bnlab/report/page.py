@@ -17,6 +17,7 @@ from bnlab.analysis.arms import title
 from bnlab.analysis.claims import SIGNS, Decision, Verdict, allowed
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
+from bnlab.core.spec import canonical
 from bnlab.core.study import Study
 from bnlab.core.text import capital, command, count, listed, number, short_key, typed
 from bnlab.record.runs import Run
@@ -25,6 +26,8 @@ from bnlab.report.ranking import Interval, Ranked, Ranking
 from bnlab.report.views import best_rate, geometric_mean, log_interval
 from bnlab.report.write import Built, Written
 
+MOST_VALUES = 6
+"""Of a key, that are listed one by one."""
 EMBEDDED = 400_000
 """Bytes of a CSV that still goes into the page; larger ones stay beside it."""
 
@@ -82,28 +85,30 @@ def render(
 def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """What was trained, on what, and how: what runs have in common, and the values of what varies."""
 
-    def values(key: str, most: int = 6) -> str:
-        found = sorted(
-            {run.spec[key] for run in runs if run.spec.get(key) is not None}, key=lambda x: (str(type(x)), x)
-        )
-        ends = f"{typed(found[0])} to {typed(found[-1])}" if len(found) > most else ", ".join(map(typed, found))
-        return ends if key == "seed" or len(found) <= most else f"{len(found)} values, {ends}"
+    def values(key: str) -> str:
+        found = {canonical(run.spec[key]): run.spec[key] for run in runs if run.spec.get(key) is not None}
+        numbers = all(isinstance(value, int | float) for value in found.values())
+        ordered = sorted(found.values(), key=lambda value: value if numbers else canonical(value))
+        words = [number(value) if isinstance(value, float) else typed(value) for value in ordered]
+        if len(words) <= MOST_VALUES:
+            return ", ".join(words)
+        return ("" if key == "seed" else f"{len(words)} values, ") + f"{words[0]} to {words[-1]}"
 
     def titles(group: str) -> str:
         return listed(sorted({title(run, group) for run in runs}))
 
     def options(group: str, *names: str) -> list[str]:
-        keys = {name: f"{group}.{name}" for name in names}
-        return [f"{short_key(name)} {found}" for name, key in keys.items() if (found := values(key)) not in ("", "0.0")]
+        keys = {short_key(name): values(f"{group}.{name}") for name in names}
+        return [f"{name} {found}" for name, found in keys.items() if found not in ("", "0")]
 
-    schedules = values("optim.schedule")
-    loss = values("loss").replace("_", " ")
+    length = [f"{found} {key}" for key in ("steps", "epochs") if (found := values(key))]
+    schedule = values("optim.schedule")
     rows = {
         "Data": [titles("data"), *options("data", "batch_size", "subset", "label_noise")],
         "Net": [titles("model"), *options("model", "depth", "width", "activation", "init")],
-        "Training": [f"{values('steps') or values('epochs') + ' epochs'} steps".replace("epochs steps", "epochs")]
-        + [loss, titles("optim"), *options("optim", "momentum", "weight_decay")]
-        + ([f"schedule {schedules}"] if schedules != "constant" else []),
+        "Training": [*length, values("loss").replace("_", " "), titles("optim")]
+        + options("optim", "momentum", "weight_decay")
+        + ([f"schedule {schedule}"] if schedule not in ("", "constant") else []),
         "Learning rate": [values("optim.lr")],
         "Seed": [values("seed")],
     }
@@ -149,9 +154,7 @@ def table_of(arms: Sequence[str], rates: Sequence[str], fields: Sequence[Sequenc
 
 def squares(runs: Sequence[Run], prepared: Prepared, rates: Sequence[float]) -> list[list[dict[str, Any]]]:
     """For every learning rate, a field per arm; the best only where all train."""
-    by_arm: dict[str, dict[float, list[Run]]] = {arm: {} for arm in prepared.order}
-    for run in sorted(runs, key=lambda run: run.lr):
-        by_arm[prepared.arms[run.id]].setdefault(run.lr, []).append(run)
+    by_arm = prepared.grid(runs)
     best = {arm: best_rate(here) for arm, here in by_arm.items()}
     return [[_square(here.get(lr, []), best[arm] == lr) for arm, here in by_arm.items()] for lr in rates]
 

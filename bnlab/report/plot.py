@@ -16,6 +16,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.spec import GROUPS
 from bnlab.core.text import listed
 from bnlab.core.typed import option_defaults, option_names
+from bnlab.record.runs import Run
 from bnlab.report.build import named
 from bnlab.report.figures import FIGURES, options_of
 from bnlab.report.prepare import views_of
@@ -77,7 +78,7 @@ def plot(root: Path, asked: Plot, plugins: Sequence[str] = ()) -> list[Written]:
     return found
 
 
-def _selected(collection: Collection, where: Sequence[str]) -> list[Any]:
+def _selected(collection: Collection, where: Sequence[str]) -> list[Run]:
     known = [
         {**run.spec, **{f"{group}.name": run.spec[group] for group in GROUPS if group in run.spec}}
         for run in collection.runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,13 @@ class Prepared:
     arms: Mapping[str, str]
     order: tuple[str, ...]
     left_out: tuple[str, ...]
+
+    def grid(self, runs: Iterable[Run]) -> dict[str, dict[float, list[Run]]]:
+        """The runs by arm, in the arms' order, and by learning rate, from the smallest."""
+        found: dict[str, dict[float, list[Run]]] = {arm: {} for arm in self.order}
+        for run in sorted(runs, key=lambda run: run.lr):
+            found[self.arms[run.id]].setdefault(run.lr, []).append(run)
+        return found
 
 
 def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepared:
@@ -128,17 +135,27 @@ def _pair(collection: Collection, axis: str, values: Sequence[Any]) -> tuple[Any
     return (values[1], values[0]) if len(values) == 2 else None
 
 
+TITLED = {
+    "max_stable_lr": "curve",
+    "final_train_loss": "best_lr",
+    "steps_to": "best_lr",
+    "drift_pre": "matched_lr",
+    "loss_range": "matched_lr",
+}
+"""Metric -> where a claim compares two arms by it as the title of a figure does."""
+
+
 def _ratios(verdicts: Sequence[Verdict], axis: str, view: View) -> Mapping[str, float]:
-    """By metric: what the first claim on the pair says of it, the treated arm over the control."""
+    """By metric: what the first claim on the pair that measures what a title does says of it, the treated arm over the
+    control."""
     found: dict[str, float] = {}
+    goal = view.target and {"of": "train_loss", "target": view.target.loss, "smooth": view.target.smooth}
     for verdict in verdicts:
-        claim, treated, control = verdict.claim, verdict.treated, verdict.control
+        claim = verdict.claim
         simple = claim.compare == "ratio" and set(claim.contrast) == {axis} and not claim.where and not claim.beyond
-        if not simple or not verdict.effect or view.compared != tuple(map(frozen, claim.contrast[axis])):
-            continue
-        if treated is not None and control is not None and claim.at in ("curve", "best_lr", "matched_lr"):
-            effect = 1 / verdict.effect if claim.expect == "smaller" else verdict.effect
-            found.setdefault(claim.metric, effect)
+        same = claim.at == TITLED.get(claim.metric) and claim.options == (goal if claim.metric == "steps_to" else {})
+        if simple and same and verdict.effect and view.compared == tuple(map(frozen, claim.contrast[axis])):
+            found.setdefault(claim.metric, 1 / verdict.effect if claim.expect == "smaller" else verdict.effect)
     return found
 
 

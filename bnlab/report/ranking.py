@@ -1,4 +1,4 @@
-"""Arms against each other: a row an arm, at the learning rate that is best for it."""
+"""Arms against each other: a row per arm, at the learning rate that is best for it."""
 
 from __future__ import annotations
 
@@ -54,21 +54,26 @@ SCORES = ("test_accuracy", "test_loss", "train_loss")
 def ranking(collection: Collection, prepared: Prepared) -> Ranking:
     """Arms by their mean score. The rate of an arm is that with the smallest training loss, of those at which all its
     seeds train. An arm beats another where two-sided sign-flip tests of the differences by seed say so at 5 %, adjusted
-    by Holm over all pairs of arms. The rates are chosen by the same runs, which no test accounts for."""
-    by_arm: dict[str, dict[float, list[Run]]] = {arm: {} for arm in prepared.order}
-    for run in sorted(collection.runs, key=lambda run: (run.lr, run.seed)):
-        by_arm[prepared.arms[run.id]].setdefault(run.lr, []).append(run)
+    by Holm over all pairs of arms. In the order and in the tests a run that diverged has the worst score: an accuracy
+    of 0, or the largest loss of any run here. The rates are chosen by the same runs, which no test accounts for."""
     finished = [run for run in collection.runs if run.finished]
     by = next((name for name in SCORES if finished and all(math.isfinite(run.final(name)) for run in finished)), "")
-    rates = {arm: usual_rate(here) for arm, here in by_arm.items()}
-    at_best = {arm: {run.seed: run for run in by_arm[arm][lr] if run.finished} for arm, lr in rates.items()}
-    scores = {arm: {seed: run.final(by) for seed, run in found.items()} for arm, found in at_best.items()}
-    beaten = _beaten(scores, larger=by == "test_accuracy")
+    larger = by == "test_accuracy"
+    worst = 0.0 if larger else max((run.final(by) for run in finished if by), default=math.nan)
+    grid = prepared.grid(collection.runs)
+    rates = {arm: usual_rate(here) for arm, here in grid.items()}
+    at_best = {arm: grid[arm][lr] for arm, lr in rates.items()}
+    scores = {
+        arm: {run.seed: run.final(by) if run.finished else worst for run in here} if by else {}
+        for arm, here in at_best.items()
+    }
+    beaten = _beaten(scores, larger=larger)
+    order = {arm: _mean(list(found.values()))[0] * (-1 if larger else 1) for arm, found in scores.items()}
     rows = []
-    for arm, here in by_arm.items():
-        found, every = list(at_best[arm].values()), [run for runs in here.values() for run in runs]
+    for arm, here in grid.items():
+        found, every = [run for run in at_best[arm] if run.finished], [run for runs in here.values() for run in runs]
         losses, seconds = [run.final("train_loss") for run in found], [_seconds(run) for run in found]
-        score, score_interval = _mean(list(scores[arm].values()))
+        score, score_interval = _mean([run.final(by) for run in found] if by else [])
         rows.append(
             Ranked(
                 arm=arm,
@@ -84,8 +89,7 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
                 beats=beaten[arm],
             )
         )
-    sign = -1 if by == "test_accuracy" else 1
-    return Ranking(by=by, rows=tuple(sorted(rows, key=lambda row: (math.isnan(row.score), sign * row.score))))
+    return Ranking(by=by, rows=tuple(sorted(rows, key=lambda row: (math.isnan(row.score), order[row.arm]))))
 
 
 def _beaten(scores: Mapping[str, Mapping[int, float]], *, larger: bool) -> dict[str, tuple[str, ...]]:

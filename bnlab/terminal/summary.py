@@ -72,7 +72,7 @@ def steepest(records: Iterable[Record]) -> str:
     if medians:
         index = max(medians, key=medians.__getitem__)
         digits = max(2, len(str(len(drifts[0]) - 1)))
-        facts.append(f"largest drift at L{index:0{digits}d}, {number(medians[index])} sd a measurement")
+        facts.append(f"largest drift at L{index:0{digits}d}, {number(medians[index])} sd per measurement")
     if ratio is not None:
         facts.append(f"gradient of first over last layer {number(ratio)}")
     return "; ".join(facts) or "no layer was measured"

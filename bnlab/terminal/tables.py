@@ -55,7 +55,7 @@ def console(out: TextIO) -> Console:
 
 
 def show_runs(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None, more: Sequence[str] = ()) -> None:
-    """One line a run, with the keys `more` as extra columns. On a narrow screen columns are left out: the age, the
+    """One line per run, with the keys `more` as extra columns. On a narrow screen columns are left out: the age, the
     extra ones from the right, the step; then of the path its beginning, and all of it."""
     out = out or sys.stdout
     heads = ["status", "norm", "lr", "seed", *more, "step", "train loss", "test acc", "age", "run"]

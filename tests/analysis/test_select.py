@@ -160,6 +160,25 @@ def test_a_key_of_the_selection_has_a_column(root: Path) -> None:
     assert "norm.name" not in lines[0]
 
 
+def test_the_table_has_what_tells_runs_apart_unasked(root: Path) -> None:
+    heads = said("runs", root)[1].splitlines()[0].split()
+    assert heads == [
+        "status",
+        "norm",
+        "lr",
+        "seed",
+        "model.depth",
+        "step",
+        "train",
+        "loss",
+        "test",
+        "acc",
+        "age",
+        "run",
+    ]
+    assert "model.depth" not in json.loads(said("runs", root, "--json")[1])["runs"][0]
+
+
 def test_an_empty_selection_is_reported(root: Path) -> None:
     assert said("runs", root, "--where", "norm=bach") == (0, "none of 4 runs\n", "")
     assert said("runs", root, "--where", "norm=bach", "--json") == (0, '{"runs": []}\n', "")

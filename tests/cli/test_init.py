@@ -44,7 +44,7 @@ def test_every_key_has_a_comment_and_a_file_that_is_there_stays(kind: str, in_pr
     assert sum("#" in line for line in text.splitlines()) > len(text.splitlines()) / 2
     file.write_text("steps: 3\n")
     said = in_process("init", kind, "mine", "--config-dir", "own")
-    assert (said.code, said.err) == (2, f"NAME: file exists, got '{file}'.\n")
+    assert (said.code, said.err) == (2, f"NAME: is there already, got '{file}'. Give another name, or edit it.\n")
     assert file.read_text() == "steps: 3\n"
 
 

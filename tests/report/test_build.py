@@ -19,12 +19,14 @@ import polars as pl
 import pytest
 import yaml
 
+from bnlab.analysis.load import read_runs
 from bnlab.analysis.metrics import METRICS
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import load_plugin
 from bnlab.report.build import build
 from bnlab.report.figures import FIGURES, in_order
+from bnlab.report.page import setting_of
 from bnlab.report.write import Built
 
 Write = Callable[..., Path]
@@ -156,6 +158,14 @@ def test_a_verdict_is_a_card_with_its_numbers_and_the_commands_behind_it(built: 
     assert "Bjorck et al. 2018" in words
     assert "bnlab sweep --config grid" in words
     assert "bnlab train --config deep_mlp norm=none optim.lr=0.01 seed=2 name=grid" in words
+
+
+def test_what_matters_most_comes_first(built: Built) -> None:
+    text = built.path.read_text(encoding="utf-8")
+    parts = ("<dl>", 'id="forest"', 'id="loss_by_rate"', 'id="claim-rates"', "<h2>Arms", "<h2>Final", "<h2>Figures")
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert text.index('id="drift"') > places[-1]
 
 
 def test_words_of_a_claim_cannot_become_part_of_the_page(page: Page) -> None:
@@ -294,6 +304,23 @@ def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
     assert any(re.match(r"left out +layer/lr=0\.1/seed=0-\w+: failed at step 40", line) for line in lines)
     assert f"report     {path}" in lines
     assert re.match(r"made of    18 runs, 8 figures, in [\d.]+ s", lines[-1])
+
+
+def test_a_report_opens_with_what_was_trained(tmp_path: Path, write: Callable[..., Path]) -> None:
+    """Lists are no keys of a set, and texts and numbers have no common order: a user's own model may have all."""
+    widths: list[Any] = [[8, 16], 32, "wide", None]
+    for seed, width in enumerate(widths):
+        spec = {"model.width": width, "optim.momentum": 0.9, "optim.schedule": "cosine", "epochs": None}
+        write(tmp_path, lr=10.0, seed=seed, spec=spec)
+    for seed in range(4, 12):
+        write(tmp_path, lr=0.001 * 2**seed, seed=seed, spec={"steps": None, "epochs": 5})
+    assert dict(setting_of(read_runs(tmp_path).runs)) == {
+        "Data": "digits, batch size 64",
+        "Net": "mlp, depth 3, width wide, 32, [8,16], activation relu",
+        "Training": "40 steps, 5 epochs, cross entropy, SGD, momentum 0.9, schedule cosine",
+        "Learning rate": "9 values, 0.016 to 10",
+        "Seed": "0 to 11",
+    }
 
 
 def test_a_report_goes_into_another_folder_and_leaves_the_runs_alone(

@@ -86,6 +86,42 @@ def test_the_title_says_how_much_larger_the_rates_are(arms: View) -> None:
     assert title == "Batch norm trains at rates at least 10× larger than no norm, and to a lower final training loss"
 
 
+def _names(drawn: Drawn) -> dict[str, float]:
+    """Name of an arm -> its left end, in points of the axes' right edge."""
+    (ax,) = drawn.figure.axes
+    labels = {"no norm", "batch norm", "layer norm", "group norm"}
+    drawn.figure.canvas.draw()
+    return {
+        text.get_text(): float(text.get_transform().transform(text.get_position())[0]) - ax.bbox.x1
+        for text in ax.texts
+        if text.get_text() in labels
+    }
+
+
+def test_names_stand_at_their_lines_or_all_beside_the_axes_and_hide_no_marker(run_of: MakeRun, view: Make) -> None:
+    rated = (0.01, 0.1, 1.0)
+    apart = {
+        label: [run_of(lr, s, loss=base * (1 + 0.01 * s)) for lr in rated[:2] for s in range(3)]
+        for label, base in (("no norm", 1.0), ("batch norm", 0.001))
+    }
+    apart["batch norm"] += [run_of(1.0, s, loss=0.001) for s in range(3)]
+    apart["no norm"] += [run_of(1.0, s, diverged=True) for s in range(3)]
+    few = _names(rates.loss_by_rate(view(apart), "x"))
+    assert few["no norm"] < -20  # at the end of its line, inside
+    crowded = {
+        label: [run_of(lr, s, loss=10 ** (-4 + 0.25 * s)) for lr in rated for s in range(16)]
+        for label in ("no norm", "batch norm", "layer norm", "group norm")
+    }
+    for label in ("no norm", "layer norm"):  # end at the middle rate, among the markers of the others
+        crowded[label] = [
+            run_of(lr, s, diverged=lr == 1.0, loss=10 ** (-4 + 0.25 * s)) for lr in rated for s in range(16)
+        ]
+    many = _names(rates.loss_by_rate(view(crowded), "x"))
+    assert set(many) == set(crowded)
+    assert len(set(many.values())) == 1
+    assert min(many.values()) > 10
+
+
 def test_a_title_has_the_number_of_the_claim(arms: View) -> None:
     """A report has one number for one claim: here the figure's own ones are 10 and 2."""
     claimed = dataclasses.replace(arms, ratios={"max_stable_lr": 17.8, "steps_to": 0.25})

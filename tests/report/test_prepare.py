@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import yaml
 
+from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import read_runs
+from bnlab.core.study import Study
 from bnlab.report.page import line
 from bnlab.report.prepare import prepare
 
@@ -44,6 +49,37 @@ def test_two_settings_of_one_norm_are_two_arms(tmp_path: Path, write: Write) -> 
         "ghost batch norm, ghost size 16",
         "ghost batch norm, ghost size 32",
     )
+
+
+CLAIM = {"name": "c", "text": "c", "source": "c", "contrast": {"norm": ["batch", "none"]}, "expect": "smaller"}
+CLAIM |= {"compare": "ratio", "smallest_effect": 1}
+GOAL = {"of": "train_loss", "target": 0.2, "smooth": 3}
+
+
+@pytest.mark.parametrize(
+    ("claim", "ratios"),
+    [
+        ({"metric": "steps_to", "at": "best_lr", "options": GOAL}, {"steps_to": 0.25}),
+        ({"metric": "steps_to", "at": "best_lr", "options": GOAL | {"of": "test_accuracy"}}, {}),
+        ({"metric": "steps_to", "at": "matched_lr", "options": GOAL}, {}),
+        ({"metric": "final_train_loss", "at": "best_lr"}, {"final_train_loss": 0.25}),
+        ({"metric": "final_train_loss", "at": "matched_lr"}, {}),
+        ({"metric": "drift_pre", "at": "matched_lr"}, {"drift_pre": 0.25}),
+        ({"metric": "drift_pre", "at": "matched_lr", "expect": "larger"}, {"drift_pre": 4.0}),
+        ({"metric": "drift_pre", "at": "matched_lr", "where": {"optim.lr": 0.1}}, {}),
+        ({"metric": "drift_pre", "at": "matched_lr", "compare": "difference"}, {}),
+        ({"metric": "drift_pre", "at": "matched_lr", "contrast": {"norm": ["none", "batch"]}}, {}),
+        ({"metric": "max_stable_lr", "at": "curve", "contrast": {"optim.lr": [1, 2]}}, {}),
+    ],
+)
+def test_a_title_repeats_a_claim_that_measures_the_same_alone(
+    claim: dict[str, Any], ratios: dict[str, float], grid: Path
+) -> None:
+    first = {**CLAIM, "name": "first", "metric": "drift_post", "at": "matched_lr"}  # which makes the pair
+    study = Study.from_tree({"name": "s", "base": "b", "claims": [first, {**CLAIM, **claim}]})
+    verdict = Verdict(claim=study.claims[1], decision="supported", effect=4.0, why="made up")
+    (view,) = prepare(replace(read_runs(grid), study=study), [verdict]).views
+    assert view.ratios == ratios
 
 
 def test_further_axes_make_further_views(tmp_path: Path, write: Write) -> None:

@@ -114,6 +114,26 @@ def test_without_an_accuracy_arms_are_ranked_by_the_loss(tmp_path: Path, write: 
     ]
 
 
+@pytest.mark.parametrize("score", ["test_accuracy", "train_loss"])
+def test_a_run_that_diverged_counts_as_the_worst(score: str, tmp_path: Path, write: Write) -> None:
+    """Batch norm ends a little better wherever it ends, and diverges with seven of eight seeds."""
+    for norm, seed in itertools.product(("none", "batch"), range(8)):
+        good = norm == "batch"
+        metrics = {"test_accuracy": 0.95 if good else 0.9} if score == "test_accuracy" else {}
+        metrics |= {} if score == "test_accuracy" else {"test_accuracy": None, "test_loss": None}
+        status = "diverged" if good and seed else "finished"
+        write(tmp_path, norm=norm, seed=seed, status=status, loss=0.1 if good else 0.2 + 0.001 * seed, metrics=metrics)
+    collection = read_runs(tmp_path)
+    found = ranking(collection, prepare(collection))
+    assert found.by == score
+    shown = {row.arm: (row.n, row.diverged, row.score) for row in found.rows}
+    assert shown["batch norm"] == (1, 7, 0.95 if score == "test_accuracy" else 0.1)  # of the one that finished
+    if score == "test_accuracy":
+        assert [(row.arm, row.beats) for row in found.rows] == [("no norm", ("batch norm",)), ("batch norm", ())]
+    else:  # the worst loss that is known is no. 7's, hardly worse than the others'
+        assert {row.beats for row in found.rows} == {()}
+
+
 def test_an_arm_without_a_finished_run_comes_last(tmp_path: Path, write: Write) -> None:
     for norm, seed in itertools.product(("none", "batch"), range(2)):
         write(tmp_path, norm=norm, seed=seed, status="diverged" if norm == "batch" else "finished")

@@ -197,11 +197,11 @@ def test_a_report_is_about_the_grid_that_was_swept_last(
         return norms, {run.seed for run in found.runs}, found.others, found.study_provenance.get("earlier_seeds")
 
     assert in_process("train", "--config", "deep_mlp", *small, "norm=layer", "name=tiny", "--plain").code == 0
-    assert swept("0,1") == (["batch", "none"], {0, 1}, 1, None)
+    assert swept("0,1,4") == (["batch", "none"], {0, 1, 4}, 1, None)
     assert read_runs(root).apart == [f"1 other run here, not of the grid that was swept last: bnlab runs {root}"]
-    assert swept("0,1", "batch") == (["batch"], {0, 1}, 3, None)
-    assert swept("2,3") == (["batch", "none"], {2, 3}, 5, ["0,1"])
-    assert swept("0,1,2,3") == (["batch", "none"], {0, 1, 2, 3}, 1, ["0,1", "2,3"])
+    assert swept("0,1", "batch") == (["batch"], {0, 1}, 5, None)
+    assert swept("2,3") == (["batch", "none"], {2, 3}, 7, ["0,1"])
+    assert swept("0,1,2,3,4") == (["batch", "none"], {0, 1, 2, 3, 4}, 1, ["0,1", "2,3"])
 
 
 def test_a_run_keeps_the_claims_it_was_begun_with(sweep: Sweep, tmp_path: Path) -> None:

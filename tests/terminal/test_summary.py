@@ -33,7 +33,7 @@ def test_the_five_lines_of_a_finished_run() -> None:
     assert out.getvalue().splitlines() == [
         "finished   test accuracy 0.9167, loss 0.25; train accuracy 1, loss 0.125; step 1000/1000",
         "run        runs/a",
-        "steepest   largest drift at L02, 0.55 sd a measurement; gradient of first over last layer 0.25",
+        "steepest   largest drift at L02, 0.55 sd per measurement; gradient of first over last layer 0.25",
         "measuring  took 12 % of 4 s (250 steps/s)",
         "next       bnlab view runs",
     ]
@@ -76,7 +76,7 @@ def test_a_metric_that_is_not_finite_is_a_dash() -> None:
 
 
 def test_steepest_takes_the_layer_of_the_largest_median_drift() -> None:
-    assert steepest(RECORDS) == "largest drift at L01, 0.4 sd a measurement"
+    assert steepest(RECORDS) == "largest drift at L01, 0.4 sd per measurement"
     assert steepest([{"step": 0, "train_loss": 1.0}]) == "no layer was measured"
 
 

@@ -1,4 +1,4 @@
-"""A metric of runs against any axis, a line an arm, or arm beside arm: drawn where a study asks for it.
+"""A metric of runs against any axis, a line per arm, or arm beside arm: drawn where a study asks for it.
 
 On a logarithmic axis an average over seeds is a geometric mean, and two arms are compared by their ratio; on a linear
 one it is the mean, and arms are compared by their difference.
@@ -115,7 +115,7 @@ class Spot:
         return {seed: value.value for seed, value in self.values.items() if value.bound is None}
 
     def rows(self) -> list[tuple[Number, ...]]:
-        """Of the CSV, a row a seed, without the arm and the place."""
+        """Of the CSV, a row per seed, without the arm and the place."""
         shared = (self.middle, *(self.ends or (None, None)), self.reference)
         values = {seed: self.values.get(seed, Value(math.nan)) for seed in self.seeds}
         return [(self.lr, seed, value.value, value.bound, *shared) for seed, value in values.items()]
@@ -263,7 +263,7 @@ def by(
         for spot in spots
         for row in spot.rows()
     ]
-    shown = "of every arm" if arms else f"against {_axis(by)}, a line an arm"
+    shown = "of every arm" if arms else f"against {_axis(by)}, a line per arm"
     about = f"{measure.shown} {shown}, with every seed."
     if arms:
         return _beside(view, measure, title, note, [spots[0] for spots in found]).drawn(name, about, columns, rows)

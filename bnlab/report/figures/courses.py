@@ -1,4 +1,4 @@
-"""A measurement of the journal over training steps, and over layers, a line an arm: drawn where a study asks for it."""
+"""A measurement of the journal over training steps, and over layers, a line per arm: drawn where a study asks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def steps(
     step_axis(chart.ax, max(1.0, *(float(course.x[-1]) for course in found)))
     for value in across:
         chart.line_across(value, named(reference, value))
-    about = f"{of} over training steps, a line an arm, at a learning rate of {number(rate)}."
+    about = f"{of} over training steps, a line per arm, at a learning rate of {number(rate)}."
     return chart.drawn(name, about, ("arm", "lr", "step", "median", "smallest", "largest"), _rows(found, rate))
 
 
@@ -177,7 +177,7 @@ def profile(
     ax.set(xlabel="hidden layer (0 = first)", ylabel=of)
     for course in found:
         ax.plot(course.x, course.middle, zorder=4, **open_marker(course.group.look))
-    about = f"{of} of every hidden layer, a line an arm, at a learning rate of {number(rate)}."
+    about = f"{of} of every hidden layer, a line per arm, at a learning rate of {number(rate)}."
     return chart.drawn(name, about, ("arm", "lr", "layer", "median", "smallest", "largest"), _rows(found, rate))
 
 

@@ -1,6 +1,6 @@
 """Two figures against the learning rate: the final training loss, and the steps until the loss falls to a target.
 
-Both draw a marker a seed, a line an arm, and in rows above the plot how many runs of an arm have no value.
+Both draw a marker per seed, a line per arm, and in rows above the plot how many runs of an arm have no value.
 """
 
 from __future__ import annotations
