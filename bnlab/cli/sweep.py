@@ -114,6 +114,11 @@ class Asked:
         return cli.words_out(self.as_json, self.quiet)
 
     @property
+    def flags(self) -> dict[str, bool]:
+        """How a line to type shows what it does."""
+        return {"json": self.as_json, "plain": self.plain, "quiet": self.quiet}
+
+    @property
     def places(self) -> dict[str, Any]:
         """The options that every line to type has."""
         return {"runs": self.runs if self.runs != cli.RUNS else None, "config_dir": self.config_dir}
@@ -168,13 +173,7 @@ def _sweep_all(asked: Asked, budget: str | None, numbers: str | None) -> None:
     for line in page.failed if page else ():
         complain(line)
     if asked.stop.reason is not None:
-        flags = {
-            "budget": budget,
-            "statements": numbers,
-            "json": asked.as_json,
-            "plain": asked.plain,
-            "quiet": asked.quiet,
-        }
+        flags = {"budget": budget, "statements": numbers, **asked.flags}
         say(f"resume  {command('bnlab', 'sweep', '--all', *asked.overrides, **asked.places, **flags)}", out)
         raise typer.Exit(cli.INTERRUPTED)
     raise typer.Exit(cli.FAILED if failed else cli.OK)
@@ -224,8 +223,7 @@ def _sweep(config: str, asked: Asked) -> Done:
             _say_seeds(study, cells, asked.out)
         return Done(code=cli.OK, tree=listed)
     # The line that resumes the sweep: as it was typed, without --fresh and --retry-failed.
-    flags: dict[str, Any] = {"fail_fast": asked.fail_fast, "json": as_json, "plain": asked.plain, "quiet": asked.quiet}
-    flags |= {"expect_verdicts": asked.expect_verdicts}
+    flags: dict[str, Any] = {"fail_fast": asked.fail_fast, **asked.flags, "expect_verdicts": asked.expect_verdicts}
     again = command("bnlab", "sweep", "--config", config, *given, **places, **flags)
     _say_seeds(study, cells, out)
     lines = (other_than(one.folder, one.cell.spec.tree(), grid.standings) for one in grid.left)

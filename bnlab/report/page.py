@@ -99,16 +99,14 @@ def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
     def options(group: str, *names: str) -> list[str]:
         keys = {short_key(name): values(f"{group}.{name}") for name in names}
-        return [f"{name} {found}" for name, found in keys.items() if found not in ("", "0")]
+        return [f"{name} {found}" for name, found in keys.items() if found not in ("", "0", "constant")]
 
     length = [f"{found} {key}" for key in ("steps", "epochs") if (found := values(key))]
-    schedule = values("optim.schedule")
+    more = options("optim", "momentum", "weight_decay", "schedule")
     rows = {
         "Data": [titles("data"), *options("data", "batch_size", "subset", "label_noise")],
         "Net": [titles("model"), *options("model", "depth", "width", "activation", "init")],
-        "Training": [*length, values("loss").replace("_", " "), titles("optim")]
-        + options("optim", "momentum", "weight_decay")
-        + ([f"schedule {schedule}"] if schedule not in ("", "constant") else []),
+        "Training": [*length, values("loss").replace("_", " "), titles("optim"), *more],
         "Learning rate": [values("optim.lr")],
         "Seed": [values("seed")],
     }

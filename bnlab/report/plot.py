@@ -79,8 +79,6 @@ def plot(root: Path, asked: Plot, plugins: Sequence[str] = ()) -> list[Written]:
 
 
 def _selected(collection: Collection, where: Sequence[str]) -> list[Run]:
-    known = [
-        {**run.spec, **{f"{group}.name": run.spec[group] for group in GROUPS if group in run.spec}}
-        for run in collection.runs
-    ]
-    return [collection.runs[index] for index in Selection(where=where).of(known)] if where else list(collection.runs)
+    """The runs as `where` says; a group's choice has the key `norm.name` there."""
+    known = [{**run.spec, **{f"{group}.name": run.spec.get(group) for group in GROUPS}} for run in collection.runs]
+    return [collection.runs[index] for index in Selection(where=where).of(known)]

@@ -135,13 +135,8 @@ def _pair(collection: Collection, axis: str, values: Sequence[Any]) -> tuple[Any
     return (values[1], values[0]) if len(values) == 2 else None
 
 
-TITLED = {
-    "max_stable_lr": "curve",
-    "final_train_loss": "best_lr",
-    "steps_to": "best_lr",
-    "drift_pre": "matched_lr",
-    "loss_range": "matched_lr",
-}
+TITLED = {"max_stable_lr": "curve", "final_train_loss": "best_lr", "steps_to": "best_lr"}
+TITLED |= {"drift_pre": "matched_lr", "loss_range": "matched_lr"}
 """Metric -> where a claim compares two arms by it as the title of a figure does."""
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
-from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
 from bnlab.report.views import geometric_mean, log_interval, usual_rate
 
@@ -72,7 +71,8 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
     rows = []
     for arm, here in grid.items():
         found, every = [run for run in at_best[arm] if run.finished], [run for runs in here.values() for run in runs]
-        losses, seconds = [run.final("train_loss") for run in found], [_seconds(run) for run in found]
+        losses = [run.final("train_loss") for run in found]
+        seconds = [run.status["timing"]["run_s"] for run in found if run.status.get("timing")]
         score, score_interval = _mean([run.final(by) for run in found] if by else [])
         rows.append(
             Ranked(
@@ -116,7 +116,3 @@ def _mean(values: Sequence[float]) -> tuple[float, Interval | None]:
     mean = math.fsum(values) / len(values)
     half = float(t_half_width(np.array(values))) if len(values) > 1 else math.nan
     return mean, (mean - half, mean + half) if math.isfinite(half) else None
-
-
-def _seconds(run: Run) -> float:
-    return float(run.status.get("timing", {}).get("run_s", math.nan))
