@@ -72,7 +72,7 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
     for arm, here in grid.items():
         found, every = [run for run in at_best[arm] if run.finished], [run for runs in here.values() for run in runs]
         losses = [run.final("train_loss") for run in found]
-        seconds = [run.status["timing"]["run_s"] for run in found if run.status.get("timing")]
+        seconds = [known for run in found if (known := run.status.get("timing", {}).get("run_s")) is not None]
         score, score_interval = _mean([run.final(by) for run in found] if by else [])
         rows.append(
             Ranked(
