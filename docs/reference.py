@@ -20,7 +20,7 @@ import bnlab.cli
 from bnlab import DATA, METRICS, MODELS, NORMS, OPTIMIZERS, PROBES
 from bnlab.cli import app
 from bnlab.cli.names import names
-from bnlab.config import description, packaged_dir
+from bnlab.config import description, packaged_dir, places
 from bnlab.core.registry import Entry, Registry
 from bnlab.core.spec import GROUPS, RunSpec
 from bnlab.core.text import typed
@@ -28,9 +28,6 @@ from bnlab.core.typed import option_defaults, option_names
 
 HERE = Path(__file__).parent / "reference"
 CONFIGS = packaged_dir()
-SHARED = {"model": "model/_common", "norm": "norm/_placement", "data": "data/_feed", "optim": "optim/_rate"}
-SHARED |= {"probes": "probes/_cadence", "launch": "launch/local"}
-"""The YAML with the keys that all choices of a group have."""
 NOTE = "*Written from the code by `make docs`; edits here are overwritten.*\n"
 
 
@@ -104,9 +101,8 @@ def _bounds(facts: Iterable[Any]) -> str:
 
 
 def comments(file: Path) -> dict[str, str]:
-    """Key -> the comment behind it, of the top level of a YAML; less a list of the words that its type gives anyway."""
-    found = re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", file.read_text(encoding="utf-8"), re.M)
-    return {key: re.sub(r"^(\w+ \| )+\w+($|[:;,] )", "", text) for key, text in found}
+    """Key -> the comment behind it in a YAML, less a list of the words that its type gives anyway."""
+    return {key: re.sub(r"^(\w+ \| )+\w+($|[:;,] )", "", text) for key, text in places.comments(file).items()}
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -185,7 +181,7 @@ def config() -> str:
         _keys(RunSpec, "", defaults, said),
     ]
     for group, kind_ in GROUPS.items():
-        file = CONFIGS / f"{SHARED[group]}.yaml"
+        file = CONFIGS / f"{places.SHARED[group]}.yaml"
         parts += [f"## {group}\n", paragraphs(kind_.__doc__), _keys(kind_, f"{group}.", read(file), comments(file))]
     return page("Config keys", *parts)
 

@@ -15,7 +15,7 @@ import typer
 
 from bnlab.cli import INTERRUPTED, RUNS, ConfigDir, Json, Plain, RunsDir, app, words_out, writing
 from bnlab.core.errors import UsageError, nearest, refuse_path
-from bnlab.core.text import command
+from bnlab.core.text import command, typed
 from bnlab.terminal.signs import complain, print_json, say
 
 Rows = list[dict[str, str]]
@@ -52,6 +52,7 @@ KINDS: dict[str, str | Callable[[], Rows]] = {
     "data": "data",
     "optim": "optim",
     "probes": "probes",
+    "keys": "",
     "measurements": _measurements,
     "metrics": _metrics,
     "figures": _figures,
@@ -75,9 +76,9 @@ def list_command(
 ) -> None:
     """List the names of one kind, with a line on each.
 
-    measurements: the series that probes and the loop write to a journal. metrics: what the claims of a study may name.
-    figures: the plots of a report. studies: their questions, minutes on two cores, claims, and the verdicts of the last
-    report below --runs.
+    keys: what can be set behind a command, with defaults. measurements: the series that probes and the loop write to a
+    journal. metrics: what the claims of a study may name. figures: the plots of a report. studies: their questions,
+    minutes on two cores, claims, and the verdicts of the last report below --runs.
     """
     found = names(kind, config_dir, plugin)
     if kind == "studies":
@@ -139,6 +140,8 @@ def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, KINDS))
     from bnlab.core.registry import load_plugins
 
+    if kind == "keys":
+        return _keys(config_dir)
     brought = load_plugins([plugin]) if plugin else []
     source = KINDS[kind]
     if not isinstance(source, str):
@@ -156,6 +159,17 @@ def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows
             lines = (inspect.getdoc(registry[name].constructor) or "").splitlines()
             found.append((name, lines[0] if lines else f"From {plugin}."))
     return [{"name": name, "description": text} for name, text in found]
+
+
+def _keys(config_dir: Path | None) -> Rows:
+    """Every key of a run, and what it is if it is not set."""
+    from bnlab.config import config_dirs, keys
+
+    rows = []
+    for key in keys(config_dirs(config_dir)):
+        said = ": ".join(filter(None, (key.of, key.meaning)))
+        rows.append({"name": f"{key.name}={typed(key.default)}", "description": said})
+    return rows
 
 
 def _study_row(row: Mapping[str, str], config_dir: Path | None, runs: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -92,15 +93,27 @@ def train(
 
 
 def _show_spec(spec: RunSpec, dirs: list[Path], as_json: bool) -> None:
-    """A resolved spec, with its id and the directories its configs may come from."""
+    """A resolved spec, with its id and the directories its configs may come from; beside each key what it means."""
     import yaml
 
+    from bnlab.config import meanings
+    from bnlab.core.spec import GROUPS
+
+    tree = spec.tree()
     if as_json:
-        print_json({"id": spec.id, "config_dirs": [str(folder) for folder in dirs], "spec": spec.tree()})
+        print_json({"id": spec.id, "config_dirs": [str(folder) for folder in dirs], "spec": tree})
         return
     say(f"# id: {spec.id}")
     say(f"# configs: {', '.join(map(str, dirs))}")
-    say(yaml.safe_dump(spec.tree(), sort_keys=False).rstrip())
+    means = meanings(dirs, {group: str(tree[group].get("name")) for group in GROUPS if group in tree})
+    lines = yaml.safe_dump(tree, sort_keys=False).splitlines()
+    above: list[str] = []
+    for line in lines:
+        found = re.match(r"( *)(\w+):", line)
+        if found:
+            above = [*above[: len(found[1]) // 2], found[2]]
+        said = means.get(".".join(above), "") if found else ""
+        say(f"{line:<24} # {said}" if said else line)
 
 
 def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out: TextIO, stop: cli.Stop) -> Status:

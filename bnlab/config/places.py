@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.core.errors import UsageError
 from bnlab.core.safe import safe_yaml
+from bnlab.core.spec import GROUPS
 
 
 def packaged_dir() -> Path:
@@ -94,3 +97,62 @@ def description(file: Path) -> str:
         if not line.startswith("# @"):
             lines.append(line.lstrip("# "))
     return " ".join(lines)
+
+
+SHARED = {
+    "model": "model/_common",
+    "norm": "norm/_placement",
+    "data": "data/_feed",
+    "optim": "optim/_rate",
+    "probes": "probes/_cadence",
+    "launch": "launch/local",
+}
+"""By group, the YAML with the keys that all its choices have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a run as the YAMLs describe it; `of` is the choice of its group that has it, or this default."""
+
+    name: str
+    default: Any
+    meaning: str
+    of: str = ""
+
+
+def keys(dirs: Sequence[Path]) -> list[Key]:
+    """Every key that can be set behind a command: those of the run, then those of each group and of its choices."""
+    found = _keys_of(_first(dirs, "run"), "")
+    for group in GROUPS:
+        shared = _keys_of(_first(dirs, SHARED[group]), f"{group}.")
+        known = {key.name: key for key in shared}
+        found += shared
+        folder, prefix = ("probes/one", "probes.{}.") if group == "probes" else (group, f"{group}.")
+        for name, file in available(folder, dirs).items():
+            for key in _keys_of(file, prefix.format(name), f"{group}={name}"):
+                usual = known.get(key.name)
+                if usual is None or usual.default != key.default:
+                    found.append(replace(key, meaning=key.meaning or (usual.meaning if usual else "")))
+    return found
+
+
+def meanings(dirs: Sequence[Path], choices: Mapping[str, str]) -> dict[str, str]:
+    """What the YAMLs say of each key where these options of groups are chosen."""
+    of = {"", *(f"{group}={choice}" for group, choice in choices.items())}
+    return {key.name: key.meaning for key in keys(dirs) if key.of in of or key.of.startswith("probes=")}
+
+
+def comments(file: Path) -> dict[str, str]:
+    """Key -> the comment behind it, of the top level of a YAML."""
+    return dict(re.findall(r"^(\w+):[^#\n]*#\s*(.*?)\s*$", file.read_text(encoding="utf-8", errors="replace"), re.M))
+
+
+def _keys_of(file: Path, prefix: str, of: str = "") -> list[Key]:
+    said, tree = comments(file), OmegaConf.to_container(read(file))
+    assert isinstance(tree, dict)
+    names = [str(name) for name in tree if name not in ("defaults", "name", *GROUPS)]
+    return [Key(f"{prefix}{name}", tree[name], said.get(name, ""), of) for name in names]
+
+
+def _first(dirs: Sequence[Path], name: str) -> Path:
+    return next(file for folder in dirs if (file := folder / f"{name}.yaml").is_file())

@@ -363,6 +363,8 @@ def test_show_prints_the_spec_and_trains_nothing(bnlab: Callable[..., Said], tmp
     spec = config.load("deep_mlp", [*TINY[2:], "norm=none"])
     assert said.out.splitlines()[:2] == [f"# id: {spec.id}", f"# configs: {config.packaged_dir()}"]
     assert yaml.safe_load(said.out) == spec.tree()
+    assert "  depth: 2" in said.out
+    assert "# hidden layers" in said.out
     assert bnlab("train", *TINY, "norm=none", "--show", "--json").json == {
         "id": spec.id,
         "config_dirs": [str(config.packaged_dir())],

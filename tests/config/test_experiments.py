@@ -16,6 +16,7 @@ from bnlab import config
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
 from bnlab.core.spec import RunSpec
+from bnlab.core.text import leaves
 from bnlab.record.folder import RunFolder
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
@@ -507,3 +508,22 @@ def test_an_old_name_of_an_experiment_gets_the_new_one(old: str, new: str) -> No
 def test_no_experiment_has_the_name_of_a_study() -> None:
     dirs = [config.packaged_dir()]
     assert not config.available("experiments", dirs).keys() & config.available("studies", dirs).keys()
+
+
+def test_every_key_has_a_default_and_a_meaning() -> None:
+    found = {(key.name, key.of): key for key in config.keys([config.packaged_dir()])}
+    assert [name for name, key in found.items() if not key.meaning] == []
+    assert found["optim.lr", ""].default == 0.1
+    assert found["optim.lr", "optim=adam"].default == 0.001
+    assert found["norm.ghost_size", "norm=ghost_batch"].meaning.startswith("examples normalized together")
+    known = {name for name, _ in found}
+    for experiment in ("deep_mlp", "santurkar_vgg_small"):
+        tree = config.load(experiment, ["probes=full"]).tree()
+        assert {key for key, _ in leaves(tree) if not key.endswith("name")} <= known
+
+
+def test_meanings_are_those_of_the_chosen_options() -> None:
+    means = config.meanings([config.packaged_dir()], {"norm": "batch", "model": "vgg", "optim": "adam"})
+    assert means["model.width"] == "times 64, 128, 256, 512, 512 channels"
+    assert "norm.ghost_size" not in means
+    assert means["probes.landscape.every"] == "at every n-th measured step"
