@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.analysis.metrics import CONTROL, METRICS, MetricError, Value, about_answers, reads
-from bnlab.core.conditions import Condition, conditions, of_run
+from bnlab.core.conditions import DEFAULTS, Condition, conditions, of_run
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import digest, load_plugins
 from bnlab.core.safe import safe_yaml
@@ -40,8 +40,8 @@ class Collection:
     `unfinished` are running, failed, interrupted or unreadable; `copies` are further folders of a run; `others` counts
     runs in the study's folder that are not of the grid that was swept last. `no_plugins` says why plugins of the runs
     could not be loaded, `edited` which metrics and figures are others than runs began with. `asked` has each of `runs`
-    once for each condition of the study's `ask`, with that condition in its spec; `unanswered` counts the answers that
-    are missing."""
+    once for each condition of the study's `ask`, or without one of its answers, with that condition in its spec;
+    `unanswered` counts the answers that are missing."""
 
     root: Path
     study: Study | None = None
@@ -128,9 +128,10 @@ def read_runs(root: Path, *, keep: Iterable[str] = (), plugins: Iterable[str] = 
 
 
 def _asked(run: Run, each: Sequence[Condition]) -> Iterator[Run]:
-    """The run under each of the conditions, with its answer if it is there."""
-    known = run.folder.answers() if each else {}
-    for key, found in of_run(run.spec, each).items():
+    """The run under each of the conditions, with its answer if it is there; without conditions, its answers."""
+    known = run.folder.answers()
+    wanted = of_run(run.spec, each or [{key: answer[key] for key in DEFAULTS} for answer in known.values()])
+    for key, found in wanted.items():
         answer = known.get(key, {}).get("metrics")
         yield replace(run, id=f"{run.id} {key}", spec={**run.spec, **found}, answer=answer)
 

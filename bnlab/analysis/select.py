@@ -45,7 +45,7 @@ class Selection:
             UsageError: a text that is not a condition, a key that no run has, a value of another type than the runs'.
         """
         tests = [_condition(text, runs) for text in self.where]
-        orders = [(_known("--sort", key.removeprefix("-"), runs), key.startswith("-")) for key in self.sort]
+        orders = [(refuse_unknown_key("--sort", key.removeprefix("-"), runs), key.startswith("-")) for key in self.sort]
         chosen = [index for index, run in enumerate(runs) if all(test(run) for test in tests)]
         for key, down in reversed(orders):  # each sort keeps the previous order among equals
             have = [index for index in chosen if rank(runs[index].get(key)) is not None]
@@ -73,11 +73,11 @@ def rank(value: Any) -> tuple[Any, ...] | None:
     return (0, value) if isinstance(value, int | float) else (1, value if isinstance(value, str) else canonical(value))
 
 
-def _known(option: str, key: str, runs: Sequence[Values]) -> str:
+def refuse_unknown_key(option: str, key: str, runs: Sequence[Values]) -> str:
     """The key in full.
 
     Raises:
-        UsageError: no run has it.
+        UsageError: no run has it; `option` is where it was typed.
     """
     full = full_key(key)
     known = {key for run in runs for key in run}
@@ -90,7 +90,7 @@ def _condition(text: str, runs: Sequence[Values]) -> Callable[[Values], bool]:
     match = FORM.fullmatch(text)
     if match is None:
         raise UsageError("--where", "not a condition", text, "Write norm=batch, or != < > <= >= in place of =.")
-    key, sign = _known("--where", match["key"], runs), match["sign"]
+    key, sign = refuse_unknown_key("--where", match["key"], runs), match["sign"]
     there = [run[key] for run in runs if run.get(key) is not None]
     if sign in ORDERS:
         bound = _typed(match["text"])

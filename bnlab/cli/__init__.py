@@ -55,6 +55,11 @@ def _reached(runs: Path) -> Path:
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="The folder that run folders are written to.", callback=_reached)]
 Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or one run.")]
+By = Annotated[
+    str | None, typer.Option(metavar="KEYS", help="A row for each setting of norm,optim.lr: mean, sd, interval, n.")
+]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV, with all digits.")]
+Latex = Annotated[bool, typer.Option("--latex", help="Print the table as a LaTeX tabular, with booktabs.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again at step 0 and overwrite what is there.")]
 
 
@@ -195,7 +200,7 @@ def writing(path: Path, key: str = "--runs") -> Iterator[None]:
         raise UsageError(key, (error.strerror or str(error)).lower(), str(error.filename or path)) from None
 
 
-COMMANDS = ("train", "sweep", "runs", "plot", "names", "complete", "verify")
+COMMANDS = ("train", "sweep", "evaluate", "runs", "plot", "names", "complete", "verify")
 """Files of commands, in the order of the help."""
 
 for _name in COMMANDS:

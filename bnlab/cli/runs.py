@@ -1,115 +1,39 @@
-"""`bnlab evaluate`, `runs`, `report` and `view`: what trained runs show. Only `evaluate` and `runs --norms`
-import torch."""
+"""`bnlab runs`, `report` and `view`: what trained runs show. Only `runs --norms` imports torch."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli import FAILED, RUNS, ConfigDir, Json, Plain, Quiet, Runs, app, words_out, writing
-from bnlab.cli.table import chosen, counted, known, mapping, queued, read, status_of, watch
+from bnlab.cli import FAILED, RUNS, By, ConfigDir, Csv, Json, Latex, Plain, Runs, app, writing
+from bnlab.cli.table import (
+    COLUMNS,
+    MOST_NAMED,
+    Form,
+    chosen,
+    counted,
+    grouped_out,
+    known,
+    mapping,
+    queued,
+    read,
+    short,
+    some,
+    watch,
+)
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
 from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
-    from bnlab.core.spec import RunSpec
     from bnlab.record.folder import RunFolder
     from bnlab.record.runs import Run
-
-MOST_NAMED = 5
-"""Runs that have not ended and are listed one by one."""
-
-
-@app.command()
-def evaluate(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="One run, or a folder of runs.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUES]...", help="eval_bn=batch eval_batch_size=2,64 data.shift=blur ..."),
-    ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="A plugin that runs were made with, from where it is now; may be repeated."),
-    ] = None,
-    as_json: Json = False,
-    plain: Plain = False,
-    quiet: Quiet = False,
-) -> None:
-    """Evaluate trained nets under other conditions.
-
-    The test data may be shifted, and batch norm may use other statistics. Nothing is trained or written.
-    """
-    from bnlab.config.conditions import load_conditions
-
-    conditions = load_conditions(overrides or ())
-    from bnlab.core.conditions import under
-    from bnlab.core.registry import read_plugin
-    from bnlab.record.folder import BrokenError, runs_below
-    from bnlab.run.answer import answers
-    from bnlab.terminal.progress import Bars
-    from bnlab.terminal.tables import show_answers
-
-    folders = runs_below(runs)
-    saved = [folder for folder in folders if folder.has_checkpoint]
-    if not saved:
-        raise UsageError("RUNS", "no run here has a checkpoint", str(runs), "A run saves one at its end.")
-    given = plugin or []
-    for file in given:
-        read_plugin(file)
-    specs: list[tuple[RunFolder, list[RunSpec]]] = []
-    notes: set[str] = set()
-    broken: list[BrokenError] = []
-    for folder in saved:
-        try:
-            asked = [under(folder.read_spec(), condition) for condition in conditions]
-        except BrokenError as error:  # of this run, which must not cost the others
-            broken.append(error)
-            continue
-        files = asked[0].plugins
-        plugins = folder.plugins(files, given)
-        specs.append((folder, [replace(spec, plugins=plugins) for spec in asked]))
-        if "plugins" not in folder.provenance():
-            notes |= {f"{file}: used as it is now, since runs of an older bnlab keep no copy" for file in plugins}
-        pairs = zip(files, plugins, strict=True)
-        edited = [file for file, used in pairs if used not in (file, *given) and Path(file).is_file()]
-        notes |= {f"{file}: edited since it was trained with; the copy that the run keeps is used" for file in edited}
-    if others := {*given} - {file for _, of_run in specs for file in of_run[0].plugins}:
-        raise UsageError("--plugin", "no run here has a plugin of this name", min(others))
-    for file in dict.fromkeys(file for _, of_run in specs for file in of_run[0].plugins):
-        complain(f"runs the code in {file}")
-    found: list[dict[str, Any]] = []
-    with Bars(words_out(True, quiet), plain=plain) as progress:
-        progress("answer", 0, len(saved) * len(conditions))
-        for folder, of_run in specs:
-            run = {"run": str(folder.path), "status": status_of(folder)["status"]}
-            try:
-                for answer in answers(folder, of_run):
-                    shift = {key: answer.pop(f"data.{key}") for key in ("shift", "shift_strength")}
-                    found.append({**run, **shift, **answer})
-                    progress("answer", len(found), len(saved) * len(conditions))
-            except BrokenError as error:
-                broken.append(error)
-    if broken and not found:
-        raise broken[0]
-    for note in (*sorted(notes), *map(str, broken)):
-        complain(note)
-    left_out = [folder for folder in folders if folder not in saved]
-    if as_json:
-        print_json({"evaluations": found, "left_out": [str(folder.path) for folder in left_out]})
-    else:
-        show_answers(found)
-        for folder in left_out:
-            say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
-    if broken:
-        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -129,6 +53,12 @@ def runs(
         list[str] | None,
         typer.Option(metavar="FILE", help="With --norms: a plugin of the run, whose code then runs; may be repeated."),
     ] = None,
+    by: By = None,
+    of: Annotated[
+        str | None, typer.Option(metavar="KEYS", help="With --by: what is averaged, test_accuracy,final_train_loss.")
+    ] = None,
+    csv: Csv = False,
+    latex: Latex = False,
     watching: Annotated[
         bool, typer.Option("--watch", help="Show the table again and again until nothing runs, here or in SLURM.")
     ] = False,
@@ -142,19 +72,26 @@ def runs(
     test_accuracy, seed, optim.lr, model.depth, data, ...
 
     bnlab runs --where norm=batch --where 'optim.lr>=0.1' --sort -test_accuracy
+
+    --by averages the runs that have ended; those that diverged are counted, and have no value.
+
+    bnlab runs runs/quickstart --by norm,optim.lr --of test_accuracy --latex
     """
+    form = Form(as_json=as_json, csv=csv, latex=latex)
+    if of and not by:
+        raise UsageError("--of", "cannot be used without --by", of)
     from bnlab.analysis.select import Selection
     from bnlab.launch._arrays import held_below
-    from bnlab.record.folder import RunFolder, find_runs, runs_below
+    from bnlab.record.folder import ENDED, RunFolder, find_runs, runs_below
     from bnlab.terminal import tables
 
     selection = Selection(where=where or (), sort=sort or ())
     if watching:
-        if as_json or norms:
-            raise UsageError("--watch", "cannot be used with --json or --norms")
+        if as_json or norms or by or form.other:
+            raise UsageError("--watch", "cannot be used with --json, --csv, --latex, --by or --norms")
         watch(runs, selection, plain=plain)
         return
-    of_one = not where and not sort and RunFolder(runs).spec_file.is_file()
+    of_one = not (where or sort or by or form.other) and RunFolder(runs).spec_file.is_file()
     if norms and not of_one:
         raise UsageError("--norms", "is of one run", str(runs), "Give the folder of one, without --where and --sort.")
     if norms:
@@ -171,7 +108,16 @@ def runs(
         return
     held = held_below(runs)
     found = [known(folder) for folder in (find_runs if held else runs_below)(runs)]
+    if by:
+        ended = [found[index] for index in selection.of(found) if found[index]["status"] in ENDED]
+        if not ended:
+            raise UsageError("--by", "no run here has ended", str(runs), f"See: bnlab runs {runs}")
+        grouped_out(ended, by, of, form, "groups")
+        return
     rows, more = chosen(selection, found, differing=not as_json)
+    if form.other:
+        form.put(rows, [*COLUMNS, *more], [[short(value) for value in row.values()] for row in rows])
+        return
     waiting = queued(held, found)
     if as_json:
         print_json({"runs": rows} | ({"queued": waiting} if waiting else {}))
@@ -185,16 +131,6 @@ def runs(
         [str(one["problem"]) for one in found if "problem" in one], f"runs that cannot be read, in {runs}"
     ):
         complain(line)
-
-
-def some(lines: Sequence[str], what: str) -> list[str]:
-    """The first lines, and one that counts the rest.
-
-    >>> some(["a", "b"], "runs"), some(["a"] * 7, "runs")[-1]
-    (['a', 'b'], '2 more runs')
-    """
-    left = len(lines) - MOST_NAMED
-    return [*lines[:MOST_NAMED], *([f"{left} more {what}"] if left > 0 else [])]
 
 
 def card(folder: RunFolder) -> dict[str, Any]:

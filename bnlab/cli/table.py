@@ -8,13 +8,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from bnlab.cli import INTERRUPTED, Stop
-from bnlab.terminal.signs import is_screen, say
+from bnlab.core.errors import UsageError
+from bnlab.core.text import number, typed
+from bnlab.terminal.signs import is_screen, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.select import Selection
@@ -26,6 +29,9 @@ CLEAR = "\x1b[H\x1b[J"
 
 COLUMNS = ("run", "status", "norm", "lr", "seed", "step", "steps", "train_loss", "test_accuracy", "age_s")
 """Keys of every row of the table."""
+
+MOST_NAMED = 5
+"""Runs that have not ended and are listed one by one."""
 
 SAME_COLUMN = ("norm.name", "optim.lr")
 """Keys that are columns under another name."""
@@ -108,6 +114,76 @@ def status_of(folder: RunFolder) -> dict[str, Any]:
     state, status = state_of(folder)
     recorded = progress_of(folder) if state in ("running", "interrupted") else {}
     return {**status, **recorded, "status": state}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a table is printed: for people, or one of the others."""
+
+    as_json: bool = False
+    csv: bool = False
+    latex: bool = False
+
+    def __post_init__(self) -> None:
+        chosen = {"--json": self.as_json, "--csv": self.csv, "--latex": self.latex}
+        given = [name for name in chosen if chosen[name]]
+        if len(given) > 1:
+            raise UsageError(given[0], f"cannot be used with {given[1]}")
+
+    @property
+    def other(self) -> bool:
+        return self.csv or self.latex
+
+    def put(self, rows: Sequence[Mapping[str, Any]], heads: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+        """`rows` are the values that CSV has; `heads` and `cells` the texts of the others."""
+        from bnlab.core.text import csv_table, latex_table
+        from bnlab.terminal import tables
+
+        if self.csv:
+            text = csv_table(list(rows[0]) if rows else heads, [list(row.values()) for row in rows])
+        elif self.latex:
+            text = latex_table(heads, cells)
+        else:
+            tables.show_table(heads, cells)
+            return
+        for line in text.splitlines():
+            say(line)
+
+
+def grouped_out(rows: Sequence[Mapping[str, Any]], by: str, of: str | None, form: Form, name: str) -> None:
+    """Print the means of the rows by keys; in JSON under `name`."""
+    from bnlab.analysis.grouped import grouped
+
+    there = {key for row in rows for key in row if row[key] is not None}
+    usual = [key for key in ("test_accuracy", "test_loss", "train_loss") if key in there][:2]
+    wanted = words_of(of) if of else usual
+    found = grouped(rows, words_of(by), wanted)
+    if form.as_json:
+        print_json({name: found.tree()})
+    else:
+        form.put(found.tree(), *found.cells())
+
+
+def short(value: Any) -> str:
+    return number(value, 4) if isinstance(value, float) else typed(value)
+
+
+def some(lines: Sequence[str], what: str) -> list[str]:
+    """The first lines, and one that counts the rest.
+
+    >>> some(["a", "b"], "runs"), some(["a"] * 7, "runs")[-1]
+    (['a', 'b'], '2 more runs')
+    """
+    left = len(lines) - MOST_NAMED
+    return [*lines[:MOST_NAMED], *([f"{left} more {what}"] if left > 0 else [])]
+
+
+def words_of(text: str) -> list[str]:
+    """
+    >>> words_of("norm, optim.lr")
+    ['norm', 'optim.lr']
+    """
+    return [word for part in text.split(",") if (word := part.strip())]
 
 
 def watch(root: Path, selection: Selection, *, plain: bool) -> None:

@@ -58,6 +58,11 @@ def of_run(spec: Mapping[str, Any], each: Sequence[Condition]) -> dict[str, dict
     return {canonical(found): found for found in (settings(spec, condition) for condition in each)}
 
 
+def condition_key(answer: Mapping[str, Any]) -> str:
+    """The canonical text of the conditions of an answer."""
+    return canonical({key: answer[key] for key in DEFAULTS})
+
+
 def under(tree: Mapping[str, Any], condition: Condition) -> RunSpec:
     """The spec of a run, as in its spec.yaml, under a condition and without probes.
 

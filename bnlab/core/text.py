@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -194,3 +196,51 @@ def short_key(key: str) -> str:
     'batch size'
     """
     return key.rpartition(".")[2].replace("_", " ")
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Numbers to nine digits; empty where there is none or it is not finite.
+
+    >>> csv_table(["norm", "loss"], [["batch", 0.25], ["none", math.nan]])
+    'norm,loss\\nbatch,0.25\\nnone,\\n'
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _cell(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""
+    return f"{cell:.9g}" if isinstance(cell, float) else typed(cell)
+
+
+def latex_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A `tabular` with the rules of booktabs; columns of numbers stand right.
+
+    >>> print(latex_table(["norm", "loss"], [["batch_norm", "5 %"]]))
+    \\begin{tabular}{lr}
+    \\toprule
+    norm & loss \\\\
+    \\midrule
+    batch\\_norm & 5 \\% \\\\
+    \\bottomrule
+    \\end{tabular}
+    <BLANKLINE>
+    """
+    rows = list(rows)
+    numbers = [all(re.match(r"[+-]?[\d.]|-?$", row[index]) for row in rows) for index in range(len(columns))]
+    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in (columns, *rows)]
+    sides = "".join("lr"[is_number] for is_number in numbers)
+    parts = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*parts, r"\end{tabular}", ""])
+
+
+LATEX = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "×": r"$\times$", "∞": r"$\infty$", "−": "-"}
+LATEX |= {"γ": r"$\gamma$", "β": r"$\beta$", "η": r"$\eta$", "²": r"$^2$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in printable(text))

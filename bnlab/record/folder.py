@@ -29,11 +29,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from bnlab.core.conditions import DEFAULTS
+from bnlab.core.conditions import condition_key
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import Plugin, digest
 from bnlab.core.safe import no_link, safe_json, safe_yaml
-from bnlab.core.spec import canonical, id_of
+from bnlab.core.spec import id_of
 from bnlab.core.typed import check_tree
 from bnlab.record.files import AnswerShape, DiskError, SpecShape, StatusShape, read_tree, sweep_up
 
@@ -121,7 +121,7 @@ class RunFolder:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 answer = safe_json(line)
                 check_tree(AnswerShape, answer)
-                found[canonical({key: answer[key] for key in DEFAULTS})] = answer
+                found[condition_key(answer)] = answer
         return found
 
     def add_answer(self, answer: Mapping[str, Any]) -> None:

@@ -4,9 +4,7 @@ is, once it is written."""
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,10 +15,11 @@ from typing import Any
 import matplotlib
 
 from bnlab.analysis.claims import Verdict
+from bnlab.core.text import csv_table
 from bnlab.record.runs import Run
 from bnlab.report.ranking import Ranking
 from bnlab.report.style import RC, dark
-from bnlab.report.views import Drawn, Number
+from bnlab.report.views import Drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +95,5 @@ def pdf(drawn: Drawn) -> bytes:
 
 
 def table(drawn: Drawn) -> str:
-    """Every number that is drawn, to nine digits; empty where there is none or it is not finite."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(drawn.columns)
-    writer.writerows([_text(cell) for cell in row] for row in drawn.rows)
-    return out.getvalue()
-
-
-def _text(cell: Number) -> str:
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
-        return ""
-    return f"{cell:.9g}" if isinstance(cell, float) else str(cell)
+    """Every number that is drawn."""
+    return csv_table(drawn.columns, drawn.rows)

@@ -169,6 +169,14 @@ def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
     _show(out, cells, [heads[index] for index in kept], right=set(heads) - {"arm"}, folded={"arm"})
 
 
+def show_table(heads: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO | None = None) -> None:
+    """Texts below their heads; columns of numbers stand right."""
+    numbers = {
+        head for index, head in enumerate(heads) if all(re.match(r"[+-]?[\d.]|-$", line[index]) for line in lines)
+    }
+    _show(out, lines, heads, right=numbers)
+
+
 def show_cells(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
     """The cells of a grid: state, values of the axes, id."""
     keys = list(rows[0]["values"]) if rows else []

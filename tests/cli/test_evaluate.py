@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -94,11 +95,64 @@ def test_all_modes_are_evaluated_by_default_and_combinations_follow_the_order_of
     assert [answer["metrics"] for answer in grid[:2]] == [answer["metrics"] for answer in answers[:2]]
 
 
-def test_nothing_is_written(trained: Callable[..., Path]) -> None:
+def test_answers_are_kept_once_and_nothing_else_is_written(trained: Callable[..., Path]) -> None:
     run = trained()
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()}
-    _answers(run)
+    found = _answers(run, "eval_bn=running", "eval_batch_size=2,64")
+    _answers(run, "eval_bn=running", "eval_batch_size=2")
+    kept = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    assert [(one["eval_batch_size"], one["metrics"]) for one in kept] == [
+        (one["eval_batch_size"], one["metrics"]) for one in found
+    ]
+    _answers(run, "eval_bn=batch", "device=cpu")  # another device may round otherwise
+    assert len((run / "answers.jsonl").read_text().splitlines()) == 2
+    (run / "answers.jsonl").unlink()
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()} == before
+
+
+def test_answers_that_cannot_be_kept_are_still_given(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+
+    def refuse(self: RunFolder, answer: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self.answers_file))
+
+    monkeypatch.setattr(RunFolder, "add_answer", refuse)
+    code, out, err = _said("evaluate", run, "eval_bn=running", "--json")
+    assert (code, err) == (0, f"{run}: answers are not kept, permission denied\n")
+    assert json.loads(out)["evaluations"][0]["metrics"] == _metrics(run)
+
+
+def test_a_net_that_is_not_trained_to_its_end_keeps_no_answer(trained: Callable[..., Path]) -> None:
+    run = trained()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "status": "interrupted"}))
+    assert len(_answers(run, "eval_bn=running")) == 1
+    assert not (run / "answers.jsonl").exists()
+
+
+def test_answers_are_averaged_by_keys_and_drawn(trained: Callable[..., Path]) -> None:
+    runs = [trained(f"seed={seed}") for seed in (0, 1, 2)]
+    root = runs[0].parent
+    code, out, _ = _said(
+        "evaluate", root, "eval_bn=running,batch", "eval_batch_size=4,64", "--by", "eval_bn,eval_batch_size", "--json"
+    )
+    groups = json.loads(out)["groups"]
+    assert (code, [(one["eval_bn"], one["eval_batch_size"]) for one in groups]) == (
+        0, [("batch", 4), ("batch", 64), ("running", 4), ("running", 64)],
+    )  # fmt: skip
+    finals = [_metrics(run)["test_accuracy"] for run in runs]
+    assert (groups[2]["runs"], groups[2]["test_accuracy.n"]) == (3, 3)
+    assert groups[2]["test_accuracy"] == pytest.approx(sum(finals) / 3)
+    code, out, err = _said(
+        "plot", root, "--y", "answer_accuracy", "--x", "eval_batch_size", "--by", "eval_bn", "--out", root / "x.csv"
+    )
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO((root / "x.csv").read_text())))
+    drawn = {row["seed"]: float(row["answer_accuracy"]) for row in rows if row["eval_batch_size"] == "64"}
+    assert {row["arm"] for row in rows} == {"running statistics", "batch statistics"}
+    assert set(drawn) == {"0", "1", "2"}
 
 
 def test_a_run_is_evaluated_under_its_own_shift_unless_another_is_given(trained: Callable[..., Path]) -> None:

@@ -86,5 +86,5 @@ def test_the_table_counts_what_is_in_the_queue(
 def test_it_is_for_people(tmp_path: Path) -> None:
     from bnlab.cli import runs
 
-    with pytest.raises(UsageError, match="--watch: cannot be used with --json or --norms"):
-        runs.runs(tmp_path, None, None, False, None, True, True, False)
+    with pytest.raises(UsageError, match="--watch: cannot be used with --json, --csv"):
+        runs.runs(tmp_path, watching=True, as_json=True)
