@@ -186,7 +186,8 @@ def _progress(setup: Setup, folder: RunFolder, *, plain: bool, out: TextIO) -> P
         return PlainLines(title, setup.steps, begun, out)
     from bnlab.terminal.live import LiveTable
 
-    return LiveTable(title, setup.steps, begun, out, [site.name for site in setup.net.sites])
+    point = f"before the {'activation' if spec.norm.position == 'after' else 'norm'}"
+    return LiveTable(title, setup.steps, begun, out, [site.name for site in setup.net.sites], point)
 
 
 def _records(folder: RunFolder) -> list[dict[str, Any]]:

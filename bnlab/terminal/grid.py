@@ -31,14 +31,25 @@ WORST_FIRST = ("failed", "diverged", "interrupted", "running", "not started", "f
 RARE = ("failed", "interrupted")
 """States that the legend explains only where there are any."""
 BEST = Style(color="green", bold=True)
-ABOVE, BELOW, AFTER = 4, 2, 4
-"""Lines of a frame above and below its grid, and those left for what comes after the last frame."""
+AFTER = 4
+"""Lines left for what comes after the last frame."""
+WIDE = 60
+"""Characters from which on the legend has its longer words."""
 LOSS = 7
 """Characters of most losses: 0.00123."""
 STUDY, NAME = 24, 8
 """Characters of a study's name, and the fewest of an arm's."""
-LAYOUTS = ((True, False), (True, True), (False, False), (False, True))
-"""A sign for each seed, or one for all; room for losses to come, or only for those that are known."""
+ALL_DIGITS, FEW_DIGITS, NO_LOSS = 3, 2, 0
+LAYOUTS = (
+    (True, False, ALL_DIGITS),
+    (True, True, ALL_DIGITS),
+    (False, False, ALL_DIGITS),
+    (False, True, ALL_DIGITS),
+    (False, True, FEW_DIGITS),
+    (True, True, NO_LOSS),
+    (False, True, NO_LOSS),
+)
+"""A sign for each seed, or one for all; room only for losses that are known, or for those to come; their digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +60,20 @@ class Point:
     loss: float | None = None
     best: bool = False
 
-    def line(self, signs: Signs, full: bool) -> Line:
+    def line(self, signs: Signs, full: bool, digits: int) -> Line:
         """A sign for each seed, or the one of the worst state, and the loss."""
         states = self.states if full else [state for state in WORST_FIRST if state in self.states][:1]
         line = [Segment(signs.states[state], STYLES[state]) for state in states]
-        if self.loss is not None:
-            line.append(Segment(f" {number(self.loss)}" + ("*" if self.best else ""), BEST if self.best else PLAIN))
-        return line
+        text = self._loss(digits) + ("*" if self.best else "")
+        return [*line, Segment(text, BEST if self.best else PLAIN)] if text else line
 
-    def room(self, full: bool, tight: bool) -> int:
+    def room(self, full: bool, tight: bool, digits: int) -> int:
         """Characters without the star; unless `tight`, those it may need later, so that columns do not move."""
-        known = 0 if self.loss is None else 1 + len(number(self.loss))
+        known = len(self._loss(digits))
         return (len(self.states) if full else min(1, len(self.states))) + (known if tight else max(1 + LOSS, known))
+
+    def _loss(self, digits: int) -> str:
+        return "" if self.loss is None or not digits else f" {number(self.loss, digits)}"
 
 
 class LiveGrid(Tally):
@@ -85,21 +98,30 @@ class LiveGrid(Tally):
         """The lines of a frame."""
         below = AFTER if self._closed else 1  # the last line of the screen is the cursor's
         points = self._points()
-        yield [Segment("sweep", BOLD), Segment(f"  {self._facts(width - len('sweep  '))}", PLAIN)]
-        yield [Segment(self.waiting, DIM)] if self.elsewhere and not self._closed else []
         head = self.axes[0].rpartition(".")[2] if self.axes else "norm"
-        yield from table(head, points, self.signs, width, height - ABOVE - BELOW - below)
-        yield []
-        yield legend(self.signs, width, {state for point in points.values() for state in point.states})
+        grid = table(head, points, width)
+        waiting = [[Segment(self.waiting, DIM)]] if self.elsewhere and not self._closed else []
+        signs = list(legend(self.signs, width, points.values(), grid.full))
+        # What is left for blank lines, when the title, the head with its rule, all rows and the legend have theirs.
+        spare = height - below - 3 - len(waiting) - len(signs) - len(grid.rows)
+        yield [Segment("sweep", BOLD), Segment(f"  {self._facts(width - len('sweep  '))}", PLAIN)]
+        yield from waiting or [[]] * (spare > 1)
+        yield from grid.lines(self.signs, width, len(grid.rows) + min(0, spare))
+        yield from [[]] * (spare > 0)
+        yield from signs
 
     def _facts(self, width: int) -> str:
-        """How many runs have ended, and the time; on a narrow screen without the study, then without the time."""
+        """How many runs have ended, and the time; on a narrow screen without the study, then without the time, then
+        with signs in place of words, then without what was not finished."""
         name = shortened(next((one.cell.spec.name for one in self.standings.values()), ""), STUDY, self.signs)
         counted, eta = f"{self.ended}/{len(self.standings)} runs", self.eta_s()
         left = f"eta {'-' if eta is None else age(math.ceil(eta))}"
-        some = ", ".join([counted, *self.counts(), left])
-        all_of_them = ", ".join([counted, *self.counts(), age(self.elapsed_s()), left])
-        return next((text for text in (f"{name}  {all_of_them}", all_of_them) if len(text) <= width), some)
+        signs = [" ".join([many, self.signs.states[word]]) for many, word in map(str.split, self.counts())]
+        facts = ", ".join([counted, *self.counts(), age(self.elapsed_s()), left])
+        shorter = (", ".join([counted, *some, left]) for some in (self.counts(), signs))
+        return next(
+            (text for text in (f"{name}  {facts}", facts, *shorter) if len(text) <= width), f"{counted}, {left}"
+        )
 
     def _points(self) -> dict[tuple[str, float], Point]:
         """The grid by arm and learning rate."""
@@ -135,41 +157,48 @@ def _point(group: Sequence[Standing]) -> Point:
     return Point(states, statistics.fmean(known) if known else None)
 
 
-def legend(signs: Signs, width: int, present: set[str]) -> Line:
-    """What the signs mean, as far as there is room."""
-    line, used = [], 0
-    for state, sign in signs.states.items():
-        if state in RARE and state not in present:
-            continue
-        used += len(sign) + len(state) + 3
-        if used <= width:
-            line += [Segment(sign, STYLES[state]), Segment(f" {state}  ", DIM)]
-    text = "* best mean loss"
-    return [*line, Segment(text, DIM)] if used + len(text) <= width else line
+def legend(signs: Signs, width: int, points: Iterable[Point], full: bool) -> Iterator[Line]:
+    """What the signs mean, on as many lines as it takes; nothing is left out."""
+    points = list(points)
+    present = {state for point in points for state in point.states}
+    words = [(sign, state) for state, sign in signs.states.items() if state not in RARE or state in present]
+    several = any(len(point.states) > 1 for point in points)
+    notes = ["* best mean loss" if width >= WIDE else "* best loss"]
+    notes += ["one sign: the worst seed"] * (several and not full)
+    parts = [
+        *([Segment(sign, STYLES[state]), Segment(f" {state}", DIM)] for sign, state in words),
+        *([Segment(note, DIM)] for note in notes),
+    ]
+    line: Line = []
+    for part in parts:
+        if line and Segment.get_line_length([*line, *part]) + 2 > width:
+            yield line
+            line = []
+        line = [*line, *([Segment("  ", DIM)] if line else []), *part]
+    yield line
 
 
-def table(head: str, points: Mapping[tuple[str, float], Point], signs: Signs, width: int, room: int) -> Iterator[Line]:
-    """Head, rule and `room` rows: arms down and learning rates across, or the other way round, in the widest layout
-    that fits; the narrowest one is cut."""
+def table(head: str, points: Mapping[tuple[str, float], Point], width: int) -> _Layout:
+    """Arms down and learning rates across, or the other way round, in the widest layout that fits; else the narrowest
+    one, which is cut."""
     arms = list(dict.fromkeys(arm for arm, _ in points))
     rates = {rate: f"{rate:g}" for rate in sorted({rate for _, rate in points})}
     by_arm = {(arm, rates[rate]): point for (arm, rate), point in points.items()}
     by_rate = {(rate, arm): point for (arm, rate), point in by_arm.items()}
-    lrs, lengths = list(rates.values()), [0]
-    for full, tight in LAYOUTS:
-        ways = (_Layout(head, arms, lrs, by_arm, full, tight), _Layout("lr", lrs, arms, by_rate, full, tight))
-        lengths = [way.longest_name(arms, width) for way in ways]
-        chosen = ways[lengths.index(max(lengths))]
-        if max(lengths):
-            break
-    else:
-        chosen = min(ways, key=lambda way: way.width({arm: arm[:NAME] for arm in arms}))
-    short = {arm: shortened(arm, max(lengths) or NAME, signs) for arm in arms}
-    yield from chosen.lines(short, signs, width, room)
+    lrs = list(rates.values())
+    for layout in LAYOUTS:
+        ways = (_Layout(head, arms, lrs, by_arm, arms, *layout), _Layout("lr", lrs, arms, by_rate, arms, *layout))
+        for way in ways:
+            way.fit(width)
+        chosen = max(ways, key=lambda way: way.longest)
+        if chosen.longest:
+            return chosen
+    return min(ways, key=lambda way: way.width(NAME))
 
 
 class _Layout:
-    """A grid with its rows and columns; `full` has a sign for each seed, `tight` no room for losses to come."""
+    """A grid with its rows and columns, either of which are `arms`; `full` has a sign for each seed, `tight` no room
+    for losses to come; losses have so many digits."""
 
     def __init__(
         self,
@@ -177,22 +206,25 @@ class _Layout:
         rows: Sequence[str],
         columns: Sequence[str],
         points: Mapping[tuple[str, str], Point],
+        arms: Sequence[str],
         full: bool,
         tight: bool,
+        digits: int,
     ) -> None:
-        self.head, self.rows, self.columns, self.full = head, rows, columns, full
+        self.head, self.rows, self.columns, self.arms = head, rows, columns, arms
+        self.full, self.digits, self.longest = full, digits, 0
         self.points = {(row, column): points.get((row, column), Point()) for row in rows for column in columns}
-        self.rooms = [max(self.points[row, column].room(full, tight) for row in rows) for column in columns]
+        self.rooms = [max(self.points[row, column].room(full, tight, digits) for row in rows) for column in columns]
 
-    def longest_name(self, arms: Sequence[str], width: int) -> int:
-        """Characters of the arms' names with which it fits; 0 where it does not."""
-        longest = max(map(len, arms))
+    def fit(self, width: int) -> None:
+        """`longest` becomes the characters of the arms' names with which it fits; 0 where it does not."""
+        longest = max(map(len, self.arms))
         lengths = range(longest, min(NAME, longest) - 1, -1)
-        return next((n for n in lengths if self.width({arm: arm[:n] for arm in arms}) <= width), 0)
+        self.longest = next((n for n in lengths if self.width(n) <= width), 0)
 
-    def width(self, short: Mapping[str, str]) -> int:
+    def width(self, longest: int) -> int:
         """With the star of the best point, for which the last column has no gap."""
-        widths = self._widths(short)
+        widths = self._widths({arm: arm[:longest] for arm in self.arms})
         return sum(widths) + 2 * (len(widths) - 1) + 1
 
     def _widths(self, short: Mapping[str, str]) -> list[int]:
@@ -200,7 +232,9 @@ class _Layout:
         heads = [len(short.get(column, column)) for column in self.columns]
         return [first, *map(max, heads, self.rooms)]
 
-    def lines(self, short: Mapping[str, str], signs: Signs, width: int, room: int) -> Iterator[Line]:
+    def lines(self, signs: Signs, width: int, room: int) -> Iterator[Line]:
+        """Head, rule and `room` rows, those in the middle left out."""
+        short = {arm: shortened(arm, self.longest or NAME, signs) for arm in self.arms}
         first, *widths = self._widths(short)
         shown, used = 0, first
         while shown < len(widths) and used + 2 + widths[shown] <= width - (2 if shown + 1 < len(widths) else 1):
@@ -219,6 +253,6 @@ class _Layout:
                 continue
             line = [Segment(f"{short.get(row, row):<{first}}  ", PLAIN)]
             for column, size in columns:
-                point = self.points[row, column].line(signs, self.full)
+                point = self.points[row, column].line(signs, self.full, self.digits)
                 line += [*point, Segment(" " * (size + 2 - Segment.get_line_length(point)), PLAIN)]
             yield line

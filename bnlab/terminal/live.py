@@ -32,6 +32,9 @@ COLUMNS = {
 }
 """Columns of the table, and the measurements that they show: the first one that is there."""
 
+PRE = ("mean", "var", "drift")
+"""The columns that are of the output of the affine map, which a norm is given unless it is after the activation."""
+
 PLAIN, BOLD, DIM = Style(), Style(bold=True), Style(dim=True)
 GOOD, TIME, CURVE, BAD = Style(color="green"), Style(color="cyan"), Style(color="cyan"), Style(color="red", bold=True)
 BAR = Style(color="magenta")
@@ -42,8 +45,17 @@ ABOVE, AFTER = 6, 6
 class LiveTable(Progress):
     """Draws itself at most four times a second, from `tick`: no thread takes time from the run."""
 
-    def __init__(self, title: str, steps: int, begun: Callable[[], int], out: TextIO, sites: Sequence[str]) -> None:
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        begun: Callable[[], int],
+        out: TextIO,
+        sites: Sequence[str],
+        point: str = "before the norm",
+    ) -> None:
         super().__init__(title, steps, begun, out)
+        self.point = point
         self.sites, self.signs = list(sites), signs_for(out.encoding)
         self.losses: list[float] = []
         self.best = math.inf
@@ -131,7 +143,7 @@ class LiveTable(Progress):
     def _table(self, shown: Mapping[str, Sequence[float]], width: int, room: int) -> Iterator[Line]:
         """Header, rule, and the layers; where not all fit, the first and the last ones."""
         table = Table(self.sites, shown, self.drifts, self.signs, width)
-        yield []
+        yield table.above(self.point)
         yield table.header()
         yield [Segment(self.signs.line * table.used, DIM)]
         count = len(self.sites)
@@ -172,19 +184,29 @@ class Table:
             [list(values) for values in zip(*list(drifts)[-self.curve :], strict=True)] if self.curve else []
         )
 
+    def above(self, point: str) -> Line:
+        """The measuring point, above the columns that are of it."""
+        of_it = [self._column(name) for name in self.shown if name in PRE]
+        text = f" {point} ".center(sum(of_it) - 4, self.signs.line)
+        return [Segment(f"{text:>{self.name_width + sum(of_it)}}", DIM)] if of_it else []
+
     def header(self) -> Line:
-        heads = "".join(f"{name:>{self.cell + (name == 'mean')}}" for name in self.shown)
+        heads = "".join(f"{name:>{self._column(name)}}" for name in self.shown)
         text = f"{'layer':<{self.name_width}}{heads}"
         return [Segment(text + (f"  drift, last {self.curve}" if self.curve else ""), DIM)]
 
     def line(self, index: int, bad: bool) -> Line:
         cells = [
-            f"{number(float(row[index]), self.digits, sign=name == 'mean'):>{self.cell + (name == 'mean')}}"
+            f"{number(float(row[index]), self.digits, sign=name == 'mean'):>{self._column(name)}}"
             for name, row in self.shown.items()
         ]
         text = f"{self.sites[index]:<{self.name_width}}{''.join(cells)}"
         curve = f"  {sparkline(self.histories[index], self.curve, self.signs)}" if self.curve else ""
         return [Segment(text, BAD if bad else PLAIN), Segment(curve, BAD if bad else CURVE)]
+
+    def _column(self, name: str) -> int:
+        """Characters of a column; means have a sign."""
+        return self.cell + (name == "mean")
 
     def is_bad(self, index: int) -> bool:
         return any(_is_bad(row[index]) for row in self.shown.values())

@@ -115,7 +115,7 @@ def test_a_frame_of_60_by_16_fits(shown: Shown, clock: Any) -> None:
     display, out = shown(standings, 60, 16)
     halfway(display, standings, clock)
     assert out.lines[2] == "lr      none         batch        layer"
-    assert out.lines[-1] == "● finished  ◐ running  ✕ diverged  ! failed  · not started"
+    assert out.lines[-2:] == ["● finished  ◐ running  ✕ diverged  ! failed  · not started", "* best mean loss"]
 
 
 def test_a_narrow_screen_has_the_grid_the_other_way_round(shown: Shown, clock: Any) -> None:
@@ -149,6 +149,64 @@ def test_where_no_seed_has_room_there_is_one_sign_for_all(shown: Shown, clock: A
         "layer  ● 1.01  ● 1.06  ● 1.32  ● 2.78  ● 11",
         "rms    ● 1.01  ● 1.06  ● 1.32  ● 2.78  ● 11",
     ]
+
+
+LEGENDS = {
+    100: ["● finished  ◐ running  ✕ diverged  ! failed  ○ interrupted  · not started  * best mean loss"],
+    60: [
+        "● finished  ◐ running  ✕ diverged  ! failed  ○ interrupted",
+        "· not started  * best mean loss  one sign: the worst seed",
+    ],
+    44: ["● finished  ◐ running  ✕ diverged  ! failed", "○ interrupted  · not started  * best loss"],
+}
+GRIDS = {
+    100: [
+        "sweep  mlp_digits  191/216 runs, 12 diverged, 1 failed, 0 s, eta 25 s",
+        "3 runs are running in another process",
+        "lr       none            batch           layer           rms",
+        "─" * 71,
+        "0.001    ○●●●●● 0.00123* ●●●●●● 0.00123  ●●●●●· 0.00123  ●●●●●◐ 0.00123",
+    ],
+    60: [
+        "sweep  191/216 runs, 12 diverged, 1 failed, 0 s, eta 25 s",
+        "3 runs are running in another process",
+        "lr       none       batch      layer      rms",
+        "─" * 51,
+        "0.001    ○ 0.00123* ● 0.00123  · 0.00123  ◐ 0.00123",
+    ],
+    44: [
+        "sweep  191/216 runs, 12 ✕, 1 !, eta 25 s",
+        "3 runs are running in another process",
+        "lr       none    batch   layer   rms",
+        "─" * 39,
+        "0.001    ○●●●●●* ●●●●●●  ●●●●●·  ●●●●●◐",
+    ],
+}
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_legend_head_and_norms_stay_on_every_screen(columns: int, rows: int, shown: Shown, clock: Any) -> None:
+    """Four norms, nine rates and six seeds, in every state that a run may have."""
+    standings = grid("norm=none,batch,layer,rms", "optim.lr=logspace(1e-3,10,9)", "seed=range(6)")
+    display, out = shown(standings, columns, rows)
+    for index, standing in enumerate(standings[:192]):
+        if norm_of(standing) == "none" and standing.cell.spec.optim.lr > 1:
+            display.tell(ended(standing, "diverged"))
+        elif index == 0:
+            display.tell(changed(standing, "interrupted"))
+        elif index == 100:
+            display.tell(changed(standing, "failed", {}, "RuntimeError: broken"))
+        else:
+            display.tell(ended(standing, loss=1.2345 * standing.cell.spec.optim.lr))
+    (last,) = [one for one in standings[207:] if one.cell.spec.optim.lr < 0.002]
+    display.tell(changed(last, "running"))
+    display.wait(3)
+    display.frames.draw()
+    assert out.lines[:5] == GRIDS[columns]
+    assert out.lines[-len(LEGENDS[columns]) :] == LEGENDS[columns]
+    assert sum(line.startswith(("0.", "1", "3.16")) for line in out.lines) in (9, 7)
+    assert out.screen.cursor.y < rows
+    assert not out.screen.history.top
 
 
 @pytest.mark.parametrize(("columns", "rows"), [*SIZES, (30, 8), (20, 5)])

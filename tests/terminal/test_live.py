@@ -73,7 +73,7 @@ def test_a_frame_of_100_by_30(shown: Shown, clock: Clock) -> None:
     assert lines[0] == "train  deep_mlp  batch  lr=0.3  seed=0"
     assert lines[1] == "step " + "━" * 34 + "─" * 34 + "  500/1000  250/s  eta 0:02"
     assert re.fullmatch(r"loss 0\.025     best 0\.025     test accuracy 0\.5     █[▁-█]{46}▁", lines[2])
-    assert lines[3] == ""
+    assert lines[3] == " " * 11 + "─── before the norm ────"
     assert lines[4] == "layer        mean      var    drift     grad  drift, last 54"
     assert lines[5] == "─" * 100
     assert lines[6] == "L00_fc      -0.01        1    0.002     1e-7  " + "▁█" * 27
@@ -87,7 +87,9 @@ def test_a_frame_of_60_by_16_is_cut_in_the_middle(shown: Shown, clock: Clock) ->
     halfway(display, clock)
     lines = out.lines
     assert lines[1] == "step " + "━" * 14 + "─" * 14 + "  500/1000  250/s  eta 0:02"
+    assert lines[3] == " " * 11 + "─── before the norm ────"
     assert lines[4] == "layer        mean      var    drift     grad  drift, last 14"
+    assert lines[5] == "─" * 60
     assert [line.split()[0] for line in lines[6:]] == (
         ["L00_fc", "L01_fc", "L02_fc", "L03_fc", "⋮", "L17_fc", "L18_fc", "L19_fc", "L20_out"]
     )
@@ -99,7 +101,9 @@ def test_a_frame_of_44_by_16_has_fewer_digits_and_no_curve(shown: Shown, clock: 
     halfway(display, clock)
     lines = out.lines
     assert lines[1] == "step " + "━" * 6 + "─" * 6 + "  500/1000  250/s  eta 0:02"
+    assert lines[3] == " " * 11 + "── before the norm ──"
     assert lines[4] == "layer       mean     var   drift    grad"
+    assert lines[5] == "─" * 40
     assert lines[6] == "L00_fc     -0.01       1   0.002    1e-7"
     assert lines[14] == "L20_out    -0.21      21   0.042  2.1e-6"
 
@@ -179,7 +183,9 @@ def test_a_screen_that_is_made_narrower_has_one_frame(
     monkeypatch.setenv("COLUMNS", "40")
     display.frames.console = Console(file=out, force_terminal=True)
     display.draw()
-    assert [line.split()[0] for line in out.lines if line] == ["train", "step", "loss", "layer", "─" * 39, *SITES[:3]]
+    assert [line.split()[0] for line in out.lines if line] == [
+        "train", "step", "loss", "──", "layer", "─" * 39, *SITES[:3]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
@@ -292,12 +298,46 @@ def test_without_layers_there_is_no_table(shown: Shown, clock: Clock) -> None:
     assert out.lines[2].startswith("loss 2.5       best 2.5")
 
 
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_the_head_of_the_table_stays_however_many_layers_there_are(
+    columns: int, rows: int, shown: Shown, clock: Clock
+) -> None:
+    display, out = shown(columns, rows, [f"L{index:03d}_fc" for index in range(200)])
+    halfway(display, clock)
+    lines = out.lines
+    assert [line.split()[0] for line in lines[:3]] == ["train", "step", "loss"]
+    assert re.fullmatch(r" {11}─+ before the norm ─+", lines[3])
+    assert lines[4].split()[:5] == ["layer", "mean", "var", "drift", "grad"]
+    assert len(lines[3]) == lines[4].index("drift") + len("drift")
+    assert set(lines[5]) == {"─"}
+    shown_rows, left_out = rows - 7, 200 - (rows - 8)
+    assert len(lines[6:]) == shown_rows
+    assert lines[6].startswith("L000_fc ")
+    assert lines[6 + shown_rows // 2] == f"⋮ {left_out} more"
+    assert lines[-1].startswith("L199_fc ")
+
+
+def test_the_head_says_where_a_layer_is_measured(screen_of: Callable[..., Screen], clock: Clock) -> None:
+    for columns, point, line in (
+        (100, "before the norm", " " * 11 + "─── before the norm ────"),
+        (44, "before the activation", " " * 10 + "before the activation"),
+    ):
+        out = screen_of(columns, 16)
+        display = LiveTable("deep_mlp", 1000, lambda: 0, out, SITES, point)
+        display.tick()
+        display.listen(record(0))
+        display.draw()
+        assert out.lines[3] == line
+        display.close()
+
+
 def test_what_was_not_measured_has_no_column(shown: Shown, clock: Clock) -> None:
     display, out = shown(60, 16, ["L00_fc", "L01_out"])
     display.listen({"step": 0, "train_loss": 1.0, "batch_mean": np.array([0.5, -2.0]), "batch_var": np.ones(2)})
     clock.now += 1
     display.tick()
-    assert out.lines[4:] == [
+    assert out.lines[3:] == [
+        " " * 10 + "before the norm",
         "layer        mean      var",
         "─" * 26,
         "L00_fc       +0.5        1",
