@@ -70,8 +70,8 @@ class Arms:
         return [label for label in ordered if label in there]
 
 
-def arms_of(collection: Collection, along: str = "", by: str | None = None) -> Arms:
-    """The arms of a collection's runs. The axis `along` tells none apart, unless it is the norm and arms are norms;
+def arms_of(collection: Collection, along: Sequence[str] = (), by: str | None = None) -> Arms:
+    """The arms of a collection's runs. The axes `along` tell none apart, but the norm where arms are norms;
     `by` tells them apart, if it is given."""
     runs, axes, study = collection.runs, axes_of([run.spec for run in collection.runs]), collection.study
     if study and study.arms:  # what they bundle is no axis
@@ -84,8 +84,9 @@ def arms_of(collection: Collection, along: str = "", by: str | None = None) -> A
         (group, str(run.spec[group])): title(run, group) for run in by_age for group in GROUPS if group in run.spec
     }
     axis = by or _arm_axis(collection, axes)
-    if along != "norm" or axis != along:
-        axes = [key for key in axes if key != along or key == ARM]
+    gone = {key for key in along if key != ARM and (key, axis) != ("norm", "norm")}
+    if gone:
+        axes = [key for key in axes if key not in gone]
         axis = by or _arm_axis(collection, axes)
     own = [axis, *(key for key in axes if key.startswith(f"{axis}."))]
     rest = [key for key in axes if key not in own]

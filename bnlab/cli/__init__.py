@@ -60,6 +60,8 @@ By = Annotated[
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV, with all digits.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print the table as a LaTeX tabular, with booktabs.")]
+Style = Annotated[str, typer.Option(metavar="STYLE", help="report, or paper: no title, no footnote.")]
+Width = Annotated[str | None, typer.Option(metavar="WIDTH", help="Of pictures: 3.3in, 8.4cm.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again at step 0 and overwrite what is there.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bnlab.cli import RUNS, ConfigDir, Json, Runs, app, writing
+from bnlab.cli import RUNS, ConfigDir, Json, Runs, Style, Width, app, writing
 from bnlab.core.errors import UsageError, nearest
 from bnlab.terminal.signs import print_json, say
 
@@ -19,6 +19,9 @@ def plot(
     runs: Runs = RUNS,
     y: Annotated[str, typer.Option("--y", metavar="METRIC", help="`bnlab list metrics` lists them.")] = "",
     x: Annotated[str, typer.Option("--x", metavar="KEY", help="Any key in which the runs differ.")] = "optim.lr",
+    versus: Annotated[
+        str | None, typer.Option("--map", metavar="KEY", help="A second key: a map over both, one for each arm.")
+    ] = None,
     by: Annotated[
         str | None, typer.Option(metavar="KEY", help="The key that tells lines apart; without it, as in a report.")
     ] = None,
@@ -36,6 +39,8 @@ def plot(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .svg, .png, .pdf or .csv.  [default: below RUNS/plots]")
     ] = None,
+    style: Style = "report",
+    width: Width = None,
     plugin: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A plugin whose code may run; may be repeated.")
     ] = None,
@@ -52,6 +57,7 @@ def plot(
     from bnlab.record.folder import write_atomically
     from bnlab.report.plot import Plot
     from bnlab.report.plot import plot as drawn
+    from bnlab.report.style import Format
     from bnlab.report.write import pdf
 
     if not y:
@@ -60,9 +66,11 @@ def plot(
         raise UsageError("--y", "missing", remedy=nearest("", METRICS.names()) or "See: bnlab list metrics")
     if out is not None and out.suffix[1:] not in KINDS:
         raise UsageError("--out", "must end in .svg, .png, .pdf or .csv", str(out))
-    more: dict[str, Any] = {"log": log, "reference": reference, "at": "every_run" if every_run else "best_lr"}
-    asked = Plot(y=y, x=x, by=by, where=where or (), options=_options(option or []), more=more)
-    figures = drawn(runs, asked, [*own_plugins(config_dir), *(plugin or ())])
+    more: dict[str, Any] = {"log": log, "at": "every_run" if every_run else "best_lr"}
+    if reference is not None:
+        more["reference"] = reference
+    asked = Plot(y=y, x=x, versus=versus, by=by, where=where or (), options=_options(option or []), more=more)
+    figures = drawn(runs, asked, [*own_plugins(config_dir), *(plugin or ())], Format.of(style, width))
     files: dict[Path, bytes] = {}
     for number, figure in enumerate(figures):
         kinds = figure.files() | ({"pdf": pdf(figure.drawn)} if out and out.suffix == ".pdf" else {})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli import FAILED, RUNS, By, ConfigDir, Csv, Json, Latex, Plain, Runs, app, writing
+from bnlab.cli import FAILED, RUNS, By, ConfigDir, Csv, Json, Latex, Plain, Runs, Style, Width, app, writing
 from bnlab.cli.table import (
     COLUMNS,
     MOST_NAMED,
@@ -157,6 +157,8 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write into this folder, and nothing among the runs.")
     ] = None,
+    style: Style = "report",
+    width: Width = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
@@ -167,7 +169,11 @@ def report(
 
     With --gallery: the page over all studies that were run below RUNS. Reports that are older than their runs are built
     first; studies of --config-dir that were not run are listed.
+
+    With --style paper: figures as PDF without title and footnote, verdicts and arms as LaTeX and CSV, in RUNS/paper.
     """
+    if width and style != "paper":
+        raise UsageError("--width", "needs --style paper", width, "The pictures of report.html have one width.")
     if of_all:
         if out is not None:
             raise UsageError("--out", "cannot be used with --gallery", str(out))
@@ -176,6 +182,9 @@ def report(
     from bnlab.config import own_plugins
     from bnlab.report.build import build
 
+    if style != "report":
+        _paper(runs, [*own_plugins(config_dir), *(plugin or ())], out or runs / "paper", style, width, as_json=as_json)
+        return
     start = time.perf_counter()
     with writing(out or runs, "--out" if out else "RUNS"):
         built = build(runs, [*own_plugins(config_dir), *(plugin or ())], out)
@@ -206,6 +215,19 @@ def report(
         complain(line)
     if built.failed:
         raise typer.Exit(FAILED)
+
+
+def _paper(runs: Path, plugins: Sequence[str], to: Path, style: str, width: str | None, *, as_json: bool) -> None:
+    from bnlab.report.paper import paper
+    from bnlab.report.style import Format
+
+    shape = Format.of(style, width)
+    with writing(to, "--out"):
+        files = paper(runs, plugins, to, shape)
+    if as_json:
+        print_json({"files": list(map(str, files))})
+        return
+    say(f"written    {to}: {', '.join(file.name for file in files)}")
 
 
 def _gallery(runs: Path, config_dir: Path | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, w
 from bnlab.report import page
 from bnlab.report.figures import FIGURES, in_order, options_of
 from bnlab.report.prepare import Asked, Prepared, prepare
-from bnlab.report.ranking import ranking
+from bnlab.report.ranking import Ranking, ranking
+from bnlab.report.style import Format
 from bnlab.report.views import Drawn, Missing, View
 from bnlab.report.write import Built, Written, styled, written
 
@@ -69,7 +71,25 @@ def studies_in(root: Path) -> list[Path]:
     return sorted(above)
 
 
-def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a report shows, before it is written."""
+
+    collection: Collection
+    verdicts: tuple[Verdict, ...]
+    prepared: Prepared
+    ranked: Ranking
+    figures: list[Written]
+    missing: list[dict[str, str]]
+
+
+def drawn_from(root: Path, plugins: Sequence[str] = (), shape: Format | None = None) -> Contents:
+    """Read the runs, judge the claims and draw the figures, in a given shape.
+
+    Raises:
+        NoRunsError: no run has ended.
+        UsageError: a study.yaml that is not a study.
+    """
     keep = [name for entry in in_order() for name in entry.reads]
     study, _ = read_study(root / STUDY_FILE)
     keep += [figure["of"] for figure in (study.figures if study else ()) if isinstance(figure.get("of"), str)]
@@ -78,9 +98,27 @@ def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
         raise _nothing(root)
     verdicts = tuple(judge(collection))
     prepared = prepare(collection, verdicts)
-    figures, missing = draw_all(prepared)
-    ranked = ranking(collection, prepared)
-    html = page.render(collection, verdicts, prepared, ranked, figures, missing)
+    figures, missing = draw_all(prepared, shape)
+    return Contents(
+        collection=collection,
+        verdicts=verdicts,
+        prepared=prepared,
+        ranked=ranking(collection, prepared),
+        figures=figures,
+        missing=missing,
+    )
+
+
+def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
+    found = drawn_from(root, plugins)
+    collection, verdicts, figures, missing, ranked = (
+        found.collection,
+        found.verdicts,
+        found.figures,
+        found.missing,
+        found.ranked,
+    )
+    html = page.render(collection, verdicts, found.prepared, ranked, figures, missing)
     folder = to / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"{figure.drawn.name}.{kind}": data for figure in figures for kind, data in figure.files().items()}
@@ -160,12 +198,12 @@ def _line(out: Mapping[str, str]) -> str:
     return f"figure={out['failed']}: cannot be drawn, {out['why']}"
 
 
-def draw_all(prepared: Prepared) -> tuple[list[Written], list[dict[str, str]]]:
+def draw_all(prepared: Prepared, shape: Format | None = None) -> tuple[list[Written], list[dict[str, str]]]:
     """Every figure that the runs have the numbers for, of the verdicts, of the study and of every view, and why the
     others are left out; with `failed`, the figure's name, where the reason is an error."""
     found: list[Written] = []
     missing: list[dict[str, str]] = []
-    with styled():
+    with styled(shape):
         for entry, subject, draw in _drawings(prepared):
             try:
                 found.append(written(draw()))
@@ -185,7 +223,7 @@ def _drawings(prepared: Prepared) -> Iterator[tuple[str, str, Callable[[], Drawn
     taken: set[str] = set()
     for place, asked in enumerate(prepared.asked):
         words = [asked.options.get("metric"), (asked.options.get("options") or {}).get("of"), asked.options.get("of")]
-        words.append(str(asked.options.get("by", "")).rpartition(".")[2])
+        words += [str(asked.options.get(key, "")).rpartition(".")[2] for key in ("by", "versus")]
         name = "-".join([asked.kind, *(str(word) for word in words if word)])
         name = name if name not in taken else f"{name}-{place}"
         taken.add(name)

@@ -20,24 +20,27 @@ from bnlab.record.runs import Run
 from bnlab.report.build import named
 from bnlab.report.figures import FIGURES, options_of
 from bnlab.report.prepare import views_of
+from bnlab.report.style import Format
 from bnlab.report.views import Missing
 from bnlab.report.write import Written, styled, written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """The metric `y` of runs against the key `x` of their specs. `by`: the key that tells lines apart; None: as in a
-    report. `where` are conditions as `bnlab runs` takes them; `options` go to the metric, `more` to the figure."""
+    """The metric `y` of runs against the key `x` of their specs, or as a map over `x` and `versus`. `by`: the key that
+    tells lines or maps apart; None: as in a report. `where` are conditions as `bnlab runs` takes them; `options` go to
+    the metric, `more` to the figure."""
 
     y: str
     x: str = "optim.lr"
+    versus: str | None = None
     by: str | None = None
     where: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plot(root: Path, asked: Plot, plugins: Sequence[str] = ()) -> list[Written]:
+def plot(root: Path, asked: Plot, plugins: Sequence[str] = (), shape: Format | None = None) -> list[Written]:
     """A picture for each setting of the axes that tell neither lines nor places apart, at most three.
 
     Raises:
@@ -59,18 +62,20 @@ def plot(root: Path, asked: Plot, plugins: Sequence[str] = ()) -> list[Written]:
     if not narrowed.runs:
         raise UsageError("--where", "no run that has ended is so", " ".join(asked.where) or str(root))
     specs = [run.spec for run in narrowed.runs]
-    for option, key in (("--x", asked.x), ("--by", asked.by)):
+    for option, key in (("--x", asked.x), ("--map", asked.versus), ("--by", asked.by)):
         if key is not None:
             refuse_absent(option, key, (), specs)
+    along = tuple(key for key in (asked.x, asked.versus) if key)
+    figure = "map" if asked.versus else "by"
     options = {"metric": asked.y, "by": asked.x, "options": dict(asked.options), **asked.more}
-    checked = options_of("by", options, "plot")
-    name = "-".join([asked.y, asked.x.rpartition(".")[2]])
-    views = views_of(narrowed, arms_of(narrowed, along=asked.x, by=asked.by), asked.x)
+    checked = options_of(figure, options | ({"versus": asked.versus} if asked.versus else {}), "plot")
+    name = "-".join([asked.y, *(key.rpartition(".")[2] for key in along)])
+    views = views_of(narrowed, arms_of(narrowed, along=along, by=asked.by), along)
     found, why = [], Missing("nothing was measured")
-    with styled():
+    with styled(shape):
         for number, view in enumerate(views):
             try:
-                found.append(written(FIGURES["by"].constructor(view, named(name, view, number), **checked)))
+                found.append(written(FIGURES[figure].constructor(view, named(name, view, number), **checked)))
             except Missing as error:
                 why = error
     if not found:

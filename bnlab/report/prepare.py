@@ -76,8 +76,8 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
 
 
 def _asked(collection: Collection, figure: Mapping[str, Any]) -> Asked:
-    """The axis that it is drawn against, `by`, tells no arms and no views apart."""
-    where, by = figure.get("where") or {}, str(figure.get("by", ""))
+    """The axes that it is drawn against, `by` and `versus`, tell no arms and no views apart."""
+    where, along = figure.get("where") or {}, [str(figure[key]) for key in ("by", "versus") if key in figure]
     collection = collection.about(str(figure.get("metric")), figure.get("options") or {})
     runs = [
         run
@@ -86,12 +86,12 @@ def _asked(collection: Collection, figure: Mapping[str, Any]) -> Asked:
     ]
     options = {key: value for key, value in figure.items() if key not in ("kind", "where")}
     narrowed = replace(collection, runs=tuple(runs))
-    views = views_of(narrowed, arms_of(narrowed, along=by), by) if runs else ()
+    views = views_of(narrowed, arms_of(narrowed, along=along), along) if runs else ()
     return Asked(kind=str(figure.get("kind")), options=options, views=views)
 
 
-def views_of(collection: Collection, arms: Arms, along: str = "") -> tuple[View, ...]:
-    """A view for each setting; the axis that a figure is drawn `along` tells no runs apart."""
+def views_of(collection: Collection, arms: Arms, along: Sequence[str] = ()) -> tuple[View, ...]:
+    """A view for each setting; the axes that a figure is drawn `along` tell no runs apart."""
     settings = list(arms.settings)
     views = []
     for setting in (settings[index] for index in evenly(len(settings), MOST_VIEWS)):
@@ -100,7 +100,7 @@ def views_of(collection: Collection, arms: Arms, along: str = "") -> tuple[View,
     return tuple(views)
 
 
-def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str, along: str) -> View:
+def _view(collection: Collection, runs: Sequence[Run], arms: Arms, setting: str, along: Sequence[str]) -> View:
     by_arm: dict[Key, list[Run]] = {arm: [] for arm in arms.names}
     for run in runs:
         by_arm[arms.arm(run)].append(run)
@@ -163,12 +163,12 @@ def _target(collection: Collection) -> Target | None:
     return None
 
 
-def _seen(runs: Sequence[Run], along: str) -> tuple[Run, ...]:
-    """One run per rate, seed and value of the axis `along`: of several that differ in their probes alone, the one with
+def _seen(runs: Sequence[Run], along: Sequence[str]) -> tuple[Run, ...]:
+    """One run per rate, seed and value of the axes `along`: of several that differ in their probes alone, the one with
     the longest journal."""
     best: dict[tuple[float, int, str], Run] = {}
     for run in runs:
-        at = run.lr, run.seed, canonical(run.spec.get(along))
+        at = run.lr, run.seed, canonical([run.spec.get(key) for key in along])
         if at not in best or run.folder.journal_bytes > best[at].folder.journal_bytes:
             best[at] = run
     return tuple(run for _, run in sorted(best.items()))

@@ -12,6 +12,7 @@ import numpy as np
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
+from bnlab.core.text import number
 from bnlab.report.prepare import Prepared
 from bnlab.report.views import geometric_mean, log_interval, usual_rate
 
@@ -44,6 +45,23 @@ class Ranking:
 
     by: str
     rows: tuple[Ranked, ...]
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and texts of a table."""
+        score = self.by.replace("_", " ").replace("accuracy", "acc") or "score"
+        heads = ["arm", "lr", "n", "diverged", score, f"95 % {score}"]
+        heads += [] if self.by == "train_loss" else ["train loss", "95 % train loss"]
+        lines = []
+        for row in self.rows:
+            line = [row.arm, number(row.lr, 3), str(row.n), f"{row.diverged}/{row.runs}", number(row.score, 3)]
+            line += [_span(row.score_interval), number(row.loss, 3), _span(row.loss_interval)]
+            beats = f"{len(row.beats)} of {len(self.rows) - 1}"
+            lines.append([*line[: len(heads)], number(row.seconds, 3), beats])
+        return [*heads, "s/run", "better than"], lines
+
+
+def _span(interval: Interval | None) -> str:
+    return f"{number(interval[0], 3)} to {number(interval[1], 3)}" if interval else "-"
 
 
 SCORES = ("test_accuracy", "test_loss", "train_loss")

@@ -20,11 +20,11 @@ from scipy.optimize import isotonic_regression
 from bnlab.analysis.arms import title as title_of
 from bnlab.core.text import count as counted
 from bnlab.core.text import number
-from bnlab.report.style import INK, MUTED, PAPER, Look
+from bnlab.report.style import FORMAT, INK, MUTED, PAPER, Look
 from bnlab.report.views import Drawn, Floats, Group, Number, View
 
-WIDTH, LEFT = 5.6, 0.74
-"""Width of a sheet, and the left edge of its leftmost axes, in inches."""
+LEFT = 0.74
+"""The left edge of the leftmost axes of a sheet, in inches."""
 TITLE_PT, NOTE_PT, LABEL_PT = 10.5, 7.0, 9.0
 HALO = [withStroke(linewidth=2.6, foreground=PAPER)]
 
@@ -71,12 +71,14 @@ class Sheet:
     measured from the top of the footnote."""
 
     def __init__(self, title: str, note: str, *, plot_height: float) -> None:
-        head = balanced(title, TITLE_PT, WIDTH - LEFT - 0.1)
-        foot = wrapped(note, NOTE_PT, WIDTH - 0.25)
+        shape = FORMAT.get()
+        self.width = shape.sheet
+        head = [] if shape.is_bare else balanced(title, TITLE_PT, self.width - LEFT - 0.1)
+        foot = [] if shape.is_bare else wrapped(note, NOTE_PT, self.width - 0.25)
         self.bottom = 0.1 + 0.135 * len(foot)
         self.top = self.bottom + plot_height
         self.height = self.top + 0.19 * len(head) + 0.12
-        self.figure = Figure(figsize=(WIDTH, self.height))
+        self.figure = Figure(figsize=(self.width, self.height))
         self._text(LEFT, self.height - 0.08, "\n".join(head), fontsize=TITLE_PT, fontweight="bold", color=INK)
         self._text(0.12, self.bottom - 0.03, "\n".join(foot), fontsize=NOTE_PT, color=MUTED, linespacing=1.35)
         self.title, self.note = title, note
@@ -86,25 +88,26 @@ class Sheet:
         return Drawn(name, self.title, self.note, about, columns, rows, self.figure)
 
     def _text(self, x: float, y: float, text: str, **looks: object) -> None:
-        self.figure.text(x / WIDTH, y / self.height, text, va="top", ha="left", **looks)  # type: ignore[arg-type]
+        self.figure.text(x / self.width, y / self.height, text, va="top", ha="left", **looks)  # type: ignore[arg-type]
 
     def axes(self, *, left: float, right: float, above: float = 0.1, below: float = 0.5, first: bool = True) -> Axes:
         """From `left` to `right` inches of the sheet, with room `above` and `below` inside the plot's height. The name
         of the `first` vertical axis stands at the edge of the sheet."""
         y0, y1 = self.bottom + below, self.top - above
-        box = (left / WIDTH, y0 / self.height, (right - left) / WIDTH, (y1 - y0) / self.height)
+        box = (left / self.width, y0 / self.height, (right - left) / self.width, (y1 - y0) / self.height)
         ax = self.figure.add_axes(box)
         if first:
-            ax.yaxis.set_label_coords(0.2 / WIDTH, (y0 + y1) / 2 / self.height, self.figure.transFigure)
+            ax.yaxis.set_label_coords(0.2 / self.width, (y0 + y1) / 2 / self.height, self.figure.transFigure)
         return ax
 
-    def panels(self, groups: Sequence[Group], right: float, gap: float) -> list[Axes]:
-        """Axes side by side up to `right` inches, one for each arm, with its name above, smaller where it is narrow."""
-        width = (right - LEFT - gap * (len(groups) - 1)) / len(groups)
+    def panels(self, groups: Sequence[Group], right: float, gap: float, left: float = LEFT) -> list[Axes]:
+        """Axes side by side from `left` to `right` inches, one for each arm, with its name above, smaller where it is
+        narrow."""
+        width = (right - left - gap * (len(groups) - 1)) / len(groups)
         found = []
         for index, group in enumerate(groups):
-            left = LEFT + index * (width + gap)
-            ax = self.axes(left=left, right=left + width, above=0.28, first=index == 0)
+            start = left + index * (width + gap)
+            ax = self.axes(left=start, right=start + width, above=0.28, first=index == 0)
             ax.grid(False)
             size = LABEL_PT * min(1.0, ax.bbox.width / text_width(group.label, LABEL_PT, bold=True))
             name: dict[str, Any] = {"fontsize": max(size, 5.5), "fontweight": "bold", "color": group.look.ink}
@@ -253,7 +256,7 @@ class Chart(Sheet):
         above = 0.17 * rows + (0.06 if rows else 0)
         super().__init__(view.titled(title), view.noted(note), plot_height=3.15 + above)
         widest = max(text_width(name, LABEL_PT, bold=True) for name in names)
-        right = max(WIDTH - widest / 72 - 0.22, WIDTH * 0.62)  # the axes keep the larger part of the sheet
+        right = max(self.width - widest / 72 - 0.22, self.width * 0.62)  # the axes keep the larger part of the sheet
         self.ax = self.axes(left=LEFT, right=right, above=0.1 + above)
         self._lines: list[tuple[Floats, Floats]] = []
         self._names: list[tuple[str, Look, float, float]] = []
@@ -320,7 +323,7 @@ class Chart(Sheet):
             places = [(index, self.ax.bbox.x1 + 26, y) for index, y in zip(order, heights, strict=True)]
         for index, left, y in places:
             text, look, _, _ = self._names[index]
-            size = LABEL_PT * min(1.0, (72 * WIDTH - 3 - left) / text_width(text, LABEL_PT, bold=True))
+            size = LABEL_PT * min(1.0, (72 * self.width - 3 - left) / text_width(text, LABEL_PT, bold=True))
             self._write(left, y, text, va="center", color=look.ink, fontsize=size, fontweight="bold")
             if hidden:
                 piece = self.ax.transAxes.inverted().transform([(left - 20, y), (left - 12, y), (left - 4, y)])

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from bnlab.core.errors import UsageError, nearest
+
 PAPER, TEXT, INK, MUTED, EDGE, GRID = "#fefefe", "#333333", "#111111", "#6b6b6b", "#8a8a8a", "#e6e6e6"
 """No pure black or white: SVG writers leave black out as the default, so it could not be inverted for a dark page."""
+
+NOT_FINITE = "#b9b9b9"
+"""Of a cell of a map that has no value."""
 
 Dash = str | tuple[float, tuple[float, ...]]
 
@@ -106,6 +112,45 @@ RC: dict[Any, Any] = {
 }
 """Over matplotlib's defaults. SVG text goes as outlines: the same everywhere,
 since the report may not ask for a font."""
+
+
+STYLES = ("report", "paper")
+PAPER_WIDTH = 3.3
+"""Inches of a column of a paper."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How large pictures are, in inches, and whether they are bare: without title and footnote, which a paper has in
+    its caption."""
+
+    width: float = 5.6
+    is_bare: bool = False
+
+    @property
+    def sheet(self) -> float:
+        """The width that it is drawn at, before it is made smaller. Narrow pictures are drawn at 4/3 of their width:
+        at its own width a layout for letters of 9 points has no room, and at the usual one letters become too small."""
+        return max(self.width, min(5.6, self.width * 4 / 3))
+
+    @classmethod
+    def of(cls, style: str, width: str | None) -> Format:
+        """From `--style` and `--width`: `3.3in`, `8.4cm`, or a number of inches.
+
+        Raises:
+            UsageError: another style, or no width.
+        """
+        if style not in STYLES:
+            raise UsageError("--style", "no such style", style, nearest(style, STYLES))
+        found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) *(in|cm)?", width or f"{PAPER_WIDTH if style == 'paper' else 5.6}")
+        inches = float(found[1]) / (2.54 if found[2] == "cm" else 1) if found else 0.0
+        if not 2.5 <= inches <= 12:
+            raise UsageError("--width", "must be a width from 2.5in to 12in", width, "Write 3.3in, or 8.4cm.")
+        return cls(width=inches, is_bare=style == "paper")
+
+
+FORMAT: ContextVar[Format] = ContextVar("FORMAT", default=Format())  # noqa: B039  (frozen)
+"""Of the pictures that are drawn now (`write.styled`)."""
 
 DARK_PAPER = "#1b1e23"
 _DARK = {

@@ -16,13 +16,15 @@ from bnlab.analysis.metrics.rates import largest_of
 from bnlab.analysis.statistics import t_half_width
 from bnlab.core.text import number
 from bnlab.record.runs import Run
-from bnlab.report.style import Look
+from bnlab.report.style import FORMAT, Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 MOST_PANELS = 4
+ROOM_FOR_PANELS = 5.0
+"""Inches of a sheet that has room for more than two panels."""
 MANY_TIMES = 1e6
 """A larger factor is written as a power of ten."""
 Number = str | int | float | None
@@ -130,8 +132,11 @@ class View:
 
     @property
     def panels(self) -> tuple[Group, ...]:
-        """Arms that have a panel each: the first few."""
-        return self.groups[:MOST_PANELS]
+        """Arms that have a panel each: the first few; in a narrow picture the pair."""
+        narrow = FORMAT.get().sheet < ROOM_FOR_PANELS
+        if narrow and self.pair:
+            return tuple(group for group in self.groups if group in self.pair)
+        return self.groups[: 2 if narrow else MOST_PANELS]
 
     def common_rate(self) -> tuple[float | None, str]:
         """The one rate at which arms are shown side by side, and why this one: the largest at which every run of every

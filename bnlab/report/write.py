@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.collections import Collection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
 
 from bnlab.analysis.claims import Verdict
 from bnlab.core.text import csv_table
 from bnlab.record.runs import Run
 from bnlab.report.ranking import Ranking
-from bnlab.report.style import RC, dark
+from bnlab.report.style import FORMAT, PAPER, RC, Format, dark
 from bnlab.report.views import Drawn
 
 
@@ -58,17 +66,49 @@ class Built:
 
 
 @contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """A context in which figures have bnlab's style, independent of the user's matplotlibrc."""
+def styled(shape: Format | None = None) -> Iterator[None]:
+    """A context in which figures have bnlab's style, independent of the user's matplotlibrc, and this shape."""
+    token = FORMAT.set(shape or Format())
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot show: a box is drawn
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
-        yield
+        try:
+            yield
+        finally:
+            FORMAT.reset(token)
 
 
 def written(drawn: Drawn) -> Written:
+    """The figure as files, in the shape of `styled`."""
+    shape = FORMAT.get()
+    if shape.sheet != shape.width:
+        _shrink(drawn.figure, shape.width / shape.sheet)
     return Written(drawn=drawn, svg=svg(drawn), png=png(drawn), csv=table(drawn))
+
+
+def _shrink(figure: Figure, scale: float) -> None:
+    """Make a figure smaller with all that is in it. What is measured in points, not in parts of the figure, has to be
+    made smaller one by one."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width * scale, height * scale)
+    for artist in figure.findobj():
+        if isinstance(artist, Text):
+            artist.set_fontsize(float(artist.get_fontsize()) * scale)
+            if artist.get_path_effects():
+                artist.set_path_effects([withStroke(linewidth=2.6 * scale, foreground=PAPER)])
+            if isinstance(artist, Annotation) and artist.anncoords == "offset points":
+                artist.xyann = (artist.xyann[0] * scale, artist.xyann[1] * scale)
+        elif isinstance(artist, Line2D):
+            artist.set(linewidth=artist.get_linewidth() * scale, markersize=artist.get_markersize() * scale)
+            artist.set_markeredgewidth(artist.get_markeredgewidth() * scale)
+        elif isinstance(artist, Collection):
+            artist.set_linewidth([float(width) * scale for width in np.atleast_1d(artist.get_linewidth())])
+        elif isinstance(artist, Patch):
+            artist.set_linewidth(artist.get_linewidth() * scale)
+        elif isinstance(artist, Axis):
+            artist.labelpad *= scale
+            artist.set_tick_params(pad=matplotlib.rcParams["xtick.major.pad"] * scale)
 
 
 def svg(drawn: Drawn) -> str:

@@ -134,31 +134,10 @@ def encoded(text: str, out: TextIO) -> str:
 def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
     """A row an arm, at its best learning rate, the best first; on a narrow screen without intervals and times."""
     out = out or sys.stdout
-    score = ranking.by.replace("_", " ").replace("accuracy", "acc") or "score"
-    heads = [
-        "arm",
-        "lr",
-        "n",
-        "diverged",
-        score,
-        f"95 % {score}",
-        "train loss",
-        "95 % train loss",
-        "s/run",
-        "better than",
-    ]
-    lines = []
-    for row in ranking.rows:
-        spans = [
-            f"{number(span[0], 3)} to {number(span[1], 3)}" if span else "-"
-            for span in (row.score_interval, row.loss_interval)
-        ]
-        values = [number(value, 3) for value in (row.score, row.loss, row.seconds)]
-        beats = f"{len(row.beats)} of {len(ranking.rows) - 1}"
-        counts = [str(row.n), f"{row.diverged}/{row.runs}"]
-        lines.append([row.arm, number(row.lr, 3), *counts, values[0], spans[0], values[1], spans[1], values[2], beats])
+    heads, lines = ranking.cells()
+    score = heads[4]
     spare = [{"95 % train loss"}, {"s/run"}, {f"95 % {score}"}, {"n"}, {"lr"}]
-    gone: set[str] = {"train loss", "95 % train loss"} if ranking.by == "train_loss" else set()
+    gone: set[str] = set()
     for more in [set(), *spare]:
         gone |= more
         kept = [index for index, head in enumerate(heads) if head not in gone]

@@ -65,7 +65,7 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         place = f"figures.{index}"
         given = {key: value for key, value in figure.items() if key not in ("kind", "where")}
         if "kind" not in figure:
-            raise UsageError(f"{place}.kind", "missing", remedy="Write kind: by, steps or profile.")
+            raise UsageError(f"{place}.kind", "missing", remedy="Write kind: by, map, steps or profile.")
         options = options_of(str(figure["kind"]), given, place)
         metric, more = str(options.get("metric")), options.get("options") or {}
         specs = asked_of(study, once, f"{place}.metric", metric, more)
@@ -73,7 +73,7 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         if not isinstance(where, Mapping):
             raise UsageError(f"{place}.where", "must have keys and values", where)
         wanted = [("where", key, [value]) for key, value in where.items()]
-        wanted += [("by", options["by"], [])] if "by" in options else []
+        wanted += [(key, options[key], []) for key in ("by", "versus") if key in options]
         for part, key, values in wanted:
             refuse_absent(f"{place}.{part}", key, values if key not in typed else (), specs)
         if options.get("lr") is not None and "optim.lr" not in typed:

@@ -28,7 +28,6 @@ from bnlab.report.figures import FIGURES
 from bnlab.report.sheet import (
     LABEL_PT,
     LEFT,
-    WIDTH,
     Chart,
     Sheet,
     lanes,
@@ -231,7 +230,9 @@ def by(
         reference=reference,
     )
     arms = by == ARM or (by == "norm" and all(len({run.spec.get(by) for run in g.runs}) == 1 for g in view.groups))
-    places = [None] if arms else _sorted({frozen(run.spec.get(by)) for group in view.groups for run in group.runs})
+    places = (
+        [None] if arms else in_order_of_size({frozen(run.spec.get(by)) for group in view.groups for run in group.runs})
+    )
     numbers = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     if not arms and len(places) < 2:
         raise Missing(f"only one value of {by}", f"sweep it: {by}=...")
@@ -246,7 +247,7 @@ def by(
     if not any(spot.values for spots in found for spot in spots):
         raise Missing(f"{measure.what} was not measured" + (", or is not above 0" if measure.log else ""))
     at_places = {
-        "" if arms else f"at {_axis(by)} {_place(place)}": {
+        "" if arms else f"at {axis_name(by)} {place_name(place)}": {
             group.label: spot.exact
             for group, spots in zip(view.groups, found, strict=True)
             for spot in spots
@@ -263,22 +264,22 @@ def by(
         for spot in spots
         for row in spot.rows()
     ]
-    shown = "of every arm" if arms else f"against {_axis(by)}, a line per arm"
+    shown = "of every arm" if arms else f"against {axis_name(by)}, a line per arm"
     about = f"{measure.shown} {shown}, with every seed."
     if arms:
         return _beside(view, measure, title, note, [spots[0] for spots in found]).drawn(name, about, columns, rows)
     return _against(view, measure, title, note, found, by, "x" in log, numbers).drawn(name, about, columns, rows)
 
 
-def _axis(by: str) -> str:
+def axis_name(by: str) -> str:
     return "learning rate" if by == RATE else short_key(by)
 
 
-def _place(place: Any) -> str:
+def place_name(place: Any) -> str:
     return number(place) if isinstance(place, float) else typed(place)
 
 
-def _sorted(places: set[Any]) -> list[Any]:
+def in_order_of_size(places: set[Any]) -> list[Any]:
     return sorted(places, key=lambda x: (0, x, "") if isinstance(x, int | float) else (1, 0, typed(x)))
 
 
@@ -314,7 +315,7 @@ def _against(
     marks = [[mark for mark in of_arm if mark[1]] for of_arm in lost]
     chart = Chart(view, title, note, [group.label for group in view.groups], sum(map(bool, marks)))
     ax = chart.ax
-    places = {spot.x: _place(spot.place) for spots in found for spot in spots}
+    places = {spot.x: place_name(spot.place) for spots in found for spot in spots}
     xs = sorted(places)
     log = log and line and xs[0] > 0
     ax.set_xscale("log" if log else "linear")
@@ -325,7 +326,7 @@ def _against(
     ax.set_xlim(*back(np.array([at[0] - 0.05 * span - step, at[-1] + 0.05 * span + step])))
     ax.set_xticks(xs, labels=thinned([places[x] for x in xs], ax, xs))
     ax.set_xticks([], minor=True)
-    ax.set_xlabel(_axis(by))
+    ax.set_xlabel(axis_name(by))
     value_axis(ax, _extent(found, measure.log), measure.log)
     ax.set_ylabel(f"{measure.what}{_unit(measure.metric.unit)}")
     middle = (len(found) - 1) / 2
@@ -367,7 +368,7 @@ def _beside(view: View, measure: Measure, title: str, note: str, spots: Sequence
     widest = max(text_width(group.label, LABEL_PT, bold=True) for group in view.groups) / 72
     left = min(max(LEFT, widest + 0.25), 2.4)
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=0.75 + 0.34 * len(spots))
-    ax = sheet.axes(left=left, right=WIDTH - 0.75, first=False)
+    ax = sheet.axes(left=left, right=sheet.width - 0.75, first=False)
     value_axis(ax, _extent([spots], measure.log), measure.log, "x")
     ax.set(ylim=(len(spots) - 0.5, -0.5), xlabel=f"{measure.what}{_unit(measure.metric.unit)}")
     ax.set_yticks(range(len(spots)), labels=[group.label for group in view.groups])

@@ -24,8 +24,8 @@ COLORS: Mapping[Decision, str] = {
     "not tested": MUTED,
 }
 """As on the cards of the page."""
-NAMES, EFFECTS = 2.05, 4.75
-"""Where the axes begin and end, in inches; to the right are effects in figures."""
+NAMES, EFFECTS = 0.366, 0.85
+"""Where the axes begin, as a part of the width, and what is right of them, effects in figures, in inches."""
 ROW, AXIS, GAP = 0.36, 0.42, 0.12
 NAME_PT = 8.0
 
@@ -76,8 +76,8 @@ def draw(verdicts: Sequence[Verdict], name: str) -> Drawn:
     above = 0.05
     for (kind, found), height in zip(parts, heights, strict=True):
         below = sheet.top - sheet.bottom - above - height + AXIS
-        ax = sheet.axes(left=NAMES, right=EFFECTS, above=above, below=below, first=False)
-        _panel(ax, kind, found)
+        ax = sheet.axes(left=NAMES * sheet.width, right=sheet.width - EFFECTS, above=above, below=below, first=False)
+        _panel(ax, kind, found, NAMES * sheet.width)
         above += height + GAP
     return sheet.drawn(
         name,
@@ -93,7 +93,7 @@ def _row(verdict: Verdict) -> tuple[Number, ...]:
     return (claim.name, claim.compare, claim.expect, verdict.effect, *ends, *bounds, verdict.n, verdict.decision)
 
 
-def _panel(ax: Axes, kind: Literal["ratio", "difference"], verdicts: Sequence[Verdict]) -> None:
+def _panel(ax: Axes, kind: Literal["ratio", "difference"], verdicts: Sequence[Verdict], left_in: float) -> None:
     log = kind == "ratio"
     nothing = 1.0 if log else 0.0
     value_axis(ax, _extent(verdicts, log, nothing), log, "x")
@@ -110,9 +110,9 @@ def _panel(ax: Axes, kind: Literal["ratio", "difference"], verdicts: Sequence[Ve
         least = verdict.claim.smallest_effect
         if least is not None and (least > 0 or not log):
             ax.plot([least] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.3, zorder=2)
-        words = wrapped(capital(verdict.claim.name.replace("_", " ")), NAME_PT, NAMES - 0.2)
+        words = wrapped(capital(verdict.claim.name.replace("_", " ")), NAME_PT, left_in - 0.2)
         lines = words[:2] if len(words) <= 2 else [words[0], f"{words[1]} …"]
-        left: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "xytext": ((0.12 - NAMES) * 72, 0)} | beside
+        left: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "xytext": ((0.12 - left_in) * 72, 0)} | beside
         ax.annotate("\n".join(lines), (0, row), color=INK, fontsize=NAME_PT, linespacing=1.1, **left)
         _effect(ax, row, verdict, color, low, high)
         unit = "×" if log else ""

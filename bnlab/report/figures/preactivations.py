@@ -16,12 +16,11 @@ from bnlab.core.study import evenly
 from bnlab.core.text import count, listed, number
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.sheet import WIDTH, Sheet, layer_ticks, log_ticks, seeds_of
-from bnlab.report.style import EDGE, GRID, MUTED, PAPER
+from bnlab.report.sheet import Sheet, layer_ticks, log_ticks, seeds_of
+from bnlab.report.style import EDGE, GRID, MUTED, NOT_FINITE, PAPER
 from bnlab.report.views import Drawn, Floats, Group, Missing, View, compared, even, finite, median, together
 
 DRIFT = "drift_mean.pre"
-NOT_FINITE = "#b9b9b9"
 """The colour of a drift that is not finite."""
 
 
@@ -77,7 +76,7 @@ def drift(view: View, name: str) -> Drawn:
     values = np.concatenate([p.drift[np.isfinite(p.drift) & (p.drift > 0)] for p in panels])
     low, high = (float(x) for x in np.percentile(values, [1, 99])) if len(values) else (0.1, 1.0)
     high = max(high, low * 1.5)
-    right = WIDTH - 0.85
+    right = sheet.width - 0.85
     for index, (p, ax) in enumerate(zip(panels, sheet.panels([p.group for p in panels], right, 0.12), strict=True)):
         depth = len(p.drift)
         ax.set_facecolor(GRID)
@@ -206,7 +205,7 @@ def ridges(view: View, name: str) -> Drawn:
     if reach > math.asinh(WIDE):
         note += " The axis is linear near 0 and logarithmic far from it."
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=3.75)
-    for index, ax in enumerate(sheet.panels([r.group for r in found], WIDTH - 0.2, 0.22)):
+    for index, ax in enumerate(sheet.panels([r.group for r in found], sheet.width - 0.2, 0.22)):
         _panel(ax, found[index], reach, first=index == 0)
     return sheet.drawn(
         name,
