@@ -172,7 +172,9 @@ def served(root: Path, runs: int) -> dict[str, float]:
             wait = min(1.0, 1.5 * wait)  # the request itself costs the server time
         all_s = time.perf_counter() - start
         start = time.perf_counter()
-        request = urllib.parse.urlencode({"requests": json.dumps([{"plugin": "scalars", "tag": "1_progress/loss"}])})
+        request = urllib.parse.urlencode(
+            {"requests": json.dumps([{"plugin": "scalars", "tag": "1_progress/train_loss"}])}
+        )
         [card] = _get(base, "data/plugin/timeseries/timeSeries", request.encode())
         card_s = time.perf_counter() - start
         assert len(card["runToSeries"]) == runs

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from playwright.sync_api import sync_playwright
 
@@ -35,24 +34,22 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(address)
             page.wait_for_timeout(SETTLED_MS)
-            close_settings(page)
             page.screenshot(path=IMAGES / name, full_page=whole)
             page.close()
             print(IMAGES / name)
 
         with viewed(str(study), "--filter", f"{LR}/") as link:
             picture(link, "tensorboard.png", 1180)
-        with viewed(str(study)) as link:
+        with viewed(str(study), "--single") as link:
             picture(link.replace("#timeseries", "#hparams"), "tensorboard_hparams.png", 760)
-        with viewed(str(study), "--compare") as link:
+        with viewed(str(study)) as link:
             picture(link, "tensorboard_compare.png", 1985)
         for norm in ("batch", "none"):
             [run] = (study / norm / LR).glob("seed=12-*")
             shutil.copytree(run, Path(aside) / "quickstart" / norm / LR / run.name)
         with viewed(str(Path(aside) / "quickstart"), "--full") as link:
             base, _, _ = link.partition("?")
-            colours = "runColorGroup=regex:(%3F:%5E|/)(batch|none)/lr%3D"
-            picture(f"{base}?tagFilter=9_hist_pre&{colours}#timeseries", "tensorboard_histograms.png", 900)
+            picture(f"{base}?tagFilter=9_hist_pre#timeseries", "tensorboard_histograms.png", 900)
         picture((study / "report.html").resolve().as_uri(), "report.png", 1500, width=1180)
         browser.close()
 
@@ -68,15 +65,6 @@ def viewed(*words: str) -> Iterator[str]:
             yield link
         finally:
             process.terminate()
-
-
-def close_settings(page: Any) -> None:
-    """The panel at the right, which takes a fifth of the page."""
-    panel = page.locator("metrics-dashboard settings-view, metrics-dashboard-settings")
-    button = page.locator("button[aria-label='Close side pane']")
-    if panel.count() and button.count():
-        button.first.click()
-        page.wait_for_timeout(500)
 
 
 if __name__ == "__main__":

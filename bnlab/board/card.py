@@ -25,19 +25,24 @@ from bnlab.record.runs import flat, run_id
 
 CARD = "run_card"
 RESULTS = {
-    "diverged": "1 if the run diverged, else 0",
-    "train_loss": "at the end; the first training loss where it is larger than that, or the run diverged",
-    "test_loss": "at the end; the first training loss where it is larger than that, or the run diverged",
-    "train_accuracy": "at the end; 0 if the run diverged",
     "test_accuracy": "at the end; 0 if the run diverged",
+    "test_loss": "at the end; the first training loss where it is larger than that, or the run diverged",
+    "train_loss": "at the end; the first training loss where it is larger than that, or the run diverged",
+    "diverged": "1 if the run diverged, else 0",
+    "train_accuracy": "at the end; 0 if the run diverged",
 }
-"""Columns of the table. TensorBoard leaves a run with a value that is not finite out of the table's plots."""
+"""Columns of the table, after those of the axes. TensorBoard leaves a run with a value that is not finite out of the
+table's plots."""
 
 CAP = 10.0
 """In place of a first loss that is not finite itself."""
 
 USUAL = ("norm", "optim.lr", "seed", "model", "model.depth", "data", "data.batch_size", "optim")
-"""Keys of a spec that are columns for every run, under their last part; other keys keep their whole name."""
+"""Keys of a spec that have columns under their last part; other keys keep their whole name. All are columns of a run
+that is of no sweep."""
+
+ORDER = {"norm": 1, "optim.lr": 3, "seed": 4}
+"""Of columns: TensorBoard sorts them by name, so they are named `1_norm`, other keys `2_...`, but shown as `norm`."""
 
 
 def head(tree: Mapping[str, Any], folder: Path, begun_s: float) -> bytes:
@@ -47,47 +52,60 @@ def head(tree: Mapping[str, Any], folder: Path, begun_s: float) -> bytes:
         KeyError: not a spec.
     """
     run = run_id(folder, tree)
-    axes = (tree.get("provenance") or {}).get("axes") or ("norm", "optim.lr", "seed")
-    values = columns(tree, axes)
-    # The table first shows five columns: those that differ, then the others by name.
-    differing = {"log10_lr" if key == "optim.lr" else column(key) for key in axes}
+    swept = (tree.get("provenance") or {}).get("axes")
+    axes = swept or ("norm", "optim.lr", "seed")
+    values = columns(tree, axes if swept else USUAL)
+    results = [name for name in RESULTS if tree["loss"] == "cross_entropy" or not name.endswith("accuracy")]
+    others = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if key not in ORDER] if swept else []
+    trial = "/".join([tree["norm"]["name"], f"lr={tree['optim']['lr']:.12g}", *others, f"seed={tree['seed']}-{run}"])
+    shown_card: bytes = text_pb(CARD, card(tree, run)).SerializeToString()
+    return shown_card + table_row(values, axes, {name: RESULTS[name] for name in results}, trial, begun_s)
+
+
+def table_row(
+    values: Mapping[str, str | float], axes: Iterable[str], results: Mapping[str, str], trial: str, begun_s: float
+) -> bytes:
+    """The experiment and a row of the table, as a Summary: the values of the columns by key, the `axes` first, then
+    what there will be of results. TensorBoard shows five columns of either kind at first, and sorts rows by trial."""
     experiment = api_pb2.Experiment(
         name="bnlab",
         hparam_infos=[
-            api_pb2.HParamInfo(name=name, type=_type(value), differs=name in differing)
-            for name, value in values.items()
+            api_pb2.HParamInfo(name=column(key), display_name=shown(key), type=_type(value), differs=key in axes)
+            for key, value in values.items()
         ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=_tag(name)), display_name=name, description=meaning)
-            for name, meaning in RESULTS.items()
-            if tree["loss"] == "cross_entropy" or not name.endswith("accuracy")
+            for name, meaning in results.items()
         ],
     )
-    parts = (
-        text_pb(CARD, card(tree, run)).SerializeToString(),
-        _hparams(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment)),
-        summary_v2.hparams_pb(values, trial_id=run, start_time_secs=begun_s).SerializeToString(),
+    start = summary_v2.hparams_pb(
+        {column(key): value for key, value in values.items()}, trial_id=trial, start_time_secs=begun_s
     )
-    return b"".join(parts)
+    described = _hparams(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
+    return described + bytes(start.SerializeToString())
 
 
-def columns(tree: Mapping[str, Any], axes: Iterable[str]) -> dict[str, str | float]:
-    """A run's row: the usual columns, the axes of its sweep, and the logarithm of the learning rate."""
+def columns(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str | float]:
+    """A run's row: its values of these keys."""
     spec = flat(tree)
     found: dict[str, str | float] = {}
-    for key in (*USUAL, *axes):
+    for key in keys:
         value = spec.get(key)
         if value is not None and not (key == "data.batch_size" and isinstance(value, str)):  # "full" is not a number
-            found[column(key)] = value if isinstance(value, str | float | int) else str(value)
-    found["log10_lr"] = math.log10(spec["optim.lr"])
+            found[key] = value if isinstance(value, str | float | int) else str(value)
     return found
 
 
 def column(key: str) -> str:
     """
     >>> [column(key) for key in ("norm", "optim.lr", "norm.layers", "optim.momentum")]
-    ['norm', 'lr', 'norm.layers', 'optim.momentum']
+    ['1_norm', '3_lr', '2_norm.layers', '2_optim.momentum']
     """
+    return f"{ORDER.get(key, 2)}_{shown(key)}"
+
+
+def shown(key: str) -> str:
+    """The head of a key's column."""
     return key.rpartition(".")[2] if key in USUAL else key
 
 
@@ -121,6 +139,11 @@ def tail(status: Mapping[str, Any], first_loss: float) -> bytes:
     """The results of a run that has ended, as a Summary; empty for other runs."""
     if status.get("status") not in ENDED:
         return b""
+    return table_results(results_of(status, first_loss))
+
+
+def results_of(status: Mapping[str, Any], first_loss: float) -> dict[str, float]:
+    """What the table shows of a run that has ended: finite numbers."""
     cap = first_loss if math.isfinite(first_loss) else CAP
     found = {"diverged": float(status["status"] == "diverged")}
     for name, value in (status.get("metrics") or {}).items():
@@ -128,6 +151,11 @@ def tail(status: Mapping[str, Any], first_loss: float) -> bytes:
             found[name] = cap if value is None else min(value, cap)
         elif name in RESULTS:
             found[name] = 0.0 if value is None else value
+    return found
+
+
+def table_results(found: Mapping[str, float]) -> bytes:
+    """The results in a row of the table, as a Summary."""
     end = HParamsPluginData(session_end_info=SessionEndInfo(status=api_pb2.STATUS_SUCCESS))
     scalars = [scalar(_tag(name), value) for name, value in found.items()]
     return b"".join([*scalars, _hparams(metadata.SESSION_END_INFO_TAG, end)])

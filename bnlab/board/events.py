@@ -38,7 +38,7 @@ PATTERN = "events.out.tfevents.*"
 PART = ".board.part"
 """The name of an incomplete file: TensorBoard reads only files with `tfevents` in their names."""
 
-SEAL = "bnlab board 1: {:015d} bytes"
+SEAL = "bnlab board 2: {:015d} bytes"
 """In the last event. A change of the number makes bnlab write all older files again."""
 
 

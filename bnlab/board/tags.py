@@ -12,10 +12,10 @@ from bnlab.core.registry import PROBES
 from bnlab.record.journal import Record
 
 OF_THE_LOOP = {
-    "train_loss": "1_progress/loss",
-    "train_accuracy": "1_progress/accuracy",
-    "test_loss": "1_progress/eval_loss",
-    "test_accuracy": "1_progress/eval_accuracy",
+    "train_loss": "1_progress/train_loss",
+    "train_accuracy": "1_progress/train_accuracy",
+    "test_loss": "1_progress/test_loss",
+    "test_accuracy": "1_progress/test_accuracy",
     "lr": "1_progress/lr",
 }
 """Tags of what the training loop measures itself."""
@@ -31,6 +31,9 @@ LIGHT = (
     "5_sharpness/lambda_max",
 )
 """The tags of the light profile, as far as a run has them: scalars and medians over the layers."""
+
+ASIDE = "figures"
+"""The run of a comparison that has what belongs to no line: the layout, figures, verdicts."""
 
 FULL_RUNS = 50
 """Above this number of runs, event files have the light profile."""

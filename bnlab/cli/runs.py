@@ -288,8 +288,13 @@ def view(
     ] = None,
     bind_all: Annotated[bool, typer.Option("--bind-all", help="Serve other machines too. There is no login.")] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="The arms of a sweep side by side, averaged over seeds.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compare/--single",
+            help="The arms of a sweep side by side, averaged over seeds, or every run by itself. Without either: the "
+            "arms, where there are more than 20 runs.",
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="All tags of every run, even of more than 50 runs.")] = False,
 ) -> None:
     """Open TensorBoard on runs, coloured by norm."""
@@ -300,5 +305,7 @@ def view(
     serving = serve.Serving(port=port, open_browser=not no_open, run_filter=run_filter, bind_all=bind_all, say=say)
     if compare:
         serve.view_comparison(runs, serving)
+    elif compare is None:
+        serve.view(runs, serving, full=full)
     else:
         serve.view_runs(runs, serving, full=full)

@@ -49,3 +49,20 @@ def sweep(runs: Path, *words: str) -> Path:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two norms, a learning rate that works and one that does not, three seeds. Read it; write nothing into it."""
     return sweep(tmp_path_factory.mktemp("swept"), "norm=none,batch", "optim.lr=0.05,1e6", "seed=range(0,3)")
+
+
+@pytest.fixture
+def hparams() -> Callable[..., tuple[Any, list[dict[str, Any]]]]:
+    """`hparams(server, count)`: the experiment, and the rows of the table when there are so many with results."""
+    groups = {"startIndex": 0, "sliceSize": 100, "colParams": [], "includeMetrics": True, "experimentName": ""}
+    statuses = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+
+    def table(server: Any, count: int) -> tuple[Any, list[dict[str, Any]]]:
+        def complete(found: Any) -> bool:
+            return sum(bool(group.get("metricValues")) for group in found.get("sessionGroups", [])) >= count
+
+        body = groups | {"allowedStatuses": statuses}
+        rows = server.poll("data/plugin/hparams/session_groups", complete, body)["sessionGroups"]
+        return server.get("data/plugin/hparams/experiment", {"experimentName": ""}), rows
+
+    return table

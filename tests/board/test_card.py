@@ -15,20 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from bnlab.board.card import CAP, columns, head, tail
 from bnlab.core.spec import RunSpec
 
-RESULTS = ["diverged", "train_loss", "test_loss", "train_accuracy", "test_accuracy"]
-GROUPS = {"startIndex": 0, "sliceSize": 100, "colParams": [], "includeMetrics": True, "experimentName": ""}
-STATUSES = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
-
-
-def rows(server: Any, count: int) -> list[dict[str, Any]]:
-    """The rows of the table, when there are so many with results."""
-    body = GROUPS | {"allowedStatuses": STATUSES}
-
-    def complete(found: Any) -> bool:
-        return sum(bool(group.get("metricValues")) for group in found.get("sessionGroups", [])) >= count
-
-    found: list[dict[str, Any]] = server.poll("data/plugin/hparams/session_groups", complete, body)["sessionGroups"]
-    return found
+RESULTS = ["test_accuracy", "test_loss", "train_loss", "diverged", "train_accuracy"]
 
 
 def results(row: dict[str, Any]) -> dict[str, float]:
@@ -36,7 +23,11 @@ def results(row: dict[str, Any]) -> dict[str, float]:
 
 
 def test_the_table_has_a_row_for_every_run_and_its_results(
-    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
+    spec_of: Callable[..., RunSpec],
+    run: Callable[..., Any],
+    tensorboard: Callable[..., Any],
+    hparams: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     more = {"provenance": {"axes": ["norm", "optim.lr", "model.init_scale"]}}
     specs = (
@@ -48,22 +39,19 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
     light = run(specs[2], specs[2].folder, profile="light", **more)
     assert bad.status["status"] == "diverged"
     server = tensorboard(tmp_path)
-    found = {row["name"]: row for row in rows(server, 3)}
-    assert set(found) == {ended.setup.spec.id for ended in (good, bad, light)}
+    experiment, table = hparams(server, 3)
+    assert [row["name"] for row in table] == [
+        f"{norm}/lr={lr}/init_scale=1.0/seed={seed}-{ended.setup.spec.id}"
+        for norm, lr, seed, ended in (
+            ("batch", "0.05", 0, good),
+            ("batch", "0.05", 1, light),
+            ("none", "1000000", 0, bad),
+        )
+    ], "sorted by the axes"
+    found = {row["name"].rpartition("-")[2]: row for row in table}
     for ended in (good, bad, light):
         spec, row = ended.setup.spec, found[ended.setup.spec.id]
-        assert row["hparams"] == {
-            "norm": spec.norm.name,
-            "lr": spec.optim.lr,
-            "log10_lr": pytest.approx(math.log10(spec.optim.lr)),
-            "seed": spec.seed,
-            "model": "mlp",
-            "depth": spec.model.options["depth"],
-            "data": "digits",
-            "batch_size": 16,
-            "optim": "sgd",
-            "model.init_scale": 1,
-        }
+        assert row["hparams"] == {"1_norm": spec.norm.name, "3_lr": spec.optim.lr, "2_model.init_scale": 1}
         [session] = row["sessions"]
         assert (session["name"], session["status"]) == (
             ended.folder.path.relative_to(tmp_path).as_posix(),
@@ -75,12 +63,25 @@ def test_the_table_has_a_row_for_every_run_and_its_results(
     worst = {"diverged": 1, "train_loss": first, "test_loss": first, "train_accuracy": 0, "test_accuracy": 0}
     assert results(found[bad.setup.spec.id]) == pytest.approx(worst, rel=1e-6)
 
-    experiment = server.get("data/plugin/hparams/experiment", {"experimentName": ""})
     assert [metric["displayName"] for metric in experiment["metricInfos"]] == RESULTS
-    names = [info["name"] for info in experiment["hparamInfos"]]
-    assert names[:3] == ["log10_lr", "model.init_scale", "norm"], "what differs comes first: five columns are shown"
-    assert len(names) == 10
+    names = [info["displayName"] for info in experiment["hparamInfos"]]
+    assert names == ["norm", "model.init_scale", "lr"], "the axes, and nothing that is the same in all runs"
     assert len(server.get("data/runs")) == 3, "no run beside the runs"
+
+
+def test_a_run_of_no_sweep_has_all_usual_columns(
+    spec_of: Callable[..., RunSpec],
+    run: Callable[..., Any],
+    tensorboard: Callable[..., Any],
+    hparams: Any,
+    tmp_path: Path,
+) -> None:
+    spec = spec_of("norm=batch")
+    run(spec, spec.folder)
+    experiment, [row] = hparams(tensorboard(tmp_path), 1)
+    names = [info["displayName"] for info in experiment["hparamInfos"]]
+    assert names == ["norm", "lr", "seed", "batch_size", "data", "depth", "model", "optim"]
+    assert row["name"] == f"batch/lr=0.05/seed=0-{spec.id}"
 
 
 def test_a_run_s_card_is_shown_as_text(
@@ -116,10 +117,10 @@ def test_the_columns_of_a_run_follow_the_axes_of_its_sweep(spec_of: Callable[...
     assert columns(tree | {"norm": tree["norm"] | {"layers": [0, 1]}}, ["norm.layers"])["norm.layers"] == "[0, 1]"
     assert "norm.momentum" not in columns(tree, ["norm.momentum"])
     full = tree | {"data": tree["data"] | {"batch_size": "full"}}
-    assert "batch_size" not in columns(full, [])
+    assert "data.batch_size" not in columns(full, ["data.batch_size"])
     momentum = tree | {"optim": tree["optim"] | {"momentum": 0.9}}
     assert columns(momentum, ["data.batch_size", "optim.momentum"]).items() >= {
-        ("batch_size", 16),
+        ("data.batch_size", 16),
         ("optim.momentum", 0.9),
     }
 

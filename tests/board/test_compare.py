@@ -18,7 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from bnlab.board.compare import Chart, Compared, build, files_of, layout
 from bnlab.board.compare.lines import AVERAGED
-from bnlab.board.tags import hidden_sites
+from bnlab.board.tags import ASIDE, hidden_sites
 from bnlab.board.tags import tags as tags_of_a_run
 from bnlab.core.errors import UsageError
 from bnlab.record.folder import find_runs
@@ -80,7 +80,7 @@ def twin(figures: list[float]) -> tuple[float, float, float]:
 def test_an_accuracy_is_the_mean_over_seeds_with_its_t_interval(swept: Path, made: tuple[Compared, Path]) -> None:
     seeds = journals(swept, "batch/lr=0.05")
     assert len(seeds) == 3
-    found = [points(made[1], GOOD, f"1_progress/accuracy{end}") for end in ("", ".lo", ".hi")]
+    found = [points(made[1], GOOD, f"1_progress/train_accuracy{end}") for end in ("", ".lo", ".hi")]
     steps = common_steps(seeds, "train_accuracy")
     assert len(steps) > 10
     for one in found:
@@ -91,20 +91,19 @@ def test_an_accuracy_is_the_mean_over_seeds_with_its_t_interval(swept: Path, mad
         assert [one[step] for one in found] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
-def test_a_loss_is_the_geometric_mean_of_smoothed_losses_and_its_logarithm_has_the_interval(
+def test_a_loss_is_the_geometric_mean_of_smoothed_losses_with_the_interval_of_its_logarithm(
     swept: Path, made: tuple[Compared, Path]
 ) -> None:
     seeds = journals(swept, "batch/lr=0.05")
-    mean = points(made[1], GOOD, "1_progress/loss")
-    logs = [points(made[1], GOOD, f"1_progress/log10_loss{end}") for end in ("", ".lo", ".hi")]
+    found = [points(made[1], GOOD, f"1_progress/train_loss{end}") for end in ("", ".lo", ".hi")]
     steps = common_steps(seeds, "train_loss")
-    assert list(mean) == list(logs[0]) == steps
+    assert list(found[0]) == steps
     for place, step in enumerate(steps):
         window = steps[max(0, place - 4) : place + 1]
         last = [statistics.median(one) for one in zip(*(values(seeds, "train_loss", at) for at in window), strict=True)]
-        wanted = twin([math.log10(loss) for loss in last])
-        assert [one[step] for one in logs] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
-        assert mean[step] == pytest.approx(statistics.geometric_mean(last), rel=1e-5)
+        wanted = [10**end for end in twin([math.log10(loss) for loss in last])]
+        assert [one[step] for one in found] == pytest.approx(wanted, rel=1e-5)
+        assert found[0][step] == pytest.approx(statistics.geometric_mean(last), rel=1e-5)
 
 
 def test_drift_is_the_geometric_mean_of_medians_over_layers(swept: Path, made: tuple[Compared, Path]) -> None:
@@ -121,12 +120,12 @@ def test_the_landscape_band_is_of_geometric_means_at_equal_steps(swept: Path, ma
     seeds = journals(swept, "batch/lr=0.05")
     steps = common_steps(seeds, "loss_lo")
     assert len(steps) > 3
-    for metric, tag in (("train_loss", "log10_loss"), ("loss_lo", "log10_loss_lo"), ("loss_hi", "log10_loss_hi")):
+    for metric, tag in (("train_loss", "loss"), ("loss_lo", "loss_lo"), ("loss_hi", "loss_hi")):
         found = points(made[1], GOOD, f"5_landscape/{tag}")
         assert list(found) == steps
         for step in steps:
-            wanted = math.log10(statistics.geometric_mean(values(seeds, metric, step)))
-            assert found[step] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+            wanted = statistics.geometric_mean(values(seeds, metric, step))
+            assert found[step] == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(("place", "layer"), [("first", 0), ("middle", 1), ("last", 2)])
@@ -149,23 +148,23 @@ def test_a_depth_profile_has_the_layer_for_its_step(swept: Path, made: tuple[Com
     moments = dict(zip(("first", "middle", "last"), (steps[0], steps[len(steps) // 2 - 1], steps[-1]), strict=True))
     for metric, tag in (("act_var.pre", "act_var"), ("grad_norm", "grad_norm"), ("drift_mean.pre", "drift")):
         for place, step in moments.items():
-            found = points(made[1], GOOD, f"9_depth/log10_{tag}_{place}")
+            found = points(made[1], GOOD, f"9_depth/{tag}_{place}")
             by_layer = zip(*values(seeds, metric, step), strict=True)
-            wanted = [math.log10(statistics.geometric_mean(seed)) for seed in by_layer]
+            wanted = [statistics.geometric_mean(seed) for seed in by_layer]
             assert list(found) == [0, 1, 2, 3]
-            assert list(found.values()) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+            assert list(found.values()) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_mean_ends_where_the_first_seed_diverges(swept: Path, made: tuple[Compared, Path]) -> None:
     seeds = journals(swept, "none/lr=1000000")
     ends = [json.loads(file.read_text()) for file in sorted(swept.glob("none/lr=1000000/seed=*/status.json"))]
     assert {end["status"] for end in ends} == {"diverged"}
-    found = points(made[1], BAD, "1_progress/log10_loss")
+    found = points(made[1], BAD, "1_progress/train_loss")
     assert list(found) == common_steps(seeds, "train_loss")
     assert max(found) <= min(end["step"] for end in ends)
     assert all(map(math.isfinite, found.values()))
     first = min(end["step"] for end in ends)
-    assert f"| {BAD} | 3 | 3 of 3, the first at step {first} |  |  |" in text(made[1], "runs")
+    assert f"| {BAD} | 3 | 3 of 3, the first at step {first} |  |  |" in text(made[1], "3_runs")
 
 
 def test_two_seeds_are_their_own_band_and_one_has_none(root: Path, tmp_path: Path) -> None:
@@ -177,22 +176,22 @@ def test_two_seeds_are_their_own_band_and_one_has_none(root: Path, tmp_path: Pat
     pair = journals(root, "none/lr=0.05")
     (single,) = journals(root, "batch/lr=0.05")
     for end, wanted in (("", statistics.fmean), (".lo", min), (".hi", max)):
-        found = points(tmp_path / "logs", "no norm/lr=0.05", f"1_progress/eval_accuracy{end}")
+        found = points(tmp_path / "logs", "no norm/lr=0.05", f"1_progress/test_accuracy{end}")
         for step, value in found.items():
             assert value == pytest.approx(wanted(values(pair, "test_accuracy", step)), rel=1e-5)
-        of_one = points(tmp_path / "logs", GOOD, f"1_progress/eval_accuracy{end}")
+        of_one = points(tmp_path / "logs", GOOD, f"1_progress/test_accuracy{end}")
         assert list(of_one.values()) == pytest.approx(
             [one["test_accuracy"] for one in single if "test_accuracy" in one]
         )
-    assert "Bands around them: both seeds," in text(tmp_path / "logs", "how_to_read")
-    assert f"1 line of one seed, without a band: {GOOD}." in text(tmp_path / "logs", "how_to_read")
+    assert "Bands around them: both seeds," in text(tmp_path / "logs", "2_how_to_read")
+    assert f"1 line of one seed, without a band: {GOOD}." in text(tmp_path / "logs", "2_how_to_read")
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
 
 
 def text(logs: Path, name: str) -> str:
-    (event,) = shown(logs).Tensors(f"0_figures/{name}")
+    (event,) = shown(logs, ASIDE).Tensors(f"0_text/{name}")
     found: str = event.tensor_proto.string_val[0].decode()
     return found
 
@@ -203,9 +202,9 @@ def test_a_line_for_every_arm_and_rate_and_what_trains_is_shown_first(made: tupl
     assert found.shown == ("no norm/lr=0.05", GOOD)
     assert found.runs == 12
     folders = sorted(file.parent.relative_to(logs).as_posix() for file in logs.rglob("events.out.tfevents.*"))
-    assert folders == sorted([".", *found.names])
-    first = {name: next(iter((logs / name).iterdir())).name for name in [*found.names, "."] if name != "."}
-    assert sorted(first, key=first.__getitem__)[:2] == list(found.shown)  # TensorBoard colours in the order of time
+    assert folders == sorted([ASIDE, *found.names])
+    first = {name: next(iter((logs / name).iterdir())).name for name in [*found.names, ASIDE]}
+    assert sorted(first, key=first.__getitem__)[:2] == list(found.shown)  # TensorBoard lists them in the order of time
 
 
 def test_means_have_the_tags_that_single_runs_have(swept: Path, made: tuple[Compared, Path]) -> None:
@@ -217,7 +216,7 @@ def test_means_have_the_tags_that_single_runs_have(swept: Path, made: tuple[Comp
 
 
 def layout_of(logs: Path) -> Any:
-    (event,) = shown(logs).Tensors("custom_scalars__config__")
+    (event,) = shown(logs, ASIDE).Tensors("custom_scalars__config__")
     found = layout_pb2.Layout()
     found.ParseFromString(event.tensor_proto.string_val[0])
     return found
@@ -241,15 +240,15 @@ def test_every_regex_of_the_layout_matches_one_tag_and_every_band_has_its_three(
 
 
 def test_rows_have_charts_of_one_kind_and_bands_in_reverse(made: tuple[Compared, Path]) -> None:
-    categories = layout_of(made[1]).category
+    categories = layout_of(made[1]).category[3:]  # below the verdicts
     assert [category.title.partition(";")[0] for category in categories[:3]] == [
         "1. Loss and accuracy",
         "2. Landscape along the gradient",
         "3. Drift and gradients",
     ]
     titles = [[chart.title for chart in category.chart] for category in categories]
-    assert titles[0] == ["test accuracy", "log10 test loss", "log10 training loss"]
-    assert titles[3] == ["layer 0", "layer 1", "layer 2"]
+    assert titles[0] == ["test_accuracy", "test_loss", "train_loss"]
+    assert titles[3] == [f"layer {layer}: above p85, in the middle p50, below p15" for layer in range(3)]
     for category in categories:
         assert len({chart.WhichOneof("content") for chart in category.chart}) == 1
 
@@ -270,7 +269,7 @@ def test_lines_and_bands_in_one_row_are_refused() -> None:
 
 
 def test_figures_are_those_of_the_report_and_verdicts_are_shown(swept: Path, made: tuple[Compared, Path]) -> None:
-    found = shown(made[1])
+    found = shown(made[1], ASIDE)
     pictures = {tag.rpartition("/")[2]: tag for tag in found.Tags()["tensors"] if re.search(r"/\d\d_", tag)}
     reported = {file.stem: file.read_bytes() for file in (swept / "figures").glob("*.png")}
     assert {name[3:] for name in pictures} == set(reported)
@@ -279,7 +278,7 @@ def test_figures_are_those_of_the_report_and_verdicts_are_shown(swept: Path, mad
         width, height, png = found.Tensors(tag)[0].tensor_proto.string_val
         assert png == reported[name[3:]]
         assert (int(width), int(height)) == tuple(int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-    lines = text(made[1], "verdicts").splitlines()
+    lines = text(made[1], "1_verdicts").splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("- **→ direction only**: Batch norm trains at larger learning rates")
 
@@ -314,7 +313,7 @@ def test_changed_lines_are_rewritten_and_missing_ones_removed(root: Path, tmp_pa
     assert files_of(root) != seen
     build(root, logs)
     changed = {Path(file).parent.relative_to(logs).as_posix() for file in set(before) ^ set(files(logs))}
-    assert changed == {".", "no norm/lr=0.05"}
+    assert changed == {ASIDE, "no norm/lr=0.05"}
     shutil.rmtree(root / "none" / "lr=0.05")
     assert "no norm/lr=0.05" not in build(root, logs).names
     assert not (logs / "no norm" / "lr=0.05").exists()
@@ -324,14 +323,14 @@ def test_an_unfinished_run_counts_only_where_too_few_have_ended(root: Path, tmp_
     first, second, _ = sorted(root.glob("batch/lr=0.05/seed=*"))
     running(first, 6)
     build(root, tmp_path / "logs")
-    whole = points(tmp_path / "logs", GOOD, "1_progress/accuracy")
+    whole = points(tmp_path / "logs", GOOD, "1_progress/train_accuracy")
     assert max(whole) == 23
-    assert f"| {GOOD} | 2 |  |  | 1 |" in text(tmp_path / "logs", "runs")
+    assert f"| {GOOD} | 2 |  |  | 1 |" in text(tmp_path / "logs", "3_runs")
     running(second, 9)
     build(root, tmp_path / "logs")
-    assert list(points(tmp_path / "logs", GOOD, "1_progress/accuracy")) == [0, 1, 2, 3, 4, 5]
-    assert f"| {GOOD} | 3 |  |  | 2 |" in text(tmp_path / "logs", "runs")
-    assert "Some runs have not ended." in text(tmp_path / "logs", "how_to_read")
+    assert list(points(tmp_path / "logs", GOOD, "1_progress/train_accuracy")) == [0, 1, 2, 3, 4, 5]
+    assert f"| {GOOD} | 3 |  |  | 2 |" in text(tmp_path / "logs", "3_runs")
+    assert "Some runs have not ended." in text(tmp_path / "logs", "2_how_to_read")
 
 
 def test_a_sweep_of_which_no_run_has_ended_is_compared_without_figures(
@@ -342,8 +341,8 @@ def test_a_sweep_of_which_no_run_has_ended_is_compared_without_figures(
         running(run.path, 1)
     found = build(root, tmp_path / "logs")
     assert len(found.names) == 4
-    assert not [tag for tag in shown(tmp_path / "logs").Tags()["tensors"] if re.search(r"/\d\d_", tag)]
-    assert list(points(tmp_path / "logs", BAD, "1_progress/loss")) == [0]
+    assert not [tag for tag in shown(tmp_path / "logs", ASIDE).Tags()["tensors"] if re.search(r"/\d\d_", tag)]
+    assert list(points(tmp_path / "logs", BAD, "1_progress/train_loss")) == [0]
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from bnlab.board.compare import build, files_of, text
 from bnlab.board.compare.lines import by_step
 from bnlab.board.events import write
 from bnlab.board.serve.server import Server, command, compare_link
+from bnlab.board.tags import ASIDE
 from bnlab.cli import main
 
 PAIR = ["no norm/lr=0.05", "batch norm/lr=0.05"]
@@ -70,7 +71,7 @@ def viewed(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 def test_the_link_ticks_what_is_shown_and_leaves_the_others() -> None:
-    address = compare_link("http://127.0.0.1:1/", [*PAIR, "batch norm/lr=1"], PAIR, ["1_progress/loss"], None)
+    address = compare_link("http://127.0.0.1:1/", [*PAIR, "batch norm/lr=1"], PAIR, ["1_progress/train_loss"], None)
     assert re.fullmatch(r"[\x21-\x7e]+", address)
     query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(address).query, strict_parsing=True))
     assert query["smoothing"] == "0"
@@ -79,13 +80,13 @@ def test_the_link_ticks_what_is_shown_and_leaves_the_others() -> None:
     assert state.keys() == {"_smoothingWeight", "runSelectionState"}
     assert state["_smoothingWeight"] == "0"
     ticks = json.loads(base64.b64decode(state["runSelectionState"]))
-    assert ticks == {PAIR[0]: True, PAIR[1]: True, "batch norm/lr=1": False, ".": True}
+    assert ticks == {PAIR[0]: True, PAIR[1]: True, "batch norm/lr=1": False, ASIDE: True}
 
 
 def test_of_many_lines_only_those_shown_are_named() -> None:
     many = [f"batch norm/lr={rate}" for rate in range(60)]
     state = hash_of(compare_link("http://127.0.0.1:1/", many, many[3:5], [], None))
-    assert json.loads(base64.b64decode(state["runSelectionState"])) == {many[3]: True, many[4]: True, ".": True}
+    assert json.loads(base64.b64decode(state["runSelectionState"])) == {many[3]: True, many[4]: True, ASIDE: True}
 
 
 def test_a_filter_takes_the_place_of_the_choice() -> None:
@@ -133,12 +134,17 @@ def test_tensorboard_answers_with_the_layout_and_the_lines(
     address, said = viewed
     assert said[0] == f"12 runs of {swept} as 4 lines, averaged over seeds, Ctrl-C ends it"
     runs = asked(address).poll("data/runs", lambda found: len(found) == 5)
-    assert runs[:2] == PAIR  # the order of colours
-    assert runs[-1] == "."
+    assert runs[:2] == PAIR
+    assert runs[-1] == ASIDE
     found = asked(address).poll("data/plugin/custom_scalars/layout", bool)
-    first = found["category"][0]
+    heads = [row["title"] for row in found["category"] if not row["chart"]]
+    assert heads == [row["title"] for row in found["category"][:3]], "verdicts come first"
+    assert heads[0].startswith(
+        "→ direction only: Batch norm trains at larger learning rates than the same net without it"
+    )
+    first = found["category"][3]
     assert first["title"] == "1. Loss and accuracy; band: 95 % t-interval of the mean over seeds"
-    chart = next(chart for chart in first["chart"] if chart["title"] == "log10 training loss")
+    chart = next(chart for chart in first["chart"] if chart["title"] == "train_loss")
     series = chart["margin"]["series"][0]
     wanted = "|".join(f"({re.escape(series[end])})" for end in ("value", "lower", "upper"))
     run = urllib.parse.quote(PAIR[1])
@@ -148,15 +154,15 @@ def test_tensorboard_answers_with_the_layout_and_the_lines(
     assert curves.keys() == set(series.values())
     bands = zip(*(curves[series[end]] for end in ("lower", "value", "upper")), strict=True)
     assert all(low[1] < mean[1] < high[1] for low, mean, high in bands)
-    for category in found["category"]:
+    for category in found["category"][3:]:
         for lines in (chart["multiline"] for chart in category["chart"] if "multiline" in chart):
             for regex in lines["tag"]:
                 events = asked(address).get(route + urllib.parse.quote(regex))["tag_to_events"]
                 assert len(events) == 1
     for plugin, tags in (("images", len(list((swept / "figures").glob("*.png")))), ("text", 3)):
-        there = asked(address).get(f"data/plugin/{plugin}/tags")["."]
+        there = asked(address).get(f"data/plugin/{plugin}/tags")[ASIDE]
         assert len(there) == tags
-        assert all(tag.startswith("0_figures/") for tag in there)
+        assert all(re.match("0_(figures|text)/", tag) for tag in there)
 
 
 def test_a_run_that_is_written_again_takes_the_place_of_what_was_shown(

@@ -42,7 +42,7 @@ def losses(folder: RunFolder) -> dict[int, float]:
         event.step: value.simple_value
         for event in map(Event.FromString, events(folder))
         for value in event.summary.value
-        if value.tag == "1_progress/loss"
+        if value.tag == "1_progress/train_loss"
     }
 
 
@@ -192,8 +192,8 @@ def test_a_server_that_watches_shows_the_right_series_after_a_rewriting(
     board.rewrite(records[:300])  # as a run would that is at its step 300
     board.flush()
     server = tensorboard(tmp_path)
-    query = f"data/plugin/scalars/scalars?{urllib.parse.urlencode({'run': name, 'tag': '1_progress/loss'})}"
-    server.poll("data/plugin/scalars/tags", lambda tags: "1_progress/loss" in tags.get(name, {}))
+    query = f"data/plugin/scalars/scalars?{urllib.parse.urlencode({'run': name, 'tag': '1_progress/train_loss'})}"
+    server.poll("data/plugin/scalars/tags", lambda tags: "1_progress/train_loss" in tags.get(name, {}))
     board.close()
 
     for profile in ("full", "light"):

@@ -46,9 +46,9 @@ RECORD: dict[str, Any] = {
 }
 SHOWN: dict[str, float] = {
     "1_progress/lr": 0.1,
-    "1_progress/loss": 0.5,
-    "1_progress/accuracy": 0.75,
-    "1_progress/eval_loss": 0.6,
+    "1_progress/train_loss": 0.5,
+    "1_progress/train_accuracy": 0.75,
+    "1_progress/test_loss": 0.6,
     "2_drift_mean_pre/00_median_of_layers": 0.3,
     "2_drift_mean_pre/L00_fc": 0.1,
     "2_drift_mean_pre/L01_fc": math.nan,
@@ -140,7 +140,7 @@ def test_an_event_forgets_the_one_before_it(tmp_path: Path) -> None:
     without = {key: value for key, value in other.items() if not key.startswith("histogram")} | {"step": 42}
     first, second, third, fourth = _written(tmp_path, [RECORD, other, without, RECORD | {"step": 43}], SITES)
     assert [event.step for event in (first, second, third, fourth)] == [40, 41, 42, 43]
-    assert _scalars(second)["1_progress/loss"] == 0.25
+    assert _scalars(second)["1_progress/train_loss"] == 0.25
     assert math.isnan(_scalars(second)["4_grad_norm/L03_out"])
     assert _scalars(first)["4_grad_norm/L03_out"] == _scalars(fourth)["4_grad_norm/L03_out"] == 9.0
     histograms = [
@@ -256,7 +256,7 @@ def test_tensorboard_s_accumulator_shows_the_same_series(
     ended = run(spec_of())
     accumulator = EventAccumulator(str(ended.folder.path), size_guidance={"scalars": 0}).Reload()
     losses = [(record["step"], record["train_loss"]) for record in ended.records if "train_loss" in record]
-    assert [(scalar.step, scalar.value) for scalar in accumulator.Scalars("1_progress/loss")] == [
+    assert [(scalar.step, scalar.value) for scalar in accumulator.Scalars("1_progress/train_loss")] == [
         (step, pytest.approx(loss, rel=1e-7)) for step, loss in losses
     ]
 

@@ -22,6 +22,7 @@ import pytest
 
 from bnlab.board import serve
 from bnlab.board.serve import Serving, server, view_runs
+from bnlab.board.serve.page import Look
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
 
@@ -105,14 +106,14 @@ def test_a_norm_named_with_signs_of_regular_expressions_is_quoted() -> None:
 
 
 def test_the_link_says_what_to_show() -> None:
-    link = server.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/loss"], "lr=(0.1|1)/")
+    link = server.deep_link("http://127.0.0.1:6006/", BOTH, ["1_progress/train_loss"], "lr=(0.1|1)/")
     assert link.startswith("http://127.0.0.1:6006/?")
     assert link.endswith("#timeseries")
     assert re.fullmatch(r"[\x21-\x7e]+", link)
     assert query_of(link) == {
         "smoothing": "0",
         "runColorGroup": "regex:(?:^|/)(batch|none)/lr=",
-        "pinnedCards": '[{"plugin":"scalars","tag":"1_progress/loss"}]',
+        "pinnedCards": '[{"plugin":"scalars","tag":"1_progress/train_loss"}]',
         "runFilter": "lr=(0.1|1)/",
     }
 
@@ -153,8 +154,8 @@ def test_a_browser_is_opened_only_where_somebody_sees_it(
 
 def test_the_server_answers_only_this_machine_by_default() -> None:
     words = server.command(Path("/r"), port=0, bind_all=False, runs=4)
-    assert words[:3] == [sys.executable, "-c", server.CHILD]
-    assert " ".join(words[3:]) == (
+    assert words[:3] == [sys.executable, "-c", server.PROGRAM]
+    assert " ".join(words[4:]) == (
         "--logdir /r --port 0 --host 127.0.0.1 --samples_per_plugin scalars=2000,histograms=100 --reload_interval 5"
     )
     words = server.command(Path("/r"), port=0, bind_all=True, runs=1000)
@@ -203,7 +204,9 @@ def test_of_more_runs_than_tensorboard_ticks_a_filter_leaves_those_that_it_match
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def served(serving: Serving, logs: Path, runs: int, link: Callable[[str], str], lines: list[str]) -> None:
+    def served(
+        serving: Serving, logs: Path, runs: int, look: Look, link: Callable[[str], str], lines: list[str]
+    ) -> None:
         seen.update(root=logs, lines=lines, files=list(logs.glob("*/*/*/*/events.out.*")))
 
     monkeypatch.setattr(serve, "MANY_RUNS", 3)
@@ -213,6 +216,42 @@ def test_of_more_runs_than_tensorboard_ticks_a_filter_leaves_those_that_it_match
     assert len(seen["files"]) == shown
     assert seen["root"].exists() is (shown == 4)  # what was made for it is gone, the runs are not
     assert len(serve.event_files(runs)) == 4
+
+
+@pytest.mark.parametrize(
+    ("many", "words", "wanted"),
+    [
+        (3, [], "comparison"),
+        (12, [], "runs"),
+        (3, ["--single"], "runs"),
+        (3, ["--full"], "runs"),
+        (3, ["--filter", "batch"], "runs"),
+        (12, ["--compare"], "comparison"),
+    ],
+)
+def test_a_sweep_opens_on_its_comparison_unless_one_asks_for_runs(
+    many: int, words: list[str], wanted: str, swept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def served(serving: Serving, logs: Path, runs: int, look: Look, link: Any, lines: list[str], *_: Any) -> None:
+        seen.append(("comparison" if "compare" in logs.name else "runs", lines[1] if len(lines) > 1 else ""))
+
+    monkeypatch.setattr(serve, "MANY_LINES", many)
+    monkeypatch.setattr(Serving, "serve", served)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["view", "--no-open", *words, str(swept)])
+    said = f"every run by itself: bnlab view {swept} --single" if wanted == "comparison" and not words else ""
+    assert seen == [(wanted, said)]
+
+
+def test_runs_that_cannot_be_compared_are_shown_by_themselves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed each."""
+    seen: list[Path] = []
+    monkeypatch.setattr(serve, "MANY_LINES", 3)
+    monkeypatch.setattr(Serving, "serve", lambda serving, logs, *_: seen.append(logs))
+    serve.view(runs, Serving(open_browser=False))
+    assert seen == [runs.resolve()]
 
 
 # -- the server -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ PLACES = {
     "tensorboard.compat.proto.tensor_pb2": "events",  # texts and images
     "tensorboard.compat.proto.tensor_shape_pb2": "events",
     "tensorboard.compat.proto.types_pb2": "events",
+    "tensorboard": "serve/page",  # the files of its page
+    "tensorboard.main": "serve/page",
     "tensorboard.plugins.custom_scalar": "compare/__init__",  # the page of a comparison
     "tensorboard.plugins.hparams": "card",  # the table of runs
     "tensorboard.plugins.hparams.plugin_data_pb2": "card",

@@ -117,7 +117,7 @@ def test_a_run_at_work_and_a_run_without_a_journal_stay_as_they_are(
 def test_the_flag_asks_for_all_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(serve, "view_runs", lambda runs, serving, *, full: asked.append(full))
-    for words in (["--full"], []):
+    for words in (["--full"], ["--single"], ["--single", "--full"], []):
         with pytest.raises(SystemExit, match=r"^0$"):
             main(["view", "runs", *words])
-    assert asked == [True, False]
+    assert asked == [True, False, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import struct
@@ -10,6 +11,7 @@ from collections.abc import Collection as AnyOf
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, geometric_mean
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layouts
@@ -20,6 +22,7 @@ from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics.losses import SMOOTHED
 from bnlab.analysis.verdicts import judge
+from bnlab.board.card import RESULTS, results_of, table_results, table_row
 from bnlab.board.compare.lines import (
     AROUND,
     AVERAGED,
@@ -27,22 +30,25 @@ from bnlab.board.compare.lines import (
     LANDSCAPE,
     PLACES,
     ROWS,
+    SMALLEST,
     UNITS,
     Comparison,
     GridPoint,
     by_step,
     comparison_of,
-    log10_of,
     moments_of,
     series_of,
 )
 from bnlab.board.events import PATTERN, strings, write
-from bnlab.board.tags import hidden_sites
+from bnlab.board.tags import ASIDE, hidden_sites
 from bnlab.core.text import count, markdown
 from bnlab.record.folder import find_runs
 from bnlab.report.build import draw_all
 from bnlab.report.page import card_of
 from bnlab.report.prepare import prepare
+
+MOST_HEADS = 8
+"""Verdicts on top of the Custom Scalars page."""
 
 T_INTERVAL = "95 % t-interval of the mean over seeds"
 BOTH = "both seeds"
@@ -60,13 +66,14 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A comparison that was written: the names of its lines, those shown at first, the number of its runs, and what is
-    not in it."""
+    """A comparison that was written: the names of its lines, those shown at first, the number of its runs, what is not
+    in it, and its colours (`Comparison`)."""
 
     names: tuple[str, ...]
     shown: tuple[str, ...]
     runs: int
     apart: tuple[str, ...]
+    colours: Mapping[str, str]
 
 
 def files_of(root: Path) -> list[tuple[str, int, int]]:
@@ -88,56 +95,88 @@ def build(root: Path, logs: Path) -> Compared:
     """
     found = comparison_of(root)
     moments = moments_of(found.begun)
-    # TensorBoard assigns its few colours in the order of the files: what is shown at first comes first.
-    place = {name: number for number, name in enumerate(found.shown)}
     tags: set[str] = set()
+    # TensorBoard lists runs in the order of their files: what is shown at first comes first.
+    place = {name: number for number, name in enumerate(found.shown)}
     for point in sorted(found.points, key=lambda point: place.get(point.name, len(place))):
         series = series_of(point.runs, moments)
         tags |= set(series)
-        write(logs / point.name, by_step(series))
+        steps = by_step(series) or {0: b""}
+        steps[min(steps)] = row_of(point) + steps[min(steps)]
+        steps[max(steps)] += results_of_line(point)
+        write(logs / point.name, steps)
     names = [point.name for point in found.points]
     for file in logs.glob(f"*/*/{PATTERN}"):  # lines whose runs are gone
         if file.parent.relative_to(logs).as_posix() not in names:
             shutil.rmtree(file.parent)
     rows = page(tags, band=_band(found.points), layers=_layers(found), moments=moments)
-    shown = {"how_to_read": how_to_read(found.points, found.shown), "runs": table_of_runs(found.points)}
-    figures = []
+    shown = {"2_how_to_read": how_to_read(found.points, found.shown), "3_runs": table_of_runs(found.points)}
+    figures, heads = [], []
     if found.ended.runs:
         verdicts = judge(found.ended)
         if verdicts:
-            shown["verdicts"] = verdict_list(verdicts, found.ended)
+            heads = verdict_lines(verdicts, found.ended)
+            shown["1_verdicts"] = verdict_list(verdicts, found.ended)
         drawn, _ = draw_all(prepare(found.ended, verdicts))
         for number, figure in enumerate(drawn, 1):
             about = f"**{markdown(figure.drawn.title)}.** {markdown(figure.drawn.note)}"
             figures.append(image(f"0_figures/{number:02d}_{figure.drawn.name}", figure.png, about))
-    messages = [layout(rows), *(text(f"0_figures/{name}", markdown) for name, markdown in shown.items()), *figures]
-    write(logs, {0: b"".join(messages)})
+    messages = [layout(rows, heads), *(text(f"0_text/{name}", shown[name]) for name in sorted(shown)), *figures]
+    write(logs / ASIDE, {0: b"".join(messages)})
     return Compared(
         names=tuple(names),
         shown=found.shown,
         runs=sum(len(point.runs) for point in found.points),
         apart=tuple(found.ended.apart),
+        colours=found.colours,
     )
+
+
+def row_of(point: GridPoint) -> bytes:
+    """A line's row in the HParams table."""
+    about = {
+        name: f"{'geometric mean' if name.endswith('loss') else 'mean'} over the seeds, {meaning}"
+        for name, meaning in RESULTS.items()
+    }
+    values: dict[str, str | float] = {"arm": point.arm, "optim.lr": point.lr}
+    return table_row(values, tuple(values), about | {"diverged": "share of the seeds that diverged"}, point.name, 0.0)
+
+
+def results_of_line(point: GridPoint) -> bytes:
+    """The results in that row; none where no run has ended."""
+    seeds = [
+        results_of(run.status, next(iter(run.series("train_loss").values.tolist()), math.nan))
+        for run in point.runs
+        if run.ended
+    ]
+    found = {}
+    for name in RESULTS:
+        values = [max(seed[name], SMALLEST) if name.endswith("loss") else seed[name] for seed in seeds if name in seed]
+        if values:
+            found[name] = geometric_mean(values) if name.endswith("loss") else fmean(values)
+    return table_results(found) if found else b""
 
 
 def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequence[int]) -> dict[str, list[Chart]]:
     """Title -> charts, the rows of the Custom Scalars page for which there are `tags`. `band` says what the intervals
     are; `layers` names the first, the middle and the last hidden layer; `moments` are the steps of depth profiles."""
     rows: dict[str, list[Chart]] = {f"{row}; band: {band}": [] for row in ROWS}
-    around = Chart(title="log10 loss; band: within reach of a step", tags=tuple(AROUND.values()), band=True)
+    around = Chart(title="train_loss; band: within reach of a step", tags=tuple(AROUND.values()), band=True)
     rows[f"{LANDSCAPE}; band: {band}"].append(around)
     for line in AVERAGED:
         if line.title:
-            tag = log10_of(line.tag) if line.log else line.tag
-            chart = Chart(title=line.title, tags=(tag, f"{tag}.lo", f"{tag}.hi"), band=True)
+            chart = Chart(title=line.title, tags=(line.tag, f"{line.tag}.lo", f"{line.tag}.hi"), band=True)
             rows[f"{line.row}; band: {band}"].append(chart)
     rows["Percentiles 15, 50, 85 of the input of one activation (Ioffe & Szegedy 2015, figure 1)"] = [
-        Chart(title=layer, tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()))
+        Chart(
+            title=f"{layer}: above p85, in the middle p50, below p15",
+            tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()),
+        )
         for place, layer in zip(PLACES, layers, strict=True)
     ]
     for tag, title in DEPTH.values():
         rows[f"{title}, layer by layer (x axis: layer, the last is the head)"] = [
-            Chart(title=f"at step {moment}", tags=(f"{tag}_{place}",))
+            Chart(title=f"{title} at step {moment}", tags=(f"{tag}_{place}",))
             for place, moment in zip(PLACES, moments, strict=True)
         ]
     there = {title: [chart for chart in charts if set(chart.tags) <= set(tags)] for title, charts in rows.items()}
@@ -145,9 +184,10 @@ def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequenc
     return {f"{number}. {title}": charts for number, (title, charts) in enumerate(shown, 1)}
 
 
-def layout(rows: Mapping[str, Sequence[Chart]]) -> bytes:
-    """The layout of the Custom Scalars page, as a Summary: rows of charts, which are all bands or none."""
-    found = layout_pb2.Layout()
+def layout(rows: Mapping[str, Sequence[Chart]], heads: Sequence[str] = ()) -> bytes:
+    """The layout of the Custom Scalars page, as a Summary: `heads` as rows without charts, since the page has no text,
+    then rows of charts, which are all bands or none."""
+    found = layout_pb2.Layout(category=[layout_pb2.Category(title=head) for head in heads])
     for title, charts in rows.items():
         bands = [chart for chart in charts if chart.band]
         assert len(bands) in (0, len(charts)), "the page would reorder them"
@@ -180,6 +220,20 @@ def image(tag: str, png: bytes, about: str) -> bytes:
     """A Summary of an image and the text below it."""
     size = [str(pixels).encode() for pixels in struct.unpack(">II", png[16:24])]  # width and height
     return strings(tag, images.create_summary_metadata(tag, about), [*size, png], is_vector=True)
+
+
+def verdict_lines(found: Sequence[Verdict], collection: Collection) -> list[str]:
+    """The verdict on each of the first claims in a line, without Markdown."""
+    lines = []
+    for verdict in found[:MOST_HEADS]:
+        card = card_of(verdict, collection, {run.id: "" for run in collection.runs})
+        effect = (
+            f": {card['effect']}" + (f" ({card['interval']})" if card["interval"] else "") if card["effect"] else ""
+        )
+        lines.append(f"{card['sign']} {card['decision']}: {verdict.claim.text.rstrip('.')}{effect}")
+    if len(found) > MOST_HEADS:
+        lines.append(f"{len(found) - MOST_HEADS} more verdicts on the Text page")
+    return lines
 
 
 def verdict_list(found: Sequence[Verdict], collection: Collection) -> str:
@@ -221,7 +275,8 @@ def how_to_read(points: Sequence[GridPoint], shown: Sequence[str]) -> str:
         "lowest to the highest loss within reach of one step along the gradient, both geometric means over seeds.",
         "In the depth profiles the x axis is the layer: 0 is next to the input, the last is the head. A median over "
         "layers is taken before the mean.",
-        f"Shown at first: {', '.join(shown)}. Every other line can be ticked at the left.",
+        f"Shown at first: {', '.join(shown)}. Every other line can be ticked at the left, on the Time Series page "
+        "once its filter is empty.",
     ]
     if two and _band(points) == T_INTERVAL:
         parts.append(f"Lines of two seeds, whose band is the two seeds: {', '.join(two)}.")

@@ -1,12 +1,12 @@
 """The lines of a comparison: the runs each is made of, and its means over seeds. Legend: N seeds, T steps, L layers.
 
-A mean has the tag that its measurement has in a single run (board/tags.py), so that one page pins both. A geometric
-mean has its log10 too, for bands: beside `1_progress/loss` there are `1_progress/log10_loss` and the ends of its
-interval, `1_progress/log10_loss.lo` and `.hi`.
+A mean has the tag that its measurement has in a single run (board/tags.py), so that one page pins both. A
+mean's interval has two more: beside `1_progress/train_loss` there are `1_progress/train_loss.lo` and `.hi`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,8 +55,7 @@ class GridPoint:
     @property
     def name(self) -> str:
         """TensorBoard's name for it, which is also the name of a folder."""
-        arm = re.sub(r"[^ \w.=,+-]", "-", self.arm)
-        return f"{arm}/lr={self.lr:.12g}"
+        return f"{_folder(self.arm)}/lr={self.lr:.12g}"
 
     @property
     def diverged(self) -> list[int]:
@@ -78,21 +77,32 @@ class Comparison:
     points: tuple[GridPoint, ...]
     shown: tuple[str, ...]
     """The names of the points to show at first, in this order."""
+    colours: Mapping[str, str]
+    """Of arms, by their part of a point's name, and of points: shades of their arm's."""
+
+
+class NoComparisonError(UsageError):
+    """These runs have nothing to average."""
 
 
 def comparison_of(root: Path) -> Comparison:
     """The sweep at `root`.
 
     Raises:
-        UsageError: no such directory, no runs, several sweeps, one run, or no arm with two seeds, unless runs of a
-            sweep over seeds have not ended.
+        UsageError: no such directory, or no runs.
+        NoComparisonError: several sweeps, one run, or no arm with two seeds, unless runs of a sweep over seeds have not
+            ended.
     """
     runs_below(root)
     folders = studies_in(root)
     if RunFolder(root).spec_file.is_file():
-        raise UsageError("--compare", "this is one run", str(root), "Give the folder of a sweep over several seeds.")
+        raise NoComparisonError(
+            "--compare", "this is one run", str(root), "Give the folder of a sweep over several seeds."
+        )
     if len(folders) > 1:
-        raise UsageError("--compare", "several sweeps here", str(root), f"Give one: {', '.join(map(str, folders))}.")
+        raise NoComparisonError(
+            "--compare", "several sweeps here", str(root), f"Give one: {', '.join(map(str, folders))}."
+        )
     of_figures = [name for figure in in_order() for name in figure.reads]
     ended = read_runs(folders[0], keep=[*READS, *of_figures])
     unfinished = [run for run in ended.unfinished if run.state in ("running", "interrupted") and _has_records(run)]
@@ -102,9 +112,43 @@ def comparison_of(root: Path) -> Comparison:
     seeds_to_come = bool(unfinished) and ended.study is not None and "seed" in ended.study.axes
     if prepared is None or not (seeds_to_come or any(len(point.runs) >= FEWEST for point in points)):
         few = "no arm has two seeds at one learning rate, so there is nothing to average"
-        raise UsageError("--compare", few, str(root), "Sweep some: bnlab sweep ... 'seed=range(0,6)'.")
+        raise NoComparisonError("--compare", few, str(root), "Sweep some: bnlab sweep ... 'seed=range(0,6)'.")
     shown = [name for name in first_look(prepared.views[0], points) if name]
-    return Comparison(begun=begun, ended=ended, points=tuple(points), shown=tuple(shown))
+    place = {name: number for number, name in enumerate(shown)}
+    first = sorted(points, key=lambda point: place.get(point.name, len(place)))
+    colours: dict[str, str] = {}
+    for view in prepared.views:
+        for group in view.groups:
+            names = [point.name for point in first if point.arm == _arm(view, group)]
+            colours |= {_folder(_arm(view, group)): group.look.color} | shades(group.look.color, names)
+    return Comparison(begun=begun, ended=ended, points=tuple(points), shown=tuple(shown), colours=colours)
+
+
+SHADES = (0.0, -0.4, 0.45, -0.6, 0.65)
+"""Of an arm's colour, for its lines in order: towards black (negative) or white."""
+
+
+def shades(color: str, lines: Sequence[str]) -> dict[str, str]:
+    """A colour for each of an arm's lines: the arm's own for the first, then darker and lighter ones.
+
+    >>> shades("#0072b2", ["a/lr=1", "a/lr=2"])
+    {'a/lr=1': '#0072b2', 'a/lr=2': '#00446b'}
+    """
+    found = {}
+    for number, line in enumerate(lines):
+        shade = SHADES[number % len(SHADES)]
+        channels = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+        moved = [round(c * (1 + shade) if shade < 0 else c + (255 - c) * shade) for c in channels]
+        found[line] = "#{:02x}{:02x}{:02x}".format(*moved)
+    return found
+
+
+def _arm(view: View, group: Group) -> str:
+    return ", ".join(part for part in (group.label, view.setting) if part)
+
+
+def _folder(arm: str) -> str:
+    return re.sub(r"[^ \w.=,+-]", "-", arm)
 
 
 def grid_points(collection: Collection, prepared: Prepared) -> list[GridPoint]:
@@ -130,8 +174,7 @@ def first_look(view: View, points: Sequence[GridPoint]) -> list[str]:
     names = {(point.arm, point.lr): point.name for point in points}
 
     def name(group: Group, lr: float | None) -> str:
-        arm = ", ".join(part for part in (group.label, view.setting) if part)
-        return names.get((arm, lr), "") if lr is not None else ""
+        return names.get((_arm(view, group), lr), "") if lr is not None else ""
 
     common, _ = view.common_rate()
     found = [name(group, common if common is not None else group.rates[0]) for group in view.groups]
@@ -157,7 +200,7 @@ MEDIAN = "{}/00_median_of_layers"
 class Averaged:
     """A measurement that is averaged over seeds: its tag, its mean (geometric if `log`, else of a share of 1), and what
     is done with each seed's values before. With a `title` it has a chart in a row of the page, of the mean and its
-    interval. The page has no logarithmic axis in its address, so what spans decades is shown as its logarithm."""
+    interval."""
 
     metric: str
     tag: str
@@ -180,31 +223,31 @@ class Averaged:
 LOSSES, LANDSCAPE, DRIFT = ROWS = ("Loss and accuracy", "Landscape along the gradient", "Drift and gradients")
 """Rows of charts on the Custom Scalars page."""
 AVERAGED = (
-    Averaged("train_loss", "1_progress/loss", LOSSES, "log10 training loss", smooth=True),
-    Averaged("test_loss", "1_progress/eval_loss", LOSSES, "log10 test loss"),
-    Averaged("train_accuracy", "1_progress/accuracy", log=False),
-    Averaged("test_accuracy", "1_progress/eval_accuracy", LOSSES, "test accuracy", log=False),
-    Averaged("drift_mean.pre", MEDIAN.format("2_drift_mean_pre"), DRIFT, "log10 drift of means, before the norm"),
-    Averaged("drift_mean.act_in", MEDIAN.format("2_drift_mean_act_in"), DRIFT, "log10 drift, what activations see"),
+    Averaged("train_loss", "1_progress/train_loss", LOSSES, "train_loss", smooth=True),
+    Averaged("test_loss", "1_progress/test_loss", LOSSES, "test_loss"),
+    Averaged("train_accuracy", "1_progress/train_accuracy", log=False),
+    Averaged("test_accuracy", "1_progress/test_accuracy", LOSSES, "test_accuracy", log=False),
+    Averaged("drift_mean.pre", MEDIAN.format("2_drift_mean_pre"), DRIFT, "drift of means, before the norm"),
+    Averaged("drift_mean.act_in", MEDIAN.format("2_drift_mean_act_in"), DRIFT, "drift of means, what activations see"),
     Averaged("drift_logvar.pre", MEDIAN.format("3_drift_logvar_pre")),
     Averaged("drift_logvar.act_in", MEDIAN.format("3_drift_logvar_act_in")),
-    Averaged("grad_norm_total", "4_grad_norm/00_total", DRIFT, "log10 norm of the gradient", smooth=True),
-    Averaged("grad_change", "5_landscape/grad_change", LANDSCAPE, "log10 change of the gradient"),
-    Averaged("grad_change_rel", "5_landscape/grad_change_rel", LANDSCAPE, "log10 of it over the gradient's norm"),
+    Averaged("grad_norm_total", "4_grad_norm/00_total", DRIFT, "gradient norm", smooth=True),
+    Averaged("grad_change", "5_landscape/grad_change", LANDSCAPE, "change of the gradient"),
+    Averaged("grad_change_rel", "5_landscape/grad_change_rel", LANDSCAPE, "change of the gradient over its norm"),
 )
 AROUND = {
-    "train_loss": "5_landscape/log10_loss",
-    "loss_lo": "5_landscape/log10_loss_lo",
-    "loss_hi": "5_landscape/log10_loss_hi",
+    "train_loss": "5_landscape/loss",
+    "loss_lo": "5_landscape/loss_lo",
+    "loss_hi": "5_landscape/loss_hi",
 }
-"""log10 of the loss, and the lowest and the highest within reach of one step along the gradient."""
+"""The loss, and the lowest and the highest within reach of one step along the gradient."""
 UNITS = {"act_p15.act_in": "p15", "act_p50.act_in": "p50", "act_p85.act_in": "p85"}
 PLACES = ("first", "middle", "last")
 """Of hidden layers, and of steps."""
 DEPTH = {
-    "drift_mean.pre": ("9_depth/log10_drift", "log10 drift of means"),
-    "grad_norm": ("9_depth/log10_grad_norm", "log10 gradient norm"),
-    "act_var.pre": ("9_depth/log10_act_var", "log10 variance of pre-activations"),
+    "drift_mean.pre": ("9_depth/drift", "drift of means"),
+    "grad_norm": ("9_depth/grad_norm", "gradient norm"),
+    "act_var.pre": ("9_depth/act_var", "variance of pre-activations"),
 }
 """Tags and titles of profiles over depth: the layer, counted from 0, takes the place of the step."""
 
@@ -241,7 +284,7 @@ def series_of(runs: Sequence[Run], moments: Sequence[int]) -> dict[str, Points]:
             for place, moment in zip(PLACES, moments, strict=True):
                 for at in np.flatnonzero(seeds.steps == moment):
                     mean = over_seeds(Series(layers, seeds.values[:, at]), log=True)
-                    series[f"{tag}_{place}"] = _points(mean.steps, np.log10(mean.mean))
+                    series[f"{tag}_{place}"] = _points(mean.steps, mean.mean)
     return {tag: points for tag, points in series.items() if points}
 
 
@@ -302,20 +345,10 @@ def over_seeds(seeds: Series, *, log: bool) -> Mean:
 
 
 def _band(line: Averaged, mean: Mean) -> dict[str, Points]:
-    """The mean, and the mean or its logarithm with the ends of the interval."""
+    """The mean and the ends of its interval."""
+    most = math.inf if line.log else 1.0
     ends = {"": mean.mean, ".lo": mean.low, ".hi": mean.high}
-    if not line.log:
-        return {f"{line.tag}{end}": _points(mean.steps, np.clip(values, 0.0, 1.0)) for end, values in ends.items()}
-    logs = {f"{log10_of(line.tag)}{end}": _points(mean.steps, np.log10(values)) for end, values in ends.items()}
-    return {line.tag: _points(mean.steps, mean.mean)} | logs
-
-
-def log10_of(tag: str) -> str:
-    """
-    >>> log10_of("1_progress/loss"), log10_of("4_grad_norm/00_total")
-    ('1_progress/log10_loss', '4_grad_norm/00_log10_total')
-    """
-    return re.sub(r"/(00_)?", r"/\1log10_", tag)
+    return {f"{line.tag}{end}": _points(mean.steps, np.clip(values, 0.0, most)) for end, values in ends.items()}
 
 
 def _landscape(measured: Sequence[Series | None]) -> dict[str, Points]:
@@ -329,7 +362,7 @@ def _landscape(measured: Sequence[Series | None]) -> dict[str, Points]:
     found = {}
     for tag, values in zip(AROUND.values(), joined.values[:, whole], strict=True):
         mean = over_seeds(Series(joined.steps[whole], values.T), log=True)
-        found[tag] = _points(mean.steps, np.log10(mean.mean))
+        found[tag] = _points(mean.steps, mean.mean)
     return found
 
 

@@ -21,7 +21,17 @@ from pathlib import Path
 import yaml
 
 from bnlab.board.events import PATTERN, Profile, profile_of
-from bnlab.board.serve.server import Server, command, compare_link, deep_link, interruptible, tags_to_pin
+from bnlab.board.serve.page import Look
+from bnlab.board.serve.server import (
+    LOG_AXES,
+    Server,
+    command,
+    compare_link,
+    deep_link,
+    interruptible,
+    look_of,
+    tags_to_pin,
+)
 from bnlab.board.tags import FULL_RUNS
 from bnlab.core.errors import UsageError
 from bnlab.core.text import count
@@ -76,6 +86,7 @@ class Serving:
         self,
         logs: Path,
         runs: int,
+        look: Look,
         link: Callable[[str], str],
         lines: Sequence[str],
         meanwhile: Callable[[Server], None] = Server.wait,
@@ -86,7 +97,7 @@ class Serving:
         Raises:
             UsageError: the server does not start, or ends.
         """
-        words = command(logs, port=self.port, bind_all=self.bind_all, runs=runs)
+        words = command(logs, port=self.port, bind_all=self.bind_all, runs=runs, look=look)
         with Server(words) as server:
             base = server.address()
             for line in lines:
@@ -101,6 +112,23 @@ class Serving:
             if seen and self.open_browser:
                 webbrowser.open(address)
             meanwhile(server)
+
+
+def view(root: Path, serving: Serving, *, full: bool = False) -> None:
+    """Serve a comparison where there are more runs than lines that one can read, else the runs. A filter and `full` ask
+    for runs; and of several sweeps, or without two seeds at a learning rate, there is no comparison.
+
+    Raises:
+        UsageError: as `view_runs`.
+    """
+    asked = full or serving.run_filter is not None
+    if not asked and root.is_dir() and len(find_runs(root)) > MANY_LINES:
+        from bnlab.board.compare.lines import NoComparisonError
+
+        line = f"every run by itself: bnlab view {shlex.quote(str(root))} --single"
+        with contextlib.suppress(NoComparisonError):
+            return view_comparison(root, serving, [line])
+    return view_runs(root, serving, full=full)
 
 
 def view_runs(root: Path, serving: Serving, *, full: bool = False) -> None:
@@ -125,8 +153,6 @@ def view_runs(root: Path, serving: Serving, *, full: bool = False) -> None:
         else:
             remedy = "tick the box above the list, or match fewer with --filter"
             lines.append(f"above {MANY_RUNS} runs TensorBoard ticks none at first: {remedy}")
-    if len(runs) > MANY_LINES and len({run.rpartition("/seed=")[0] for run in runs}) < len(runs):
-        lines.append(f"averaged over seeds: bnlab view {shlex.quote(str(root))} --compare")
 
     def link(base: str) -> str:
         return deep_link(base, runs, tags_to_pin(files[run] for run in runs), serving.run_filter)
@@ -134,10 +160,10 @@ def view_runs(root: Path, serving: Serving, *, full: bool = False) -> None:
     with interruptible(), contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as temporary:
         few = len(runs) < len(files)
         logs = temporary.enter_context(links_to(root.resolve(), runs)) if few else root.resolve()
-        serving.serve(logs, len(runs), link, lines)
+        serving.serve(logs, len(runs), look_of(runs), link, lines)
 
 
-def view_comparison(root: Path, serving: Serving, *, every_s: float = EVERY_S) -> None:
+def view_comparison(root: Path, serving: Serving, lines: Sequence[str] = (), *, every_s: float = EVERY_S) -> None:
     """Build the comparison of a sweep in a temporary directory and serve it; while runs are running, it is updated
     about once a minute. It is not stored among the runs, where `bnlab view` would show means beside their runs.
 
@@ -158,15 +184,16 @@ def view_comparison(root: Path, serving: Serving, *, every_s: float = EVERY_S) -
         found = build(root, logs)
         took_s = time.monotonic() - start
         serving.refuse_no_match(found.names)
-        lines = f"{count(found.runs, 'run')} of {root} as {count(len(found.names), 'line')}"
-        line = f"{lines}, averaged over seeds, Ctrl-C ends it"
+        drawn = f"{count(found.runs, 'run')} of {root} as {count(len(found.names), 'line')}"
+        line = f"{drawn}, averaged over seeds, Ctrl-C ends it"
 
         def link(base: str) -> str:
             files = sorted(logs.rglob(PATTERN))
             return compare_link(base, found.names, found.shown, tags_to_pin(files), serving.run_filter)
 
         update = partial(follow, root, logs, seen, max(every_s, IDLE_SHARE * took_s))
-        serving.serve(logs, len(found.names), link, [line, *found.apart], update)
+        look = Look(colours=found.colours, log=LOG_AXES)
+        serving.serve(logs, len(found.names), look, link, [line, *lines, *found.apart], update)
 
 
 def follow(root: Path, logs: Path, seen: object, every_s: float, server: Server) -> None:

@@ -15,21 +15,10 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bnlab.board.serve.page import NAMED, PLAIN, PROGRAM, Look
+from bnlab.board.tags import ASIDE
 from bnlab.core.errors import UsageError
-
-CHILD = """
-import os, runpy, threading
-
-def end_with_parent():
-    while os.read(0, 1):
-        pass
-    os._exit(0)
-
-threading.Thread(target=end_with_parent, daemon=True).start()
-runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
-"""
-"""`python -m tensorboard.main` that ends with the process that started it, also after a SIGKILL: the system then closes
-the other end of its stdin."""
+from bnlab.report.style import looks_for
 
 START_S = 120.0
 
@@ -41,11 +30,12 @@ def samples(runs: int) -> str:
     return f"scalars={scalars},histograms={histograms}"
 
 
-def command(root: Path, *, port: int, bind_all: bool, runs: int) -> list[str]:
+def command(root: Path, *, port: int, bind_all: bool, runs: int, look: Look = PLAIN) -> list[str]:
     """The command line of the server."""
     address = ["--bind_all"] if bind_all else ["--host", "127.0.0.1"]
     words = ["--logdir", str(root), "--port", str(port), *address]
-    return [sys.executable, "-c", CHILD, *words, "--samples_per_plugin", samples(runs), "--reload_interval", "5"]
+    words += ["--samples_per_plugin", samples(runs), "--reload_interval", "5"]
+    return [sys.executable, "-c", PROGRAM, look.json(), *words]
 
 
 class Server:
@@ -145,20 +135,34 @@ def interruptible() -> Iterator[None]:
 
 
 OVERVIEW = (
-    "1_progress/loss",
-    "1_progress/accuracy",
-    "1_progress/eval_loss",
-    "1_progress/eval_accuracy",
+    "1_progress/train_loss",
+    "1_progress/train_accuracy",
+    "1_progress/test_loss",
+    "1_progress/test_accuracy",
     "2_drift_mean_pre/00_median_of_layers",
     "4_grad_norm/00_total",
 )
 """The tags to pin, if a run has them; board/tags.py names them."""
+
+LOG_AXES = "(train|test)_loss|loss_(lo|hi|range)|drift|grad_norm|grad_change|gradient|variance"
+"""Tags, and titles of charts, whose values span decades."""
 
 TICKED = 40
 """As many runs, all of them, are ticked at first in TensorBoard's older pages; of more, none."""
 
 HEAD_BYTES = 1 << 18
 """Of an event file: its first event, which names the tags, and more."""
+
+
+def norms_of(runs: Iterable[str]) -> list[str]:
+    return sorted({match[1] for run in runs if (match := re.search(NAMED, run))})
+
+
+def look_of(runs: Sequence[str]) -> Look:
+    """Norms in the colours that they have in the report; learning rates of one norm in TensorBoard's."""
+    norms = norms_of(runs)
+    colours = {norm: look.color for norm, look in zip(norms, looks_for(norms), strict=True)}
+    return Look(colours=colours if len(norms) > 1 else {}, log=LOG_AXES)
 
 
 def colour_regex(runs: Sequence[str]) -> str | None:
@@ -169,11 +173,16 @@ def colour_regex(runs: Sequence[str]) -> str | None:
     >>> colour_regex(["batch/lr=1/seed=0", "batch/lr=2/seed=0"])
     '(?:^|/)(lr=[^/]+)/'
     """
-    norms = {match[1] for run in runs if (match := re.search(r"(?:^|/)([^/]+)/lr=", run))}
+    norms = norms_of(runs)
     if len(norms) > 1:
-        return f"(?:^|/)({'|'.join(re.escape(norm) for norm in sorted(norms))})/lr="
+        return f"(?:^|/)({'|'.join(map(escaped, norms))})/lr="
     rates = {match[1] for run in runs if (match := re.search(r"(?:^|/)(lr=[^/]+)/", run))}
     return "(?:^|/)(lr=[^/]+)/" if len(rates) > 1 else None
+
+
+def escaped(name: str) -> str:
+    """As a regular expression; a space stays one."""
+    return re.escape(name).replace("\\ ", " ")
 
 
 def tags_to_pin(files: Iterable[Path]) -> list[str]:
@@ -202,16 +211,17 @@ def deep_link(base: str, runs: Sequence[str], pins: Sequence[str], run_filter: s
 
 def compare_link(base: str, runs: Sequence[str], shown: Sequence[str], pins: Sequence[str], pattern: str | None) -> str:
     """The address of the Custom Scalars page on which `shown` of the `runs` are ticked, or all that match a pattern;
-    the Time Series page beside it is set up as for single runs.
+    the Time Series page beside it shows the same ones.
 
     That page keeps its state behind the `#`: the ticks as JSON in base 64. If there are few runs, the page ticks those
-    that are not named there, so all are named. The run at the top has the figures and no series.
+    that are not named there, so all are named. The run that has the figures is ticked for the pages that show them.
     """
     state = {"_smoothingWeight": "0"}
     if pattern is not None:
         state["regexInput"] = pattern
     else:
-        ticks = {run: run in shown for run in (runs if len(runs) < TICKED else shown)} | {".": True}
+        ticks = {run: run in shown for run in (runs if len(runs) < TICKED else shown)} | {ASIDE: True}
         state["runSelectionState"] = base64.b64encode(json.dumps(ticks, separators=(",", ":")).encode()).decode()
     behind = "&".join(f"{key}={urllib.parse.quote(value, safe='')}" for key, value in state.items())
-    return deep_link(base, runs, pins, pattern).removesuffix("timeseries") + f"custom_scalars&{behind}"
+    visible = pattern if pattern is not None else f"^({'|'.join(map(escaped, shown))})$"
+    return deep_link(base, runs, pins, visible).removesuffix("timeseries") + f"custom_scalars&{behind}"
