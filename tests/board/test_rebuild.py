@@ -103,7 +103,7 @@ def test_there_and_back_again_is_the_same(spec_of: Callable[..., RunSpec], run: 
     full = events(ended.folder)
     assert rebuild(ended.folder, "light")
     light = events(ended.folder)
-    assert sum(map(len, light)) < sum(map(len, full)) / 10
+    assert sum(map(len, light)) < sum(map(len, full)) / 9
     assert rebuild(ended.folder, "full")
     assert events(ended.folder) == full
 

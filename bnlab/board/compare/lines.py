@@ -32,7 +32,7 @@ from bnlab.report.views import Group, View, even, median
 Points = Sequence[tuple[int, float]]
 """Steps and values, in the order of the steps."""
 MOST_SHOWN = 6
-"""Runs that are shown at first: TensorBoard has seven colours."""
+"""Lines that are shown at first: more cannot be told apart."""
 FEWEST = 2
 """Seeds that make a mean."""
 SMALLEST = 1e-9
