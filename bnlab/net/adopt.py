@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import get_args
 
 import torch
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.core.errors import UsageError
-from bnlab.core.registry import MODELS, NORMS
+from bnlab.core.registry import MODELS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.core.state import Mode, as_in, outputs_now
+from bnlab.core.state import Mode, as_in, outputs_now, untouched_random_state
 from bnlab.core.text import listed
-from bnlab.net.build import Net, Site, change_of, finished, normed_layers
+from bnlab.net.build import Net, Site, finished
+from bnlab.net.exchange import exchanged, refuse_leftovers, refuse_other_norms
 from bnlab.net.trace import (
     AFFINE,
     NORM,
@@ -32,12 +34,11 @@ from bnlab.net.trace import (
     faults,
     first_difference,
     kept,
-    left_out_at_random,
     same,
     sources,
     trace,
 )
-from bnlab.net.wrap import HALF, Copied, version_of
+from bnlab.net.wrap import HALF, version_of
 from bnlab.norms.base import DrawsNumbers
 
 EXAMPLE = 'sites = {"stem": ("conv1", "bn1", "relu1"), ...}, with "" where there is no norm or no nonlinearity'
@@ -46,6 +47,8 @@ UNSET = "draws from Python's or NumPy's generator, which no measurement sets bac
 UNKEPT = "neither a checkpoint nor a measurement restores"
 BATCH = 4
 """Examples in a pass that only shows how the parts are connected."""
+DRAWS = 32
+"""Passes in training that show which parts a forward leaves out at random."""
 
 
 def build_net(model: ModelSpec, norm: NormSpec, input_shape: tuple[int, ...], outputs: int, seed: int) -> Net:
@@ -97,6 +100,7 @@ class _Block:
             norm_first=self.norm_first,
             params=(),
             residual_sum=self.acting is not None and self.acting.given.key != before.out.key,
+            channels_last=self.affine.has_channels_last,
         )
 
 
@@ -127,10 +131,10 @@ def adopted(
     places = [call for call in seen.calls if call.is_norm]
     _refuse_shared(module, places, seen, key)
     if norm.name != "own":
-        _refuse_other_norms(places, seen, norm, key)
-    notes = [*_exchanged(module, places, norm, seen, key), *notes]
+        refuse_other_norms(places, seen, norm, key)
+    notes = [*exchanged(module, places, norm, seen, key), *notes]
     if norm.name != "own":
-        _refuse_leftovers(module, places, x, key)
+        refuse_leftovers(module, places, x, key)
     if model.init != "own":
         drawn = f"model.init={model.init} draws the weights of its {len(blocks)} sites and sets their biases to 0"
         notes.append(f"{drawn} (model.init=own keeps the module's)")
@@ -160,6 +164,9 @@ def _watched(module: nn.Module, x: Tensor, outputs: int, key: str) -> Trace:
         if isinstance(part, torch.jit.ScriptModule):
             problem = f"{path or 'it'} is compiled by torch.jit.script, and could not be measured"
             raise UsageError(key, problem, remedy="Use it as it was before that.")
+    if any(isinstance(part, nn.TransformerEncoderLayer | nn.MultiheadAttention) for part in module.modules()):
+        # In evaluation its fused kernel would pass the parts by, so that nothing of them could be measured.
+        torch.backends.mha.set_fastpath_enabled(False)
     in_place = [part for part in module.modules() if getattr(part, "inplace", False)]
     try:
         if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
@@ -214,9 +221,25 @@ def _watched(module: nn.Module, x: Tensor, outputs: int, key: str) -> Trace:
         call.path for call in training.calls if isinstance(call.part, NORM) and not evaluated.of(call.path)
     ]
     evaluated.changes = any(version_of(call.out.x) != call.out.version for call in (*training.calls, *evaluated.calls))
-    left_out = left_out_at_random(module, x.detach(), evaluated) if training.draws and training.decides else set()
+    left_out = _left_out_at_random(module, x.detach(), evaluated) if training.draws and training.decides else set()
     evaluated.faults = dict(faults(evaluated, training, left_out))
     return evaluated
+
+
+def _left_out_at_random(module: nn.Module, x: Tensor, seen: Trace) -> set[str]:
+    """Which parts of a trace some forward in training leaves out at random, as stochastic depth does."""
+    parts = {call.part: call.path for call in seen.calls if not call.is_function}
+    called, always = set[nn.Module](), set(parts)
+    handles = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in parts]
+    with untouched_random_state(x.device):
+        for draw in range(DRAWS):
+            called.clear()
+            torch.manual_seed(draw)
+            outputs_now(module, x, "batch")
+            always &= called
+    for handle in handles:
+        handle.remove()
+    return {path for part, path in parts.items() if part not in always}
 
 
 def _found(seen: Trace, key: str) -> tuple[list[_Block], list[str]]:
@@ -228,22 +251,24 @@ def _found(seen: Trace, key: str) -> tuple[list[_Block], list[str]]:
     for call in affine:
         if call.path in seen.faults:
             continue
-        before = seen.after(call, lambda one: one.is_norm)
+        before = seen.after(call, attrgetter("is_last_norm" if call.has_channels_last else "is_norm"))
         acting = seen.after(before or call, lambda one: one.acts)
-        behind = seen.after(acting, lambda one: one.is_norm) if acting is not None and before is None else None
-        last = acting or before or call
+        follows = before is None and not call.has_channels_last
+        behind = seen.after(acting, lambda one: one.is_norm) if acting is not None and follows else None
+        end = acting or before or call
         if acting is None and before is not None and before.path in seen.fused:
             problem = f"{before.path} is {before.kind}, and no nonlinearity is seen after it"
             remedy = f'Make the nonlinearity a part of its own, or use norm=own and name {before.path} with "" after it'
             raise UsageError(key, problem, remedy=f"{remedy}: {EXAMPLE}.")
-        passed_on = seen.after(last, lambda one: isinstance(one.part, AFFINE)) is not None
+        passed_on = seen.after(end, lambda one: isinstance(one.part, AFFINE)) is not None
         if acting is None and not passed_on and call.path in before_others:  # a head may have anything after it
-            bare.append(last.path)
+            bare.append(end.path)
         blocks.append(_Block(call.path.replace(".", "_"), call, before or behind, acting, norm_first=behind is None))
     if not blocks:
-        problem = "has no nn.Linear that gives [B, C] and no nn.Conv2d that gives [B, C, H, W], and is trained"
+        problem = "has no nn.Linear, nn.Conv1d or nn.Conv2d that is trained and can be measured"
         raise UsageError(key, problem, remedy=NAME_THEM)
-    notes = [f"no nonlinearity follows {listed(bare)} directly: act_in is what that gives (`sites` can name one)"]
+    remedy = "for another, write it as a part, self.act = nn.ReLU(), and name the block in `sites`"
+    notes = [f"no nonlinearity follows {listed(bare)} directly: act_in is what that gives ({remedy})"]
     return blocks, notes if bare else []
 
 
@@ -304,77 +329,6 @@ def _refuse_shared(module: nn.Module, places: Sequence[Call], seen: Trace, key: 
     for names in owners.values():
         if len(names) > 1:
             raise UsageError(key, f"{listed(names)} are one tensor, and measurements are of each part", remedy=remedy)
-
-
-def _refuse_other_norms(places: Sequence[Call], seen: Trace, norm: NormSpec, key: str) -> None:
-    """Refuse norms that could not be exchanged, so that the net would not be what `norm` says.
-
-    Raises:
-        UsageError: names the part.
-    """
-    for call in places:
-        if call.path in seen.fused:
-            remedy = "Keep it with norm=own, or make it a norm of torch.nn and a part for the rest."
-            raise UsageError(key, f"{call.path} is {call.kind}, and cannot be exchanged", remedy=remedy)
-        given = list(call.given.shape)
-        last = isinstance(call.part, nn.LayerNorm | nn.RMSNorm) and len(call.part.normalized_shape) < len(given) - 1
-        if norm.name != "none" and (last or len(given) not in (2, 4)):
-            problem = f"{call.path} does not see [B, C] or [B, C, H, W], and can only be left out or kept"
-            raise UsageError(key, problem, given, "Use norm=none or norm=own.")
-    if seen.in_training:
-        problem = f"{seen.in_training[0]} is left out of a forward in evaluation, and cannot be exchanged"
-        raise UsageError(key, problem, remedy="Keep it with norm=own.")
-    hidden = [path for path in seen.hidden_norms if path not in {call.path for call in places}]
-    if hidden:
-        problem = f"{hidden[0]} normalizes by code of its own, which cannot be exchanged"
-        raise UsageError(key, problem, remedy="Keep it with norm=own, or make it a norm of torch.nn.")
-
-
-def _exchanged(module: nn.Module, places: Sequence[Call], norm: NormSpec, seen: Trace, key: str) -> list[str]:
-    """Put the norm of the spec, or none, in place of each of the module's own. Returns what that changes."""
-    if norm.name == "own":
-        for name, default in (("layers", "all"), ("every", 1)):
-            if (given := getattr(norm, name)) != default:
-                raise UsageError(f"norm.{name}", "norm=own keeps every norm", given, "Leave it out.")
-    if not places and norm.name not in ("none", "own"):
-        remedy = "Put nn.BatchNorm2d or nn.BatchNorm1d where norms may stand, or use norm=none."
-        raise UsageError("norm", f"{key} has no norm that could be exchanged", norm.name, remedy)
-    if norm.name == "own":
-        return []
-    normed = normed_layers(norm, len(places)) if norm.name != "none" else frozenset()
-    changes: dict[str, list[str]] = {}
-    dtype = next(module.parameters()).dtype
-    for index, place in enumerate(places):
-        C, dims = place.given.shape[1], len(place.given.shape) - 2
-        layer = NORMS.build(norm.name, norm.options, C, dims).to(dtype) if index in normed else None
-        if change := change_of(place.part, layer):
-            changes.setdefault(change, []).append(place.path)
-        for path, part in list(module.named_modules(remove_duplicate=False)):  # a part may have several paths
-            if part is place.part:
-                parent, _, attribute = path.rpartition(".")
-                setattr(module.get_submodule(parent), attribute, layer or (Copied() if seen.changes else nn.Identity()))
-    return [
-        f"norm={norm.name} replaces {listed(paths)} ({change}); norm=own keeps the module's"
-        for change, paths in changes.items()
-    ]
-
-
-def _refuse_leftovers(module: nn.Module, places: Sequence[Call], x: Tensor, key: str) -> None:
-    """Refuse a forward that still reaches an exchanged norm: in another way than by its path, as through a list."""
-    reached: list[str] = []
-    handles = [
-        place.part.register_forward_pre_hook(lambda *_, path=place.path: reached.append(path)) for place in places
-    ]
-    try:
-        outputs_now(module, x.detach(), "running")
-    except Exception as error:
-        problem = f"{type(error).__name__} in a forward without its norms: {' '.join(str(error).split())}"
-        raise UsageError(key, problem, remedy="Keep its norms with norm=own.") from error
-    for handle in handles:
-        handle.remove()
-    if reached:
-        problem = f"{reached[0]} cannot be exchanged: forward does not find it by its name"
-        raise UsageError(key, problem, remedy="Call self.bn1(x), keep norms in an nn.ModuleList, or use norm=own.")
 
 
 def _not_measured(module: nn.Module, measured: Collection[str]) -> list[str]:

@@ -39,7 +39,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "linear"
 class Site:
     """One layer block. `params` names its parameters, the affine weight first, its norm's included; `norm_first`: the
     norm comes before the activation. `residual_sum`: the activation sees the sum of this site and a shortcut, in its
-    call number `activation_call` of a forward."""
+    call number `activation_call` of a forward. `channels_last`: the affine map gives [B, T, C], as in a transformer;
+    what is measured of it is [B, C, T]."""
 
     name: str
     affine: nn.Module
@@ -49,6 +50,7 @@ class Site:
     params: tuple[str, ...]
     residual_sum: bool = False
     activation_call: int = 0
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bnlab.core.state import Mode, PreservedBuffers, as_in, outputs_now, untouched_random_state
+from bnlab.core.state import Mode, PreservedBuffers, as_in, untouched_random_state
 from bnlab.net.wrap import BATCH_NORMS, version_of
 
-AFFINE = (nn.Linear, nn.Conv2d)
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-NORM = (*BATCH_NORMS, nn.SyncBatchNorm, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)
+NORM = (*BATCH_NORMS, nn.SyncBatchNorm, *INSTANCE_NORMS, nn.GroupNorm, *LAST_NORMS)
 NORM_FUNCTIONS = {
     getattr(home, name)
     for home in (torch, F)
@@ -49,6 +50,16 @@ NONLINEARITIES: dict[Callable[..., Tensor], Callable[[], nn.Module]] = {
     F.hardswish: nn.Hardswish,
     F.hardtanh: nn.Hardtanh,
     F.softsign: nn.Softsign,
+    F.logsigmoid: nn.LogSigmoid,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.rrelu: nn.RReLU,
+    F.tanhshrink: nn.Tanhshrink,
+    F.softshrink: nn.Softshrink,
+    F.hardshrink: nn.Hardshrink,
+    torch.clamp: nn.Hardtanh,
+    Tensor.clamp: nn.Hardtanh,
+    torch.clamp_min: nn.Hardtanh,
+    Tensor.clamp_min: nn.Hardtanh,
 }
 """Nonlinearities that a forward may call as functions, with the module of the same kind."""
 NONLINEARITIES |= {
@@ -59,8 +70,6 @@ NONLINEARITIES |= {
 }  # relu_, ...
 DECIDING = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
 """Functions that make Python numbers of tensors."""
-DRAWS = 32
-"""Passes in training that show which parts a forward leaves out at random."""
 
 
 class At(NamedTuple):
@@ -104,13 +113,22 @@ class Call:
 
     @property
     def has_channels(self) -> bool:
-        """Whether dimension 1 of an affine map's output is that of the channels: [B, C] or [B, C, H, W]."""
-        dimensions = len(self.out.shape)
-        return dimensions == 2 or (dimensions == 4 and not isinstance(self.part, nn.Linear))
+        """Whether dimension 1 of an affine map's output is that of the channels: [B, C], [B, C, T] or [B, C, H, W]."""
+        return len(self.out.shape) == 2 or (len(self.out.shape) in (3, 4) and not isinstance(self.part, nn.Linear))
+
+    @property
+    def has_channels_last(self) -> bool:
+        """Whether it is an affine map of each position by itself: [B, T, C] or [B, H, W, C]."""
+        return len(self.out.shape) in (3, 4) and isinstance(self.part, nn.Linear)
 
     @property
     def is_norm(self) -> bool:
         return isinstance(self.part, NORM)
+
+    @property
+    def is_last_norm(self) -> bool:
+        """Whether it normalizes over the last dimension, as in a transformer."""
+        return isinstance(self.part, LAST_NORMS)
 
     @property
     def kind(self) -> str:
@@ -175,24 +193,11 @@ def faults(evaluated: Trace, training: Trace, left_out: set[str]) -> Iterator[tu
             yield call.path, "has a weight that forward uses in another place too"
         elif call.path in training.unreached:
             yield call.path, "gives what the gradient of the outputs does not reach"
+        elif call.has_channels_last:
+            if evaluated.after(call, lambda one: one.acts or one.is_last_norm) is None:
+                yield call.path, "gives [B, T, C], and no nonlinearity or norm of C sees just that"
         elif not call.has_channels:
-            yield call.path, f"gives {len(call.out.shape)} dimensions, and a site gives [B, C] or [B, C, H, W]"
-
-
-def left_out_at_random(module: nn.Module, x: Tensor, seen: Trace) -> set[str]:
-    """Which parts of a trace some forward in training leaves out at random, as stochastic depth does."""
-    parts = {call.part: call.path for call in seen.calls if not call.is_function}
-    called, always = set[nn.Module](), set(parts)
-    handles = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in parts]
-    with untouched_random_state(x.device):
-        for draw in range(DRAWS):
-            called.clear()
-            torch.manual_seed(draw)
-            outputs_now(module, x, "batch")
-            always &= called
-    for handle in handles:
-        handle.remove()
-    return {path for part, path in parts.items() if part not in always}
+            yield call.path, f"gives {len(call.out.shape)} dimensions, and a site gives [B, C] or [B, C, ...]"
 
 
 def _leaves(output: object) -> Iterator[int]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bnlab.core.errors import UsageError
 from bnlab.core.state import outputs_now
-from bnlab.net.build import Net
+from bnlab.net.build import Net, Site
 
 Forward = Callable[..., Tensor]
 Passed = tuple[Tensor, Tensor]
@@ -60,7 +60,7 @@ class Wrapped(AbstractContextManager["Wrapped"]):
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """What one forward pass computed at each of the L sites: tensors [B, C] or [B, C, H, W].
+    """What one forward pass computed at each of the L sites: tensors [B, C], [B, C, T] or [B, C, H, W].
 
     Where a site has no norm before its nonlinearity, `act_in` is the tensor `pre` itself; at the end of a residual
     block it is the sum that the nonlinearity sees.
@@ -139,19 +139,20 @@ class Tap(_PreTap):
     """Records pre and act_in of every site during one forward pass; `sites` is complete after the `with`."""
 
     def __init__(self, net: Net) -> None:
+        self._of = net.sites
         sums = [(index, site) for index, site in enumerate(net.sites) if site.residual_sum]
         super().__init__(net, [(site.activation, site.activation_call) for _, site in sums])
         self.sites = Sites()
         self._sums = {index: len(net.sites) + i for i, (index, _) in enumerate(sums)}
 
     def _see(self, passed: Sequence[Passed]) -> None:
-        for index, norm in enumerate(self._norms):
-            pre = _wide(self._pre(index, passed))
+        for index, (norm, site) in enumerate(zip(self._norms, self._of, strict=True)):
+            pre = _wide(by_channel(site, self._pre(index, passed)))
             self.sites.pre.append(pre)
             if (at := self._sums.get(index)) is not None:
-                self.sites.act_in.append(_wide(passed[at][0]))
+                self.sites.act_in.append(_wide(by_channel(site, passed[at][0])))
             else:
-                self.sites.act_in.append(pre if norm is None else _wide(passed[index][1]))
+                self.sites.act_in.append(pre if norm is None else _wide(by_channel(site, passed[index][1])))
 
 
 class AffineTap(_Tap):
@@ -189,6 +190,7 @@ class TrainingTap(_PreTap):
     def __init__(self, net: Net, *, deltas: bool) -> None:
         """`deltas`: also the norm of the gradient at pre."""
         super().__init__(net)
+        self._of = net.sites
         self.training = TrainingSites()
         self._deltas = deltas
 
@@ -196,13 +198,18 @@ class TrainingTap(_PreTap):
         for index, norm in enumerate(self._norms):
             pre = self._pre(index, passed)
             saved = None if norm is None else saved_moments(norm, passed[index][1])
-            self.training.pre.append(_wide(pre.detach()) if saved is None else saved)
+            self.training.pre.append(_wide(by_channel(self._of[index], pre.detach())) if saved is None else saved)
             if self._deltas:
                 pre.register_hook(partial(_note_norm, self.training.delta_norms, index))  # type: ignore[no-untyped-call]
 
 
 def _note_norm(norms: dict[int, Tensor], index: int, gradient: Tensor) -> None:
     norms[index] = torch.linalg.vector_norm(_wide(gradient))
+
+
+def by_channel(site: Site, x: Tensor) -> Tensor:
+    """A tensor at a site with its channels as dimension 1: a view."""
+    return x.movedim(-1, 1) if site.channels_last else x
 
 
 def _wide(x: Tensor) -> Tensor:

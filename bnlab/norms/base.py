@@ -1,7 +1,8 @@
 """Base classes of norms that work per channel, and what norms may declare. Legend: B batch, C channels, H W space.
 
-A norm is a module x [B, C] (dims 0) or [B, C, H, W] (dims 2) -> the same shape. What training changes beside the
-parameters is in buffers: a checkpoint keeps it, and a forward made for measuring restores it (core/state.py).
+A norm is a module x [B, C] (dims 0), [B, C, T] (dims 1) or [B, C, H, W] (dims 2) -> the same shape. What
+training changes beside the parameters is in buffers: a checkpoint keeps it, and a forward made for measuring restores
+it (core/state.py).
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class ChannelNorm(nn.Module):
     ) -> None:
         """`running`: the names of the running averages and what each is before the first batch."""
         super().__init__()
-        self.over: tuple[int, ...] = (0, 2, 3) if dims else (0,)
-        self.shape: tuple[int, ...] = (1, channels, 1, 1) if dims else (1, channels)
+        self.over: tuple[int, ...] = (0, *range(2, 2 + dims))
+        self.shape: tuple[int, ...] = (1, channels, *(1 for _ in range(dims)))
         self.weight = nn.Parameter(torch.ones(channels)) if gamma else None
         self.bias = nn.Parameter(torch.zeros(channels)) if beta else None
         self.momentum = momentum
@@ -64,7 +65,7 @@ class ChannelNorm(nn.Module):
         if running:
             self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def wide(self, per_channel: Tensor) -> Tensor:  # [C] -> [1, C] or [1, C, 1, 1]
+    def wide(self, per_channel: Tensor) -> Tensor:  # [C] -> [1, C], [1, C, 1] or [1, C, 1, 1]
         """Values per channel in a shape that goes with x."""
         return per_channel.view(self.shape)
 

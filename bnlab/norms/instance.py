@@ -20,4 +20,5 @@ def instance(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     if not dims:
         remedy = "Use norm=layer, or a convolutional net."
         raise UsageError("norm", "a dense layer has one value per channel and example", "instance", remedy)
-    return nn.InstanceNorm2d(channels, eps=eps, affine=affine)
+    kind = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm1d
+    return kind(channels, eps=eps, affine=affine)

@@ -13,15 +13,16 @@ from bnlab.norms.base import ChannelNorm, Eps
 def rms(channels: int, dims: int, *, eps: Eps, affine: bool) -> nn.Module:
     """y = gamma * x / sqrt(mean(x^2) + eps) over the features of one example (dense), or over its C, H, W
     (convolution). gamma per channel; no beta, as in the paper."""
-    return ConvRms(channels, eps, affine) if dims else nn.RMSNorm(channels, eps=eps, elementwise_affine=affine)
+    return ConvRms(channels, dims, eps, affine) if dims else nn.RMSNorm(channels, eps=eps, elementwise_affine=affine)
 
 
 class ConvRms(ChannelNorm):
     """Over C, H, W with gamma per channel, where torch's has one gamma per element."""
 
-    def __init__(self, channels: int, eps: float, affine: bool) -> None:
-        super().__init__(channels, 2, gamma=affine, beta=False)
+    def __init__(self, channels: int, dims: int, eps: float, affine: bool) -> None:
+        super().__init__(channels, dims, gamma=affine, beta=False)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        return self.affine(x * torch.rsqrt(x.square().mean(dim=(1, 2, 3), keepdim=True) + self.eps))
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, T] or [B, C, H, W]
+        mean = x.square().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+        return self.affine(x * torch.rsqrt(mean + self.eps))

@@ -113,7 +113,7 @@ class Activations:
             # Channels last, a maximum over the positions takes thirty times as long: more than the copy.
             alone = tensors[group[0]].contiguous()[None]
             x = torch.stack([tensors[index] for index in group]) if len(group) > 1 else alone
-            batch, space = x.shape[1], x.shape[3:]  # B, and H, W of a convolution
+            batch, space = x.shape[1], x.shape[3:]  # B, and T or H, W of a convolution
             over = tuple(range(1, 1 + len(space)))  # the positions, counted from the channels
             half = x.view(size, 2, batch // 2, channels, *space).mean(
                 dim=(2, *(3 + axis for axis in over))
@@ -121,7 +121,9 @@ class Activations:
             mean = half.mean(dim=1).view(size, 1, channels, *(1 for _ in space))
             halves.append(half.transpose(0, 1).reshape(2, -1))
             variances.append(_mean_square(x - mean).flatten())
-            central = x[..., space[0] // 2, space[1] // 2] if space else x  # [U, B, C]
+            central = x
+            for length in space:
+                central = central.select(3, length // 2)  # in the end [U, B, C]
             units.append(central[:, :, self.unit % channels])
             if self.drift50:
                 shares.append(unit_percentiles(central))
@@ -213,11 +215,12 @@ class Layout:
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Mean of x^2 [U, B, C] or [U, B, C, H, W] over all but U and C: whichever way is faster for the shape on a CPU."""
+    """Mean of x^2 [U, B, C] or [U, B, C, ...] over all but U and C: whichever way is faster for the shape on a CPU."""
     if x.ndim == 3:
         return x.square_().mean(dim=1)
-    by_example: Tensor = torch.linalg.vector_norm(x, dim=(3, 4)).square_()
-    return by_example.mean(dim=1) / (x.shape[3] * x.shape[4])
+    space = tuple(range(3, x.ndim))
+    by_example: Tensor = torch.linalg.vector_norm(x, dim=space).square_()
+    return by_example.mean(dim=1) / math.prod(x.shape[3:])
 
 
 def standardized(difference: HostArray, var: HostArray, other_var: HostArray) -> HostArray:

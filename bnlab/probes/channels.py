@@ -26,7 +26,7 @@ from bnlab.core.seeds import stream
 from bnlab.core.state import outputs_at, random_state
 from bnlab.core.study import evenly
 from bnlab.net.build import Site
-from bnlab.net.wrap import Forward, Wrapped
+from bnlab.net.wrap import Forward, Wrapped, by_channel
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot
 
 SCALE = 10.0
@@ -91,7 +91,7 @@ class Changed(AbstractContextManager["Changed"]):
     """Inside the `with`, one channel of the site's output is changed; without a channel, `channels` is their number."""
 
     def __init__(self, site: Site, channel: int | None = None, change: Change | None = None) -> None:
-        after = site.norm is not None and not site.norm_first
+        self._site, after = site, site.norm is not None and not site.norm_first
         self._part = site.norm if after and site.norm is not None else site.activation
         self._call = 0 if after else site.activation_call
         self._channel, self._change = channel, change
@@ -110,10 +110,11 @@ class Changed(AbstractContextManager["Changed"]):
             out = forward(*args, **kwargs)
             self._calls += 1
             if self._calls - 1 == self._call:
-                self.channels = out.shape[1]
+                self.channels = by_channel(self._site, out).shape[1]
                 if self._channel is not None and self._change is not None:
                     out = out.clone()
-                    out[:, self._channel] = self._change(out[:, self._channel])
+                    changed = by_channel(self._site, out)  # a view
+                    changed[:, self._channel] = self._change(changed[:, self._channel])
             return out
 
         return run

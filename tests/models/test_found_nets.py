@@ -513,7 +513,11 @@ def test_a_found_net_is_trained_and_measured_as_in_a_loop_of_plain_torch(
 
 
 REFUSED: list[tuple[type[nn.Module], NormSpec, str]] = [
-    (ConvNeXt, BATCH, r"norm does not see \[B, C\] or \[B, C, H, W\], and can only be left out or kept, got \[4, 8, 8"),
+    (
+        ConvNeXt,
+        BATCH,
+        r"norm does not see \[B, C\], \[B, C, T\] or \[B, C, H, W\], and can only be left out or kept, got \[4, 8, 8",
+    ),
     (AuxiliaryInTraining, NONE, r"aux_bn is left out of a forward in evaluation, and cannot be exchanged\. Keep it"),
     (Checkpointed, OWN, r"conv2 is computed again in the backward pass, as by torch\.utils\.checkpoint, .* Call it"),
     (Reentrant, OWN, r"conv2 is computed again in the backward pass, as by torch\.utils\.checkpoint, .* Call it"),
@@ -575,7 +579,8 @@ def test_what_has_no_site_is_said() -> None:
     ]
     net = adopted(InvertedResidual(), HE, OWN, IMAGE, OUTPUTS, seed=0)
     assert net.notes[0] == (
-        "model=mine: no nonlinearity follows block.7 directly: act_in is what that gives (`sites` can name one)"
+        "model=mine: no nonlinearity follows block.7 directly: act_in is what that gives (for another, write it as a "
+        "part, self.act = nn.ReLU(), and name the block in `sites`)"
     )
     net = adopted(StochasticDepth(), HE, BATCH, IMAGE, OUTPUTS, seed=0)
     assert [site.name for site in net.sites] == ["L00_conv1", "L01_fc"]

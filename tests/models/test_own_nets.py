@@ -437,7 +437,7 @@ def _refusals() -> list[tuple[type[nn.Module], NormSpec, str]]:
             BATCH,
             r"model=mine: its forward must return one tensor \[B, 10\], and returns \[B, 4\]\.",
         ),
-        (EveryStep, NONE, r"model=mine: has no nn\.Linear that gives \[B, C\]"),
+        (EveryStep, NONE, r"model=mine: has no nn\.Linear, nn\.Conv1d or nn\.Conv2d that is trained"),
         (
             changed("Twice", features=lambda self, x: self.bn1(self.relu(self.bn1(self.conv1(x))))),
             BATCH,
@@ -606,7 +606,7 @@ def test_a_pass_with_other_masks_than_the_training_step_would_be_seen(
     ("kind", "fault"),
     [
         (Fused, "bn1 is a BNAct"),
-        (EveryStep, "has no nn.Linear that gives [B, C]"),
+        (EveryStep, "has no nn.Linear, nn.Conv1d or nn.Conv2d that is trained"),
         (Dropped, None),
         (StaysInEval, None),
     ],
