@@ -13,7 +13,7 @@ import typer
 from bnlab import cli
 from bnlab.cli.cells import list_cells, row, say_failures, states
 from bnlab.core.errors import UsageError
-from bnlab.core.text import command, count
+from bnlab.core.text import command, count, file_size
 from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
 
 if TYPE_CHECKING:
@@ -359,10 +359,24 @@ def _reported(root: Path, plugins: Sequence[str]) -> Built | None:
 
 
 def _say_cost(study: Study, grid: Sweep, changed: bool, out: TextIO) -> None:
-    """About how long the runs that are left take, and the least p that the seeds allow."""
-    if study.minutes and not changed and grid.left:
-        minutes = study.minutes * len(grid.left) / len(grid.standings)
-        say(f"about {minutes:.2g} min on two cores", out)
+    """About how long the runs that are left take, and how much of the disk, as far as runs of this grid or its study
+    tell; and the least p that the seeds allow."""
+    from bnlab.record.folder import ENDED
+
+    ended = [one for one in grid.standings.values() if one.state in ENDED and one.status.get("timing")]
+    if not grid.left:
+        pass
+    elif ended:
+        seconds = sum(one.status["timing"]["run_s"] for one in ended) * len(grid.left) / len(ended)
+        files = [file.stat().st_size for one in ended for file in one.folder.path.rglob("*") if file.is_file()]
+        size = file_size(round(sum(files) * len(grid.left) / len(ended)))
+        say(
+            f"about {seconds / 120:.2g} min on two workers and {size} of disk, as the {len(ended)} that have ended", out
+        )
+    elif study.minutes and not changed:
+        say(f"about {study.minutes * len(grid.left) / len(grid.standings):.2g} min on two cores", out)
+    else:
+        say("time and disk are not known before a run of this grid has ended", out)
     seeds = len({one.cell.spec.seed for one in grid.standings.values()})
     if study.claims and seeds >= DECIDING_SEEDS:
         from bnlab.analysis.statistics import EXACT_UP_TO

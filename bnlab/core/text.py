@@ -154,9 +154,11 @@ def age(seconds: float) -> str:
 def file_size(size: int) -> str:
     """In decimal units.
 
-    >>> file_size(999), file_size(12_345), file_size(3_000_000)
-    ('999 B', '12 kB', '3 MB')
+    >>> file_size(999), file_size(12_345), file_size(3_000_000), file_size(2_340_000_000)
+    ('999 B', '12 kB', '3 MB', '2.3 GB')
     """
+    if size >= 10**9:
+        return f"{size / 10**9:.1f} GB"
     for unit, scale in (("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.0f} {unit}"

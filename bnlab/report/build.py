@@ -139,7 +139,13 @@ def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
         unfinished=collection.unfinished,
         runs=len(collection.runs),
         failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
-        notes=(*collection.apart, *collection.edited, *collection.unanswered, *collection.damage),
+        notes=(
+            *collection.apart,
+            *filter(None, [found.prepared.mixed]),
+            *collection.edited,
+            *collection.unanswered,
+            *collection.damage,
+        ),
         facts=facts_,
         ranking=ranked,
     )

@@ -34,7 +34,8 @@ class Asked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """`views` for figures, `asked` for those of the study, `verdicts` on its claims; `arms` of every run by its id, and
-    in their order, for tables; `left_out`: what is not drawn, in words."""
+    in their order, for tables; `left_out`: what is not drawn, in words; `mixed`: of which settings there are several
+    views, in words."""
 
     views: tuple[View, ...]
     asked: tuple[Asked, ...] = ()
@@ -42,6 +43,7 @@ class Prepared:
     arms: Mapping[str, str]
     order: tuple[str, ...]
     left_out: tuple[str, ...]
+    mixed: str = ""
 
     def grid(self, runs: Iterable[Run]) -> dict[str, dict[float, list[Run]]]:
         """The runs by arm, in the arms' order, and by learning rate, from the smallest."""
@@ -63,6 +65,10 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
         )
     wanted = collection.study.figures if collection.study else ()
     views = views_of(collection, arms)
+    what = f"{len(arms.settings)} settings of {', '.join(map(short_key, arms.rest))}"
+    mixed = (
+        f"the runs have {what}, and figures are drawn for {'each' if len(views) == len(arms.settings) else len(views)}"
+    )
     if len(views) == 1:  # of several, none is the one that claims are about
         views = (replace(views[0], ratios=_ratios(verdicts, arms.axis, views[0])),)
     return Prepared(
@@ -72,6 +78,9 @@ def prepare(collection: Collection, verdicts: Sequence[Verdict] = ()) -> Prepare
         arms={run.id: arms.label(run) for run in runs},
         order=tuple(arms.labels(runs)),
         left_out=tuple(left_out),
+        mixed=f"{mixed}; of some runs alone: bnlab plot {collection.root} --where ..."
+        if len(views) > 1 and not collection.study
+        else "",
     )
 
 

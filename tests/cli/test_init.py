@@ -25,7 +25,11 @@ def test_the_study_that_is_written_is_one(in_process: Command) -> None:
     assert (study.name, study.base, len(cells), len(study.claims)) == ("mine", "deep_mlp", 48, 1)
     check(study)
     listed = in_process("sweep", "--config", "mine", "--dry-run").out.splitlines()
-    assert listed[-2:] == ["48 runs: 48 not started; 48 to run", "with 6 seeds and 1 claim, p is 0.016 at best"]
+    assert listed[-3:] == [
+        "48 runs: 48 not started; 48 to run",
+        "time and disk are not known before a run of this grid has ended",
+        "with 6 seeds and 1 claim, p is 0.016 at best",
+    ]
 
 
 def test_the_experiment_that_is_written_trains(in_process: Command) -> None:

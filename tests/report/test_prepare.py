@@ -90,6 +90,8 @@ def test_further_axes_make_further_views(tmp_path: Path, write: Write) -> None:
     assert [view.setting for view in found.views] == ["depth 2", "depth 4", "depth 6"]
     assert len(found.order) == 10
     assert found.left_out[0].startswith("figures for 3 of 5 settings of depth")
+    line = "the runs have 5 settings of depth, and figures are drawn for 3; of some runs alone: bnlab plot"
+    assert found.mixed.startswith(line)
 
 
 def test_where_the_norm_does_not_vary_what_varies_makes_the_arms(tmp_path: Path, write: Write) -> None:

@@ -96,13 +96,33 @@ def test_a_dry_run_lists_every_cell_with_its_line_and_writes_nothing(sweep: Swee
     text = sweep("--dry-run").out.splitlines()
     assert text[0].split() == ["state", "norm", "lr", "seed", "id"]
     assert text[2].split() == ["not", "started", "none", "0.05", "0", cells[0].spec.id]
-    assert text[-2:] == [
+    assert text[-3:] == [
         "8 runs: 8 not started; 8 to run",
+        "time and disk are not known before a run of this grid has ended",
         "with 2 seeds a claim gets a direction only; 6 or more seeds decide",
     ]
     enough = sweep("--dry-run", "seed=range(7)").out.splitlines()
-    assert enough[-2:] == ["28 runs: 28 not started; 28 to run", "with 7 seeds and 1 claim, p is 0.0078 at best"]
+    assert (enough[-3], enough[-1]) == (
+        "28 runs: 28 not started; 28 to run", "with 7 seeds and 1 claim, p is 0.0078 at best",
+    )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_estimates_by_the_runs_that_have_ended(sweep: Sweep, tmp_path: Path) -> None:
+    assert sweep("seed=0").code == 0
+    ended = [file.parent for file in (tmp_path / "runs").rglob("status.json")]
+    assert len(ended) == 4
+    for folder in ended:
+        status = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps({**status, "timing": {"run_s": 90.0}}))
+        (folder / "large").write_bytes(bytes(2_000_000))
+    said = sweep("--dry-run").out.splitlines()
+    assert said[-3:-1] == [
+        "8 runs: 4 finished, 4 not started; 4 to run",
+        "about 3 min on two workers and 8 MB of disk, as the 4 that have ended",
+    ]
+    assert sweep().code == 0
+    assert "min on two workers" not in sweep("--dry-run").out
 
 
 def test_a_dry_run_imports_no_torch() -> None:
@@ -114,7 +134,7 @@ def test_a_dry_run_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert (lines[-3], lines[-1]) == ("8 runs: 8 not started; 8 to run", "False")
+    assert (lines[-4], lines[-1]) == ("8 runs: 8 not started; 8 to run", "False")
 
 
 @pytest.mark.parametrize(
