@@ -248,7 +248,7 @@ def test_rows_have_charts_of_one_kind_and_bands_in_reverse(made: tuple[Compared,
     ]
     titles = [[chart.title for chart in category.chart] for category in categories]
     assert titles[0] == ["test_accuracy", "test_loss", "train_loss"]
-    assert titles[3] == [f"layer {layer}: above p85, in the middle p50, below p15" for layer in range(3)]
+    assert titles[3] == [f"layer {layer}: from above p85, p50, p15" for layer in range(3)]
     for category in categories:
         assert len({chart.WhichOneof("content") for chart in category.chart}) == 1
 

@@ -18,6 +18,7 @@ from bnlab.board.serve.page import CHANGES, Look, changed, files
 from bnlab.board.serve.server import LOG_AXES, Server, command, look_of
 from bnlab.board.tags import ASIDE
 from bnlab.report.style import LOOKS
+from tests.board.conftest import sweep
 
 ORIGINAL = Path(tensorboard.__file__).with_name("webfiles.zip")
 PLACES = [1, 1, 1, 1, 2, 2, 1, 1]
@@ -79,7 +80,7 @@ def test_norms_have_the_colours_of_the_report_wherever_the_root_is() -> None:
         (("2_drift_mean_pre/00_median_of_layers", "4_grad_norm/00_total", "gradient norm at step 3"), True),
         (("variance of pre-activations at step 3", "5_landscape/loss_range", "5_landscape/grad_change"), True),
         (("1_progress/test_accuracy", "test_accuracy", "1_progress/lr", "9_hist_pre/L01_fc"), False),
-        (("6_act_percentiles_act_in/first_p15", "layer 0: above p85, in the middle p50, below p15"), False),
+        (("6_act_percentiles_act_in/first_p15", "layer 0: from above p85, p50, p15"), False),
     ],
 )
 def test_what_spans_decades_has_a_logarithmic_axis(names: tuple[str, ...], is_log: bool) -> None:
@@ -96,6 +97,24 @@ def test_a_comparison_has_the_report_s_colours_and_shades_of_them(swept: Path, t
         assert found.colours[arm] == found.colours[f"{arm}/lr=0.05"] == own
         assert re.fullmatch("#[0-9a-f]{6}", found.colours[f"{arm}/lr=1000000"])
         assert found.colours[f"{arm}/lr=1000000"] != own
+
+
+def test_an_arm_has_its_colour_at_settings_that_figures_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report draws some of many settings."""
+    monkeypatch.setattr("bnlab.board.compare.draw_all", lambda prepared: ([], []))
+    axes = ("norm=none,batch", "optim.lr=0.05", "seed=range(0,2)", "model.activation=relu,tanh")
+    root = sweep(tmp_path / "runs", *axes)
+    monkeypatch.setattr("bnlab.report.prepare.MOST_VIEWS", 1)
+    found = build(root, tmp_path / "logs")
+    wanted = {
+        f"{arm}, activation {function}/lr=0.05": LOOKS[norm].color
+        for arm, norm in (("batch norm", "batch"), ("no norm", "none"))
+        for function in ("relu", "tanh")
+    }
+    assert found.colours.items() >= wanted.items()
+    assert set(found.names) == set(wanted)
 
 
 def test_a_comparison_has_a_table_of_its_lines(

@@ -169,7 +169,7 @@ def page(tags: AnyOf[str], *, band: str, layers: Sequence[str], moments: Sequenc
             rows[f"{line.row}; band: {band}"].append(chart)
     rows["Percentiles 15, 50, 85 of the input of one activation (Ioffe & Szegedy 2015, figure 1)"] = [
         Chart(
-            title=f"{layer}: above p85, in the middle p50, below p15",
+            title=f"{layer}: from above p85, p50, p15",
             tags=tuple(f"6_act_percentiles_act_in/{place}_{suffix}" for suffix in UNITS.values()),
         )
         for place, layer in zip(PLACES, layers, strict=True)

@@ -116,11 +116,13 @@ def comparison_of(root: Path) -> Comparison:
     shown = [name for name in first_look(prepared.views[0], points) if name]
     place = {name: number for number, name in enumerate(shown)}
     first = sorted(points, key=lambda point: place.get(point.name, len(place)))
+    looks = {group.label: group.look.color for view in prepared.views for group in view.groups}
     colours: dict[str, str] = {}
-    for view in prepared.views:
-        for group in view.groups:
-            names = [point.name for point in first if point.arm == _arm(view, group)]
-            colours |= {_folder(_arm(view, group)): group.look.color} | shades(group.look.color, names)
+    for arm in dict.fromkeys(point.arm for point in first):  # of a setting without a figure too
+        label = max((label for label in looks if f"{arm}, ".startswith(f"{label}, ")), key=len, default=None)
+        if label is not None:
+            lines = [point.name for point in first if point.arm == arm]
+            colours |= {_folder(arm): looks[label]} | shades(looks[label], lines)
     return Comparison(begun=begun, ended=ended, points=tuple(points), shown=tuple(shown), colours=colours)
 
 

@@ -220,7 +220,7 @@ def compare_link(base: str, runs: Sequence[str], shown: Sequence[str], pins: Seq
     if pattern is not None:
         state["regexInput"] = pattern
     else:
-        ticks = {run: run in shown for run in (runs if len(runs) < TICKED else shown)} | {ASIDE: True}
+        ticks = {run: run in shown for run in (runs if len(runs) <= TICKED else shown)} | {ASIDE: True}
         state["runSelectionState"] = base64.b64encode(json.dumps(ticks, separators=(",", ":")).encode()).decode()
     behind = "&".join(f"{key}={urllib.parse.quote(value, safe='')}" for key, value in state.items())
     visible = pattern if pattern is not None else f"^({'|'.join(map(escaped, shown))})$"
