@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,16 @@ def test_a_comparison_has_the_report_s_colours_and_shades_of_them(swept: Path, t
         assert found.colours[arm] == found.colours[f"{arm}/lr=0.05"] == own
         assert re.fullmatch("#[0-9a-f]{6}", found.colours[f"{arm}/lr=1000000"])
         assert found.colours[f"{arm}/lr=1000000"] != own
+
+
+def test_an_arm_that_has_no_run_yet_gets_its_colour_when_it_has_one(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnlab.board.compare.draw_all", lambda prepared: ([], []))
+    ignored = shutil.ignore_patterns("batch", "*.pt", "events.*", "figures")
+    found = build(shutil.copytree(swept, tmp_path / "copied", ignore=ignored), tmp_path / "logs")
+    assert {name.partition("/")[0] for name in found.names} == {"no norm"}
+    assert found.colours["batch norm"] == LOOKS["batch"].color
 
 
 def test_an_arm_has_its_colour_at_settings_that_figures_leave_out(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bnlab.analysis.arms import OLD_TITLES
 from bnlab.analysis.load import Collection, read_runs
 from bnlab.analysis.metrics.losses import SMOOTHED, trailing_median
 from bnlab.analysis.statistics import t_half_width
@@ -27,6 +28,7 @@ from bnlab.record.runs import Run
 from bnlab.report.build import studies_in
 from bnlab.report.figures import in_order
 from bnlab.report.prepare import Prepared, prepare
+from bnlab.report.style import LOOKS
 from bnlab.report.views import Group, View, even, median
 
 Points = Sequence[tuple[int, float]]
@@ -117,7 +119,8 @@ def comparison_of(root: Path) -> Comparison:
     place = {name: number for number, name in enumerate(shown)}
     first = sorted(points, key=lambda point: place.get(point.name, len(place)))
     looks = {group.label: group.look.color for view in prepared.views for group in view.groups}
-    colours: dict[str, str] = {}
+    # Of arms that have no run yet too, while a sweep is running.
+    colours = {OLD_TITLES[key]: look.color for norm, look in LOOKS.items() if (key := ("norm", norm)) in OLD_TITLES}
     for arm in dict.fromkeys(point.arm for point in first):  # of a setting without a figure too
         label = max((label for label in looks if f"{arm}, ".startswith(f"{label}, ")), key=len, default=None)
         if label is not None:
