@@ -1,7 +1,7 @@
 """A laboratory for one question: what does batch normalization really do to training?
 
-What a plugin or a notebook needs: the registries that take one's own norms, models, data sets, optimizers, probes,
-metrics and figures; `read_runs`, which gives the runs below a folder, and `judge`, which gives the verdicts on claims.
+For plugins: the registries that take one's own norms, models, data sets, optimizers, probes, metrics and figures. For
+scripts and notebooks: `train`, `load`, `journals`, `judge`, `figure` (docs/python.md), and `read_runs`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from bnlab.core import moved
 
 if TYPE_CHECKING:
-    from bnlab.analysis.load import read_runs
+    from bnlab.analysis.load import journals, load, read_runs
     from bnlab.analysis.metrics import METRICS
     from bnlab.analysis.verdicts import judge
+    from bnlab.api import train
     from bnlab.core.errors import UsageError
     from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+    from bnlab.report.build import figure
     from bnlab.report.figures import FIGURES
 
 __version__ = "0.1.0"
@@ -30,8 +32,12 @@ _FACE = {
     "OPTIMIZERS": "bnlab.core.registry",
     "PROBES": "bnlab.core.registry",
     "UsageError": "bnlab.core.errors",
+    "figure": "bnlab.report.build",
+    "journals": "bnlab.analysis.load",
     "judge": "bnlab.analysis.verdicts",
+    "load": "bnlab.analysis.load",
     "read_runs": "bnlab.analysis.load",
+    "train": "bnlab.api",
 }
 """Name -> the module that has it; imported when it is first asked for, so that help comes at once."""
 
@@ -45,8 +51,12 @@ __all__ = [
     "PROBES",
     "UsageError",
     "__version__",
+    "figure",
+    "journals",
     "judge",
+    "load",
     "read_runs",
+    "train",
 ]
 
 moved.install()

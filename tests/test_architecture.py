@@ -30,7 +30,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     10: ("analysis",),
     11: ("report",),
     12: ("board.compare", "config"),
-    13: ("board.serve", "terminal"),
+    13: ("board.serve", "terminal", "api"),
     14: ("cli", "__main__"),
 }
 """A room is a package, or a package inside one where both are named."""
@@ -70,7 +70,7 @@ TORCHLESS = (
     "bnlab.board.compare",
     "bnlab.sweep.run",
 )
-MOST_MODULES, MOST_CODE, MOST_LINES = 206, 21_500, 400
+MOST_MODULES, MOST_CODE, MOST_LINES = 208, 21_900, 400
 """Of the package, of the package, and of a module. They may only fall, to 150 and 11,500 (docs/decisions/018)."""
 RAISED = "simplify first; a budget is raised only on purpose, with its reason in docs/decisions/018"
 NOT_CODE = (

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.analysis.metrics import CONTROL, METRICS, MetricError, Value, about_answers, reads
 from bnlab.core.conditions import DEFAULTS, Condition, conditions, of_run
-from bnlab.core.errors import UsageError
+from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import digest, load_plugins
 from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import canonical
 from bnlab.core.study import ARM, Study, varying
 from bnlab.core.text import count
-from bnlab.record.folder import find_runs, write_atomically
+from bnlab.record.folder import find_runs, runs_below, write_atomically
 from bnlab.record.runs import Run, read_run
 
 if TYPE_CHECKING:
@@ -226,6 +226,56 @@ def summary(collection: Collection) -> DataFrame:
     frame = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     bounds = [name for name in (f"{column}.bound" for column in metrics) if name in frame.columns]
     return frame.drop([name for name in bounds if frame[name].null_count() == len(frame)])
+
+
+def load(path: Path | str, plugins: Sequence[str] = ()) -> DataFrame:
+    """A row for each run below `path` that has ended: the keys in which runs differ, status, every metric of a run, and
+    times under `*_s`, as in summary.parquet of a report. Not measured is null.
+
+    Raises:
+        NoRunsError: no such directory, or no runs in it.
+    """
+    runs_below(Path(path))
+    return summary(read_runs(Path(path), plugins=plugins))
+
+
+def journals(path: Path | str, measurements: Iterable[str] | None = None) -> DataFrame:
+    """A row for each value in the journals below `path`: `run` (its path), `step`, `site` (counted from 0; null where
+    there is one value a step), `measurement`, `value`. `measurements` are names as `bnlab list measurements` has them;
+    None: the losses.
+
+    Raises:
+        NoRunsError: no such directory, or no runs in it.
+        UsageError: a measurement that no run here has.
+    """
+    import numpy as np
+    import polars as pl
+
+    root = Path(path)
+    names = ("train_loss", "test_loss") if measurements is None else tuple(measurements)
+    runs = [read_run(folder, frozenset(names)) for folder in runs_below(root)]
+    schema = {"run": pl.String, "step": pl.Int64, "site": pl.Int64, "measurement": pl.String, "value": pl.Float64}
+    frames, there = [], set[str]()
+    for run in runs:
+        for name in names:
+            steps, values = run.series(name)
+            if not len(steps):
+                continue
+            there.add(name)
+            count = values.shape[1] if values.ndim > 1 else 1
+            site = np.tile(np.arange(count), len(steps))
+            columns = {
+                "run": [str(run.path.relative_to(root))] * values.size,
+                "step": np.repeat(steps, count),
+                "site": site if values.ndim > 1 else [None] * values.size,
+                "measurement": [name] * values.size,
+                "value": values.ravel(),
+            }
+            frames.append(pl.DataFrame(columns, schema=schema))
+    if measurements is not None and (missing := [name for name in names if name not in there]):
+        known = {name for run in runs for name in run.measured()}
+        raise UsageError("measurements", "no run here has it", missing[0], nearest(missing[0], known))
+    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
 
 
 NOT_MEASURED = Value(math.nan)

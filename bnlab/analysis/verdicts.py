@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bnlab.analysis.claims import Decision, Verdict, allowed, check_claim, threshold, unknown_metric
-from bnlab.analysis.load import Collection
+from bnlab.analysis.load import Collection, read_runs
 from bnlab.analysis.metrics import MetricError
 from bnlab.analysis.points import Paired, paired
 from bnlab.analysis.sides import NotTestedError
@@ -51,14 +52,16 @@ class _Weighed:
         return len(self.paired.seeds)
 
 
-def judge(*collections: Collection) -> list[Verdict]:
-    """A verdict on every claim of the collections' studies, in their order. Holm's adjustment is over all of them.
+def judge(*studies: Collection | Path | str) -> list[Verdict]:
+    """A verdict on every claim of the studies, folders or as `read_runs` gives them, in their order. Holm's adjustment
+    is over all of them.
 
     Raises:
         UsageError: a claim that `claims.check` refuses.
     """
     found: list[Verdict | _Weighed] = []
-    for collection in collections:
+    for study in studies:
+        collection = study if isinstance(study, Collection) else read_runs(Path(study))
         if collection.study is not None:
             found += [_weigh(collection, claim) for claim in collection.study.claims]
     tested = [one for one in found if isinstance(one, _Weighed) and one.n >= FEWEST_SEEDS]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnlab.analysis.claims import SIGNS, Verdict, facts
 from bnlab.analysis.load import STUDY_FILE, VERDICTS_FILE, Collection, read_runs, read_study, write_summary
 from bnlab.analysis.verdicts import judge
-from bnlab.core.errors import cause
+from bnlab.core.errors import UsageError, cause, nearest
 from bnlab.core.safe import safe_json
 from bnlab.core.study import Study
 from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
@@ -25,6 +26,9 @@ from bnlab.report.ranking import Ranking, ranking
 from bnlab.report.style import Format
 from bnlab.report.views import Drawn, Missing, View
 from bnlab.report.write import Built, Written, styled, written
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def build(root: Path, plugins: Sequence[str] = (), out: Path | None = None) -> Built:
@@ -269,3 +273,26 @@ def _nothing(root: Path) -> NoRunsError:
 
 def _has_ended(folder: Path) -> bool:
     return bool(read_runs(folder).runs)
+
+
+def figure(path: Path | str, name: str, plugins: Sequence[str] = ()) -> Figure:
+    """The figure of that name from the report of `path`; a notebook shows it.
+
+    >>> bnlab.figure("runs/quickstart", "loss_by_rate").savefig("loss.pdf")  # doctest: +SKIP
+
+    Raises:
+        NoRunsError: no run has ended.
+        UsageError: the report has no such figure.
+    """
+    found = {one.drawn.name: one for one in drawn_from(Path(path), plugins).figures}
+    if name not in found:
+        raise UsageError("figure", "the report of these runs has no such figure", name, nearest(name, found))
+    shown: Any = found[name].drawn.figure
+    shown._repr_png_ = lambda: _png(shown)  # IPython looks for it; matplotlib's own figures need pyplot for that
+    return shown  # type: ignore[no-any-return]
+
+
+def _png(shown: Figure) -> bytes:
+    out = io.BytesIO()
+    shown.savefig(out, format="png", dpi=120)
+    return out.getvalue()
