@@ -307,7 +307,8 @@ def traces_of() -> Callable[[Path], dict[str, Any]]:
 
 
 def traces(root: Path) -> dict[str, Any]:
-    """Every run below `root` by its folder: status, journal and checkpoint, without readings of the clock."""
+    """Every run below `root` by its folder: status, journal and checkpoint, without readings of the clock, and
+    without how many nets shared them."""
     found: dict[str, Any] = {}
     for file in sorted(root.rglob("status.json")):
         status = json.loads(file.read_text())
@@ -317,7 +318,7 @@ def traces(root: Path) -> dict[str, Any]:
         content = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
         progress = content.pop("progress", {})
         content.pop("journal_crc", None)  # of a journal with readings of the clock
-        kept = {key: value for key, value in progress.items() if not key.endswith(("_s", "_bytes"))}
+        kept = {key: value for key, value in progress.items() if not key.endswith(("_s", "_bytes", "nets"))}
         found[str(file.parent.relative_to(root))] = (status, journal, kept, _bits(content))
     return found
 

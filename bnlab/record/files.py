@@ -30,6 +30,7 @@ class StatusShape(AnswerShape):
     step: int | None = None
     steps: int | None = None
     timing: Mapping[str, float | None] | None = None
+    parameters: int | None = None
     dead: bool | None = None
     error: str | None = None
     diverged: Mapping[str, Any] | None = None

@@ -33,14 +33,15 @@ Found = TypeVar("Found")
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """The progress of a run: the next `step`, the loss of the first step, the length of the journal so far, and the
-    seconds spent, in all and on measuring."""
+    """The progress of a run: the next `step`, the loss of the first step, the length of the journal so far, the seconds
+    spent, in all and on measuring, and the most nets whose steps were computed together with its own."""
 
     step: int = 0
     initial_loss: float | None = None
     journal_bytes: int = 0
     run_s: float = 0.0
     measure_s: float = 0.0
+    nets: int = 1
 
 
 def save(

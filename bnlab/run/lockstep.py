@@ -159,6 +159,8 @@ class Lockstep(Generic[Key]):
     def _train(self) -> None:
         members = self.members
         turns = [member.turn for member in members if member.turn is not None]
+        for member in members:
+            member.run.progress.nets = max(member.run.progress.nets, len(members))
         watched = {place: turn.watch for place, turn in enumerate(turns) if isinstance(turn.watch, Watch)}
         for watch in watched.values():
             watch.before_forward()

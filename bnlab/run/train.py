@@ -329,8 +329,9 @@ class Run:
     def _ended(self, status: str, step: int, metrics: Mapping[str, float | None], **more: object) -> Status:
         run_s, measure_s = self._seconds()
         timing = {"run_s": run_s, "measure_s": measure_s, "steps_per_s": step / run_s if run_s else None}
+        timing["nets"] = self.progress.nets
         ended: Status = {"status": status, "step": step, "steps": self.setup.steps, "metrics": dict(metrics), **more}
-        ended["timing"] = timing
+        ended |= {"parameters": sum(x.numel() for x in self.setup.net.params.values()), "timing": timing}
         self.folder.write_status(ended)
         if status in ENDED:
             self.folder.previous_file.unlink(missing_ok=True)

@@ -347,6 +347,20 @@ def test_spikes(run_of: RunOf) -> None:
     assert METRICS["spikes"].value(run_of(series={"train_loss": [10.0] + [0.1] * 6 + [0.5]})).value == 0.0
 
 
+def test_cost_is_that_of_the_status_and_of_the_probe(run_of: RunOf) -> None:
+    run = run_of(series={"train_loss": [2.0, 1.0], "saved_bytes": [4096.0, 8192.0]})
+    names = ("step_s", "nets_at_once", "parameters", "saved_bytes")
+    old = [METRICS[name].value(run).value for name in names]
+    assert old == pytest.approx([math.nan, math.nan, math.nan, 4096.0], nan_ok=True)
+    run.status["timing"] |= {"run_s": 3.0, "measure_s": 1.0, "nets": 6}  # type: ignore[index]
+    run.status["parameters"] = 1234  # type: ignore[index]
+    assert [METRICS[name].value(run).value for name in names] == pytest.approx([0.02, 6.0, 1234.0, 4096.0])
+    assert math.isnan(METRICS["saved_bytes"].value(run_of(series={"train_loss": [1.0]})).value)
+    assert [(METRICS[name].unit, METRICS[name].better) for name in names] == [
+        ("s", "lower"), ("nets", None), ("numbers", "lower"), ("bytes", "lower"),
+    ]  # fmt: skip
+
+
 def test_seconds_of_a_step_and_to_a_target(run_of: RunOf) -> None:
     run = run_of(series={"train_loss": [2.0, 1.0, 0.5, 0.1]})
     run.status["timing"] |= {"run_s": 3.0, "measure_s": 1.0}  # type: ignore[index]

@@ -257,7 +257,7 @@ def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path, s
     )
     assert (said.json["status"], said.json["step"], said.json["dead"]) == ("finished", 20, False)
     assert set(said.json["metrics"]) == METRICS
-    assert set(said.json["timing"]) == {"run_s", "measure_s", "steps_per_s"}
+    assert set(said.json["timing"]) == {"run_s", "measure_s", "steps_per_s", "nets"}
     assert re.fullmatch(r"deep_mlp  batch  lr=0.3  seed=0\n(step .*\n){10}", said.err)
 
 

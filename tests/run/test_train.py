@@ -110,6 +110,8 @@ def test_the_last_record_and_the_status_agree(spec_of: SpecOf, run: Run) -> None
         assert last[name] == pytest.approx(ended.status["metrics"][name], rel=1e-7)
     assert json.loads(ended.folder.status_file.read_text()) == ended.status
     assert ended.status["timing"]["run_s"] > ended.status["timing"]["measure_s"] > 0
+    assert ended.status["timing"]["nets"] == 1
+    assert ended.status["parameters"] == sum(x.numel() for x in ended.setup.net.module.parameters())
 
 
 def test_a_listener_receives_every_record(spec_of: SpecOf, run: Run) -> None:

@@ -228,9 +228,24 @@ def test_the_seconds_of_a_run_are_its_share(spec_of: SpecOf, tmp_path: Path) -> 
     started = time.monotonic()
     train(specs, tmp_path, len(specs))
     whole = time.monotonic() - started
-    each = [json.loads(file.read_text())["timing"]["run_s"] for file in tmp_path.rglob("status.json")]
-    assert len(each) == len(specs)
-    assert 0 < sum(each) <= whole
+    timings = [json.loads(file.read_text())["timing"] for file in tmp_path.rglob("status.json")]
+    assert [timing["nets"] for timing in timings] == [len(specs)] * len(specs)
+    assert 0 < sum(timing["run_s"] for timing in timings) <= whole
+
+
+def test_a_run_knows_the_largest_stack_that_it_was_in(spec_of: SpecOf, tmp_path: Path) -> None:
+    """Also where it is stopped and goes on alone."""
+    specs = cells(spec_of, "steps=40", "norm=batch", seeds=2)
+    asked = iter(range(200))
+    train(specs, tmp_path, len(specs), lambda: "a test" if next(asked) > 60 else None)
+    first = [json.loads(file.read_text()) for file in tmp_path.rglob("status.json")]
+    assert {status["status"] for status in first} == {"interrupted"}
+    train(specs, tmp_path, "off")
+    ended = [json.loads(file.read_text()) for file in tmp_path.rglob("status.json")]
+    assert [(status["status"], status["timing"]["nets"]) for status in ended] == [("finished", len(specs))] * len(specs)
+    train(specs, tmp_path / "alone", "off")
+    alone = [json.loads(file.read_text())["timing"]["nets"] for file in (tmp_path / "alone").rglob("status.json")]
+    assert alone == [1] * len(specs)
 
 
 def grid(spec_of: SpecOf, root: Path, *overrides: str) -> Sweep:

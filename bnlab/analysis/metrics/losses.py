@@ -17,6 +17,7 @@ import numpy as np
 from annotated_types import Ge
 
 from bnlab.analysis.metrics import METRICS, Value, over_finite
+from bnlab.analysis.metrics.cost import step_s
 from bnlab.record.journal import Floats, Series
 from bnlab.record.runs import DIVERGED_ABOVE, Run
 
@@ -261,15 +262,6 @@ def spikes(run: Run) -> float:
     before = np.array([np.median(values[at - SMOOTHED : at]) for at in range(SMOOTHED, len(values))])
     now = values[SMOOTHED:]
     return float((~(now <= 2 * before) & ~(now <= 0.1 * values[0])).mean())
-
-
-@METRICS.register("step_s", of="run", source="status.json", unit="s", better="lower", shown_with=None)
-def step_s(run: Run) -> float:
-    """Seconds of a run without its probes, evaluations of the test split included, over its training steps; for a run
-    in a stack, its share of the stack's. Not measured for a run that diverged: it has little but a start."""
-    timing = run.status.get("timing") or {}
-    took: float = timing.get("run_s", math.nan) - timing.get("measure_s", math.nan)
-    return math.nan if run.diverged else took / max(1, run.step)
 
 
 @METRICS.register(
