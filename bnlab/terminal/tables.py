@@ -132,14 +132,15 @@ def encoded(text: str, out: TextIO) -> str:
 
 
 def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
-    """A row an arm, at its best learning rate, the best first; on a narrow screen without intervals and times."""
+    """A row an arm, at its best learning rate, the best first; on a narrow screen without intervals and times, on a
+    still narrower one without what the rest says too: the arm stays."""
     out = out or sys.stdout
     heads, lines = ranking.cells()
     score = heads[4]
-    spare = [{"95 % train loss"}, {"s/run"}, {f"95 % {score}"}, {"n"}, {"lr"}]
+    spare = ["", "95 % train loss", "s/run", f"95 % {score}", "n", "lr", "better than", "train loss"]
     gone: set[str] = set()
-    for more in [set(), *spare]:
-        gone |= more
+    for more in spare:
+        gone |= {more} - {score}
         kept = [index for index, head in enumerate(heads) if head not in gone]
         widths = [max(len(heads[index]), *(len(line[index]) for line in lines)) for index in kept]
         if sum(widths) + 2 * (len(widths) - 1) <= console(out).width:

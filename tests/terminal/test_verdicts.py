@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from bnlab.analysis.claims import SIGNS, Verdict, read_expected, unexpected
 from bnlab.cli.runs import tree
 from bnlab.core.errors import UsageError
 from bnlab.core.study import Claim, Study
-from bnlab.terminal.tables import show_verdicts
+from bnlab.report.ranking import Ranked, Ranking
+from bnlab.terminal.tables import show_ranking, show_verdicts
 
 CLAIM = Claim(
     name="larger_learning_rates",
@@ -80,6 +82,32 @@ def test_in_a_pipe_there_are_two_lines_and_one_for_each_caution() -> None:
         "· not tested      Batch norm trains at learning rates at which the same net without it fails",
         "                  no runs of norm=batch",
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "heads"),
+    [
+        (60, ["arm", "lr", "diverged", "test acc", "train loss", "better than"]),
+        (44, ["arm", "diverged", "test acc", "train loss"]),
+    ],
+)
+def test_a_narrow_ranking_keeps_its_arms(columns: int, heads: list[str], terminal: pytest.MonkeyPatch) -> None:
+    terminal.setenv("COLUMNS", str(columns))
+    terminal.setenv("NO_COLOR", "1")
+    rows = tuple(
+        Ranked(
+            arm=arm, lr=0.1, n=6, runs=12, diverged=1, loss=0.0123, loss_interval=None, score=0.951,
+            score_interval=None, seconds=1.5,
+        )
+        for arm in ("batch norm", "no norm")
+    )  # fmt: skip
+    out = Terminal()
+    show_ranking(Ranking(by="test_accuracy", rows=rows), out)
+    head, rule, first, second = re.sub(r"\x1b\[\d*m", "", out.getvalue()).splitlines()
+    assert re.split(r" {2,}", head.strip()) == heads
+    assert set(rule.strip()) == {"─"}
+    assert [word for word in first.split() if word != "0.1"][:4] == ["batch", "norm", "1/12", "0.951"]
+    assert [word for word in second.split() if word != "0.1"][:4] == ["no", "norm", "1/12", "0.951"]
 
 
 def test_a_narrow_terminal_folds_lines_and_loses_no_word(terminal: pytest.MonkeyPatch) -> None:
