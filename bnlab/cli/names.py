@@ -130,6 +130,19 @@ def init(
     say(f"then     {command(*INIT[kind], name, config_dir=config_dir)}")
 
 
+@app.command("schema")
+def schema_command(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(INIT)}.")], config_dir: ConfigDir = None
+) -> None:
+    """Print the JSON Schema of an experiment or a study, for an editor that completes and checks YAML."""
+    if kind not in INIT:
+        raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, INIT))
+    from bnlab.config import config_dirs
+    from bnlab.config.schema import schema
+
+    say(json.dumps(schema(kind, config_dirs(config_dir)), indent=2, ensure_ascii=False))
+
+
 def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows:
     """Name and description of everything of one kind, with what a plugin registers.
 

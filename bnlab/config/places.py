@@ -94,7 +94,7 @@ def description(file: Path) -> str:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
-        if not line.startswith("# @"):
+        if not line.startswith(("# @", "# yaml-language-server:")):
             lines.append(line.lstrip("# "))
     return " ".join(lines)
 

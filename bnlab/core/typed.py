@@ -57,6 +57,11 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], p
     return {name: getattr(checked, name) for name in known}
 
 
+def json_schema(kind: type) -> dict[str, Any]:
+    """What `check_tree` takes, as JSON Schema."""
+    return _adapter(kind).json_schema()
+
+
 def words_of(kind: Any) -> list[str]:
     """The words that stand for values of a type, as they are typed: of a number there are none.
 

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from jsonschema import Draft202012Validator
 from torch import nn
 
 from bnlab import config
+from bnlab.config.schema import schema
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS
 from bnlab.core.spec import RunSpec
@@ -520,6 +524,37 @@ def test_every_key_has_a_default_and_a_meaning() -> None:
     for experiment in ("deep_mlp", "santurkar_vgg_small"):
         tree = config.load(experiment, ["probes=full"]).tree()
         assert {key for key, _ in leaves(tree) if not key.endswith("name")} <= known
+
+
+@pytest.mark.parametrize("kind", ["study", "experiment"])
+def test_the_schema_fits_what_comes_with_bnlab_and_refuses_what_bnlab_does(kind: str) -> None:
+    checker = Draft202012Validator(schema(kind, [config.packaged_dir()]))
+    checker.check_schema(checker.schema)
+    files = config.available({"study": "studies"}.get(kind, "experiments"), [config.packaged_dir()])
+    trees = {name: yaml.safe_load(file.read_text()) for name, file in files.items()}
+    assert {name: [error.message for error in checker.iter_errors(tree)] for name, tree in trees.items()} == {
+        name: [] for name in trees
+    }
+    wrong: dict[str, list[Any]] = {
+        "study": [{"axes": {}}, {"base": "deep_mlp", "titel": "x"}, {"base": "deep_mlp", "claims": [{"name": "a"}]}],
+        "experiment": [{"stepz": 3}, {"steps": "many"}, {"data": {"batch_size": 0}}, {"optim": {"lr": "high"}}],
+    }
+    for tree in wrong[kind]:
+        assert not checker.is_valid(tree), tree
+
+
+def test_a_line_for_editors_is_no_description(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# yaml-language-server: $schema=experiment.json\n# A first run.\nsteps: 3\n")
+    assert config.description(tmp_path / "a.yaml") == "A first run."
+
+
+def test_the_schema_says_what_keys_mean() -> None:
+    found = schema("experiment", [config.packaged_dir()])
+    depth = found["$defs"]["ModelSpec"]["properties"]["depth"]
+    assert "model=mlp: hidden layers" in depth["description"].splitlines()
+    assert found["properties"]["steps"]["default"] == 1000
+    names = found["properties"]["norm"]["anyOf"][0]["anyOf"][0]["enum"]
+    assert set(names) == set(config.available("norm", [config.packaged_dir()]))
 
 
 def test_meanings_are_those_of_the_chosen_options() -> None:
