@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,13 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """A table: for each setting of `keys` the number of `rows` in it, of those that diverged, and the means of `of`."""
+    """A table: for each setting of `keys` the number of runs in it, of those that diverged, and the means of `of`, over
+    runs: several rows of one run, as of answers, are averaged first. `pooled` are keys in which runs of a setting
+    differ, beside the seed."""
 
     keys: tuple[str, ...]
     of: tuple[str, ...]
+    pooled: tuple[str, ...] = ()
     rows: tuple[tuple[tuple[Any, ...], int, int, tuple[Mean, ...]], ...]
 
     def tree(self) -> list[dict[str, Any]]:
@@ -76,9 +79,11 @@ class Groups:
         return heads, lines
 
 
-def grouped(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], of: Sequence[str], place: str = "--of") -> Groups:
+def grouped(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], of: Sequence[str], axes: Sequence[str] = ()
+) -> Groups:
     """`rows` are flat, as `bnlab runs` knows them; `keys` and `of` may be short names, such as `lr`. Rows are sorted by
-    the keys.
+    the keys. `axes` are what may be `pooled`.
 
     Raises:
         UsageError: a key that no row has, a value that is not a number.
@@ -86,17 +91,30 @@ def grouped(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], of: Sequence
     if not keys:
         raise UsageError("--by", "missing", ",", "Give keys between commas.")
     wanted = [refuse_unknown_key("--by", key, rows) for key in keys]
-    values = [refuse_unknown_key(place, name, rows) for name in of]
+    values = [refuse_unknown_key("--of", name, rows) for name in of]
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(canonical([row.get(key) for key in wanted]), []).append(row)
     table = []
+    pooled: dict[str, None] = {}
     for here in found.values():
         setting = tuple(here[0].get(key) for key in wanted)
-        means = tuple(mean_of([_number(row.get(key), key) for row in here]) for key in values)
-        table.append((setting, len(here), sum(row.get("status") == "diverged" for row in here), means))
+        runs: dict[Any, list[Mapping[str, Any]]] = {}
+        for row in here:
+            runs.setdefault(row.get("run"), []).append(row)
+        lost = sum(of_run[0].get("status") == "diverged" for of_run in runs.values())
+        table.append((setting, len(runs), lost, tuple(_mean(runs.values(), key) for key in values)))
+        pooled |= dict.fromkeys(key for key in axes if len({canonical(row.get(key)) for row in here}) > 1)
+    more = tuple(key for key in pooled if key not in wanted and key != "seed")
     order = sorted(table, key=lambda row: [rank(value) or (2,) for value in row[0]])
-    return Groups(keys=tuple(keys), of=tuple(of), rows=tuple(order))
+    return Groups(keys=tuple(keys), of=tuple(of), pooled=more, rows=tuple(order))
+
+
+def _mean(runs: Iterable[Sequence[Mapping[str, Any]]], key: str) -> Mean:
+    """Over the runs, of each run's mean over its rows. The interval of an accuracy ends at 0 and 1."""
+    each = [[value for row in of_run if math.isfinite(value := _number(row.get(key), key))] for of_run in runs]
+    found = mean_of([math.fsum(values) / len(values) for values in each if values])
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if "accuracy" in key else found
 
 
 def _number(value: Any, name: str) -> float:

@@ -81,6 +81,9 @@ def refuse_unknown_key(option: str, key: str, runs: Sequence[Values]) -> str:
     """
     full = full_key(key)
     known = {key for run in runs for key in run}
+    ends = [name for name in known if name.endswith(f".{full}")]
+    if full not in known and len(ends) == 1:
+        return ends[0]
     if full not in known:
         raise UsageError(option, "no such key in these runs", key, nearest(key, known | SHORT_NAMES.keys()))
     return full

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from bnlab.cli import FAILED, By, Csv, Json, Latex, Plain, Quiet, app, words_out
 from bnlab.cli.table import Form, grouped_out, known, short, some, status_of
 from bnlab.core.errors import UsageError
+from bnlab.core.spec import canonical
 from bnlab.terminal.signs import complain, print_json, say
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def evaluate(
     from bnlab.core.conditions import condition_key, under
     from bnlab.core.registry import read_plugin
     from bnlab.record.folder import BrokenError, RunFolder, runs_below
-    from bnlab.run.answer import answers
     from bnlab.terminal.progress import Bars
     from bnlab.terminal.tables import show_answers
 
@@ -92,7 +92,7 @@ def evaluate(
             run = {"run": str(folder.path), "status": status_of(folder)["status"]}
             stored = folder.answers() if keep and run["status"] == "finished" else None
             try:
-                for answer in answers(folder, of_run):
+                for answer in _answers(folder, of_run, stored or {}):
                     if stored is not None and condition_key(answer) not in stored:
                         try:
                             folder.add_answer(answer)
@@ -111,7 +111,12 @@ def evaluate(
     if by or form.other:
         flat = [{**known(RunFolder(Path(row["run"]))), **_answer_row(row)} for row in found]
         if by:
-            grouped_out(flat, by, None, form, "groups")
+            asked_keys = list(_answer_row(found[0]))[:4]
+            conditions_ = {canonical(row := {key: one[key] for key in asked_keys}): row for one in flat}
+            lost = [one for folder in left_out if (one := known(folder))["status"] == "diverged"]
+            nothing = dict.fromkeys(found[0]["metrics"])
+            flat += [{**run, **condition, **nothing} for run in lost for condition in conditions_.values()]
+            grouped_out(flat, by, None, form, asked_keys)
         else:
             rows = [{key: row[key] for key in ("run", "norm", "lr", "seed", *_answer_row(found[0]))} for row in flat]
             form.put(rows, list(rows[0]), [[short(value) for value in row.values()] for row in rows])
@@ -124,6 +129,21 @@ def evaluate(
             say(f"left out   {folder.path}: no checkpoint, {status_of(folder)['status']}")
     if broken:
         raise typer.Exit(FAILED)
+
+
+def _answers(
+    folder: RunFolder, specs: Sequence[RunSpec], stored: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The answer under each of the specs, those that are not stored from the net."""
+    from bnlab.core.conditions import condition_key, settings
+    from bnlab.core.text import leaves
+    from bnlab.run.answer import answers
+
+    keys = [condition_key(settings(dict(leaves(spec.tree())), {})) for spec in specs]
+    left = [spec for spec, key in zip(specs, keys, strict=True) if key not in stored]
+    fresh = answers(folder, left) if left else iter(())
+    for key in keys:
+        yield dict(stored[key]) if key in stored else next(fresh)
 
 
 def _answer_row(row: Mapping[str, Any]) -> dict[str, Any]:

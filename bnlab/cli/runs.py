@@ -112,7 +112,7 @@ def runs(
         ended = [found[index] for index in selection.of(found) if found[index]["status"] in ENDED]
         if not ended:
             raise UsageError("--by", "no run here has ended", str(runs), f"See: bnlab runs {runs}")
-        grouped_out(ended, by, of, form, "groups")
+        grouped_out(ended, by, of, form)
         return
     rows, more = chosen(selection, found, differing=not as_json)
     if form.other:
@@ -227,7 +227,8 @@ def _paper(runs: Path, plugins: Sequence[str], to: Path, style: str, width: str 
     if as_json:
         print_json({"files": list(map(str, files))})
         return
-    say(f"written    {to}: {', '.join(file.name for file in files)}")
+    pictures = [file for file in files if file.suffix == ".pdf"]
+    say(f"written    {count(len(pictures), 'figure')} as PDF and CSV, and tables as LaTeX and CSV, into {to}")
 
 
 def _gallery(runs: Path, config_dir: Path | None, as_json: bool) -> None:

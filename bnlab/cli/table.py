@@ -16,8 +16,8 @@ import typer
 
 from bnlab.cli import INTERRUPTED, Stop
 from bnlab.core.errors import UsageError
-from bnlab.core.text import number, typed
-from bnlab.terminal.signs import is_screen, print_json, say
+from bnlab.core.text import listed, number, typed
+from bnlab.terminal.signs import complain, is_screen, print_json, say
 
 if TYPE_CHECKING:
     from bnlab.analysis.select import Selection
@@ -150,18 +150,22 @@ class Form:
             say(line)
 
 
-def grouped_out(rows: Sequence[Mapping[str, Any]], by: str, of: str | None, form: Form, name: str) -> None:
-    """Print the means of the rows by keys; in JSON under `name`."""
+def grouped_out(
+    rows: Sequence[Mapping[str, Any]], by: str, of: str | None, form: Form, more: Sequence[str] = ()
+) -> None:
+    """Print the means of the rows by keys, and over which other keys they are, of the axes and `more`."""
     from bnlab.analysis.grouped import grouped
 
     there = {key for row in rows for key in row if row[key] is not None}
     usual = [key for key in ("test_accuracy", "test_loss", "train_loss") if key in there][:2]
     wanted = words_of(of) if of else usual
-    found = grouped(rows, words_of(by), wanted)
+    found = grouped(rows, words_of(by), wanted, ["norm.name", "optim.lr", *_axes(rows), *more])
     if form.as_json:
-        print_json({name: found.tree()})
+        print_json({"groups": found.tree(), "pooled": list(found.pooled)})
     else:
         form.put(found.tree(), *found.cells())
+    if found.pooled and not form.as_json:
+        complain(f"each row is over several {listed(list(found.pooled))}; to tell them apart: --by, --where")
 
 
 def short(value: Any) -> str:

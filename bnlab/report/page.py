@@ -7,6 +7,7 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bnlab.analysis.claims import SIGNS, Decision, Verdict, allowed
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import FEWEST_SEEDS, LEVEL
 from bnlab.core.spec import canonical
-from bnlab.core.study import Study
+from bnlab.core.study import Study, label
 from bnlab.core.text import capital, command, count, listed, number, short_key, typed
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
@@ -64,6 +65,7 @@ def render(
         cards=[card_of(verdict, collection, lines) for verdict in verdicts],
         words=counted(verdict.decision for verdict in verdicts),
         ranking=ranked.by.replace("_", " ") if len(ranked.rows) > 1 else "",
+        ranking_notes=ranked.notes,
         ranks=[_rank(row) for row in ranked.rows],
         table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
         setting=setting_of(runs),
@@ -101,11 +103,13 @@ def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         keys = {short_key(name): values(f"{group}.{name}") for name in names}
         return [f"{name} {found}" for name, found in keys.items() if found not in ("", "0", "constant")]
 
+    # A plugin's net has an activation and weights of its own, whatever the keys that all models share say.
+    own = any(find_spec(f"bnlab.models.{run.spec.get('model')}") is None for run in runs)
     length = [f"{found} {key}" for key in ("steps", "epochs") if (found := values(key))]
     more = options("optim", "momentum", "weight_decay", "schedule")
     rows = {
         "Data": [titles("data"), *options("data", "batch_size", "subset", "label_noise")],
-        "Net": [titles("model"), *options("model", "depth", "width", "activation", "init")],
+        "Net": [titles("model"), *options("model", *([] if own else ["depth", "width", "activation", "init"]))],
         "Training": [*length, values("loss").replace("_", " "), titles("optim"), *more],
         "Learning rate": [values("optim.lr")],
         "Seed": [values("seed")],
@@ -314,7 +318,7 @@ def card_of(verdict: Verdict, collection: Collection, lines: Mapping[str, str]) 
     unit = "×" if claim.compare == "ratio" else ""
     by_place = {collection.place(run): lines[run.id] for run in collection.runs}
     both = [arm for arm in (verdict.treated, verdict.control) if arm is not None]
-    facts = [count(verdict.n, "seed") if verdict.n else ""]
+    facts = [f"where {label(claim.where)}" if claim.where else "", count(verdict.n, "seed") if verdict.n else ""]
     if verdict.p is not None and verdict.least_p is not None:
         facts.append(f"p = {verdict.p:.2g}, the smallest possible {verdict.least_p:.2g}")
     if verdict.repeat is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
-from bnlab.core.text import number
+from bnlab.core.text import count, listed, number
+from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
 from bnlab.report.views import geometric_mean, log_interval, usual_rate
 
@@ -45,6 +46,8 @@ class Ranking:
 
     by: str
     rows: tuple[Ranked, ...]
+    notes: tuple[str, ...] = ()
+    """What the tests cannot say, and rates at an edge of their grid."""
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Heads and texts of a table."""
@@ -102,12 +105,24 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
                 loss=geometric_mean(losses),
                 loss_interval=log_interval(losses),
                 score=score,
-                score_interval=score_interval,
+                score_interval=_share(score_interval) if larger else score_interval,
                 seconds=statistics.median(seconds) if seconds else math.nan,
                 beats=beaten[arm],
             )
         )
-    return Ranking(by=by, rows=tuple(sorted(rows, key=lambda row: (math.isnan(row.score), order[row.arm]))))
+    ordered = sorted(rows, key=lambda row: (math.isnan(row.score), order[row.arm]))
+    seeds = max((len(found) for found in scores.values()), default=0)
+    return Ranking(by=by, rows=tuple(ordered), notes=tuple(_notes(ordered, grid, seeds)))
+
+
+def _notes(rows: Sequence[Ranked], grid: Mapping[str, Mapping[float, Sequence[Run]]], seeds: int) -> Iterator[str]:
+    pairs = len(rows) * (len(rows) - 1) // 2
+    if seeds > 0 and pairs * 2.0 ** (1 - seeds) > LEVEL:
+        most = next(number for number in itertools.count(2) if pairs * 2.0 ** (1 - number) <= LEVEL)
+        yield f"{count(seeds, 'seed')} cannot tell {len(rows)} arms apart: {most} or more can"
+    edges = [row.arm for row in rows if len(grid[row.arm]) > 2 and row.lr in (min(grid[row.arm]), max(grid[row.arm]))]
+    if edges:
+        yield f"the best rate is the first or the last of the grid for {listed(edges)}"
 
 
 def _beaten(scores: Mapping[str, Mapping[int, float]], *, larger: bool) -> dict[str, tuple[str, ...]]:
@@ -134,3 +149,8 @@ def _mean(values: Sequence[float]) -> tuple[float, Interval | None]:
     mean = math.fsum(values) / len(values)
     half = float(t_half_width(np.array(values))) if len(values) > 1 else math.nan
     return mean, (mean - half, mean + half) if math.isfinite(half) else None
+
+
+def _share(interval: Interval | None) -> Interval | None:
+    """An interval of a share ends at 0 and 1."""
+    return None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0))

@@ -147,6 +147,9 @@ def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
             break
     cells = [[line[index] for index in kept] for line in lines]
     _show(out, cells, [heads[index] for index in kept], right=set(heads) - {"arm"}, folded={"arm"})
+    for note in ranking.notes:
+        for text in folded_lines(f"! {note}", 2, console(out).width):
+            say(text, out)
 
 
 def show_table(heads: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO | None = None) -> None:

@@ -77,6 +77,7 @@ def test_conditions_must_all_hold(where: tuple[str, ...], found: str) -> None:
         (("loss",), "dabc"),  # without a value last, ...
         (("-loss",), "adbc"),  # ... downwards too
         (("data.batch_size",), "cabd"),  # numbers before words
+        (("batch_size",), "cabd"),  # the last part of a key, where one key has it
         (("norm", "lr"), "cbda"),
     ],
 )
@@ -88,7 +89,7 @@ def test_runs_are_sorted_by_the_first_key_and_then_the_next(keys: tuple[str, ...
     ("where", "sort", "line"),
     [
         ("optim.lrr=1", "", r"^--where: no such key in these runs, got 'optim\.lrr'\. Did you mean: optim\.lr\?$"),
-        ("", "-batch_size", r"^--sort: .* got 'batch_size'\. Did you mean: data\.batch_size\?$"),
+        ("", "-batch_siz", r"^--sort: .* got 'batch_siz'\. Did you mean: data\.batch_size\?$"),
         ("norm", "", r"^--where: not a condition, got 'norm'\. Write norm=batch, "),
         ("lr=small", "", r"^--where: lr is a number in these runs, got 'lr=small'\.$"),
         ("data.flip=1", "", r"^--where: data\.flip is true or false in these runs, got 'data\.flip=1'\.$"),

@@ -166,6 +166,7 @@ def test_help_names_every_command(bnlab: Callable[..., Said]) -> None:
         "plot",
         "list",
         "init",
+        "schema",
         "ask",
         "completion",
         "verify",

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bnlab.config.conditions import KEYS, load_conditions
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
 from bnlab.record.folder import RunFolder
+from bnlab.run import answer
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
 
@@ -110,6 +111,37 @@ def test_answers_are_kept_once_and_nothing_else_is_written(trained: Callable[...
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()} == before
 
 
+def test_answers_that_are_kept_are_not_computed_again(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+    first = _answers(run, "eval_bn=running,batch")
+    asked: list[str] = []
+    original = answer.answers
+
+    def counting(folder: RunFolder, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+        asked.extend(spec.eval_bn for spec in specs)
+        return original(folder, specs)
+
+    monkeypatch.setattr(answer, "answers", counting)
+    assert _answers(run, "eval_bn=running,batch") == first
+    assert asked == []
+    assert [one["eval_bn"] for one in _answers(run, "eval_bn=batch,population,running")] == [
+        "batch", "population", "running",
+    ]  # fmt: skip
+    assert asked == ["population"]
+
+
+def test_runs_that_diverged_are_counted_in_every_group(trained: Callable[..., Path]) -> None:
+    runs = [trained(), trained("seed=1")]
+    status = json.loads((runs[1] / "status.json").read_text())
+    (runs[1] / "status.json").write_text(json.dumps({**status, "status": "diverged"}))
+    for file in runs[1].glob("checkpoint*"):
+        file.unlink()
+    _, out, _ = _said("evaluate", runs[0].parent, "eval_bn=running,batch", "--by", "eval_bn", "--json")
+    assert [(one["runs"], one["diverged"], one["test_loss.n"]) for one in json.loads(out)["groups"]] == [(2, 1, 1)] * 2
+
+
 def test_answers_that_cannot_be_kept_are_still_given(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +174,11 @@ def test_answers_are_averaged_by_keys_and_drawn(trained: Callable[..., Path]) ->
     assert (code, [(one["eval_bn"], one["eval_batch_size"]) for one in groups]) == (
         0, [("batch", 4), ("batch", 64), ("running", 4), ("running", 64)],
     )  # fmt: skip
+    # Answers of one net are one value, however many there are; what they are over is said.
+    _, out, _ = _said("evaluate", root, "eval_bn=running", "eval_batch_size=4,64", "--by", "norm", "--json")
+    found = json.loads(out)
+    assert [(one["runs"], one["test_accuracy.n"]) for one in found["groups"]] == [(3, 3)]
+    assert found["pooled"] == ["eval_batch_size"]
     finals = [_metrics(run)["test_accuracy"] for run in runs]
     assert (groups[2]["runs"], groups[2]["test_accuracy.n"]) == (3, 3)
     assert groups[2]["test_accuracy"] == pytest.approx(sum(finals) / 3)

@@ -31,8 +31,18 @@ def test_runs_are_averaged_by_keys(arms: Path, in_process: Callable[..., Any]) -
     first, last = found[0], found[-1]
     assert (first["test_accuracy"], first["test_accuracy.sd"]) == pytest.approx((0.8, 0.1))
     half = 4.302652729911275 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
-    assert (first["test_accuracy.low_95"], first["test_accuracy.high_95"]) == pytest.approx((0.8 - half, 0.8 + half))
+    assert (first["test_accuracy.low_95"], first["test_accuracy.high_95"]) == pytest.approx((0.8 - half, 1.0))
     assert (last["test_accuracy.n"], last["test_accuracy"]) == (2, pytest.approx(0.55))
+
+
+def test_what_a_row_is_over_is_said_and_an_accuracy_stays_a_share(arms: Path, in_process: Callable[..., Any]) -> None:
+    said = in_process("runs", arms, "--by", "norm", "--of", "test_accuracy")
+    assert said.err == "each row is over several optim.lr; to tell them apart: --by, --where\n"
+    assert in_process("runs", arms, "--by", "norm,lr", "--of", "test_accuracy").err == ""
+    found = in_process("runs", arms, "--by", "norm,lr", "--of", "test_accuracy", "--json").json
+    assert found["pooled"] == []
+    assert found["groups"][0]["test_accuracy.high_95"] == 1.0
+    assert in_process("runs", arms, "--by", "norm,batch_size", "--json").code == 0
 
 
 def test_a_table_can_be_csv_or_latex(arms: Path, in_process: Callable[..., Any]) -> None:

@@ -299,8 +299,9 @@ def test_the_terminal_tells_verdicts_what_is_left_out_and_where_the_report_is(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["arm", "lr", "n"]
     assert lines[2].startswith("no norm     0.1  3       3/9")
-    assert lines[4].startswith("→ direction only")
-    assert lines[5].strip().startswith("ratio 10")
+    assert lines[4] == "! 3 seeds cannot tell 2 arms apart: 6 or more can"
+    assert lines[5].startswith("→ direction only")
+    assert lines[6].strip().startswith("ratio 10")
     assert any(re.match(r"left out +layer/lr=0\.1/seed=0-\w+: failed at step 40", line) for line in lines)
     assert f"report     {path}" in lines
     assert re.match(r"made of    18 runs, 8 figures, in [\d.]+ s", lines[-1])

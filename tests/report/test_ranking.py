@@ -99,6 +99,17 @@ def test_too_few_seeds_decide_nothing(tmp_path: Path, write: Write) -> None:
     collection = read_runs(tmp_path)
     found = ranking(collection, prepare(collection))
     assert [row.beats for row in found.rows] == [(), ()]
+    assert found.notes == ("3 seeds cannot tell 2 arms apart: 6 or more can",)
+
+
+def test_a_best_rate_at_the_edge_of_its_grid_is_named(tmp_path: Path, write: Write) -> None:
+    for norm, lr, seed in itertools.product(("none", "batch"), (0.01, 0.1, 1.0), range(6)):
+        best = 1.0 if norm == "batch" else 0.1
+        write(tmp_path, norm=norm, lr=lr, seed=seed, loss=0.1 if lr == best else 0.2, metrics={"test_accuracy": 0.9})
+    collection = read_runs(tmp_path)
+    found = ranking(collection, prepare(collection))
+    assert found.notes == ("the best rate is the first or the last of the grid for batch norm",)
+    assert all(row.score_interval == pytest.approx((0.9, 0.9)) for row in found.rows)
 
 
 def test_without_an_accuracy_arms_are_ranked_by_the_loss(tmp_path: Path, write: Write) -> None:

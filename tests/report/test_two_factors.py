@@ -59,6 +59,7 @@ def test_it_can_be_a_figure_of_a_study(grid: Path, in_process: Command) -> None:
             (*WORDS[:5], "model.deph"),
             "--map: no run of this study has such a key, got 'model.deph'. Did you mean: model.depth?",
         ),
+        ((*WORDS[:5], "norm"), "plot: norm tells the arms apart, each of which has a map"),
         ((*WORDS[:5], "data"), "plot: only one value of data"),
         ((*WORDS, "--reference", "0.5"), "plot.reference: no such option"),
         ((*WORDS, "--log", "x"), "plot.log: must be 'y' or 'none', got 'x'."),

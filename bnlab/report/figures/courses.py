@@ -15,7 +15,8 @@ from bnlab.core.text import count, number
 from bnlab.record.journal import Series
 from bnlab.record.runs import Run
 from bnlab.report.figures import FIGURES
-from bnlab.report.figures.against import MOST_BANDS, constants, named, site, when
+from bnlab.report.figures.against import MOST_BANDS
+from bnlab.report.measure import constants, named, site, when
 from bnlab.report.sheet import Chart, layer_ticks, open_marker, step_axis, value_axis
 from bnlab.report.views import Drawn, Floats, Group, Missing, View, average, finding, finite, median, together
 

@@ -67,7 +67,7 @@ def headline(view: View, curves: list[Curve]) -> str:
     when = fast.steps[np.flatnonzero(fast.mean <= slow.mean[-1])[0]]
     at = "Each at its best rate" if chosen else "At the one rate tried"
     if found is None or not found.clear:
-        return f"{at}, the arms end with no clear difference in training loss"
+        return f"{at}, the arms end with no clear difference in the loss of training batches"
     if when < 1:
         return (
             f"{at}, {slow.group.label} ends above the training loss at which {fast.group.label} begins{found.proviso}"

@@ -18,7 +18,8 @@ from bnlab.analysis.metrics import METRICS
 from bnlab.analysis.sides import RATE
 from bnlab.core.text import number, typed
 from bnlab.report.figures import FIGURES
-from bnlab.report.figures.against import Measure, Spot, axis_name, in_order_of_size, place_name
+from bnlab.report.figures.against import axis_name, in_order_of_size, place_name
+from bnlab.report.measure import Measure, Spot
 from bnlab.report.sheet import Sheet, log_ticks, text_width, thinned
 from bnlab.report.style import EDGE, INK, NOT_FINITE, PAPER
 from bnlab.report.views import Drawn, Missing, View, apart
@@ -54,6 +55,10 @@ def draw(
         reference=None,
     )
     runs = [run for group in view.groups for run in group.runs]
+    for key in (by, versus):
+        each = [{frozen(run.spec.get(key)) for run in group.runs} for group in view.groups]
+        if len(set().union(*each)) > 1 and all(len(places) == 1 for places in each):
+            raise Missing(f"{key} tells the arms apart, each of which has a map", "take another key")
     across, up = (in_order_of_size({frozen(run.spec.get(key)) for run in runs}) for key in (by, versus))
     for key, places in ((by, across), (versus, up)):
         if len(places) < 2:
@@ -75,6 +80,8 @@ def draw(
     )
     if any(not math.isfinite(spot.middle) for cells in found for spot in cells.values()):
         note += " Grey: some seeds have no value, as where they diverge; the cell says how many have one."
+    if any(spot.lost & spot.values.keys() for cells in found for spot in cells.values()):
+        note += " ✕: how many diverged, which count as the worst value."
     sheet = Sheet(view.titled(_title(view, measure, by, versus, found)), view.noted(note), plot_height=2.9)
     right = sheet.width - 0.85
     low, high = min(middles), max(middles)
@@ -122,6 +129,7 @@ def _panel(ax: Axes, cells: Cells, across: Places, up: Places, colours: Normaliz
             continue
         known = math.isfinite(spot.middle)
         text = number(spot.middle, 2) if known else f"{len(spot.exact)}/{len(spot.seeds)}"
+        text += f" ✕{len(spot.lost)}" if spot.lost else ""
         if text_width(text, 6.5) > room:
             continue
         dark = known and colours(spot.middle) < 0.5
