@@ -194,6 +194,8 @@ def _rank(row: Ranked) -> dict[str, Any]:
         "score": shown(row.score),
         "score_interval": between(row.score_interval),
         "seconds": shown(row.seconds),
+        "step": shown(1000 * row.step_s),
+        "parameters": f"{row.parameters:,.0f}" if math.isfinite(row.parameters) else "–",
         "beats": ", ".join(row.beats) or "–",
     }
 

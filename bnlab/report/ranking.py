@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnlab.analysis.load import Collection
+from bnlab.analysis.metrics import METRICS
 from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
 from bnlab.core.text import count, listed, number
 from bnlab.record.runs import Run
@@ -24,7 +25,8 @@ Interval = tuple[float, float]
 class Ranked:
     """One arm at one learning rate. `n` runs there finished; `diverged` of all `runs` of the arm, at any rate. `loss`
     is the geometric mean of the final training loss with the 95 % t-interval of its log, `score` the mean of what is
-    ranked by, with its t-interval; NaN and None where they are not measured. `seconds` is the median of a run. `beats`
+    ranked by, with its t-interval; NaN and None where they are not measured. `seconds` and
+    `step_s` are medians, of a run and of a step (metric step_s), `parameters` what training changes. `beats`
     are the arms that are worse."""
 
     arm: str
@@ -37,6 +39,8 @@ class Ranked:
     score: float
     score_interval: Interval | None
     seconds: float
+    step_s: float = math.nan
+    parameters: float = math.nan
     beats: tuple[str, ...] = ()
 
 
@@ -59,8 +63,13 @@ class Ranking:
             line = [row.arm, number(row.lr, 3), str(row.n), f"{row.diverged}/{row.runs}", number(row.score, 3)]
             line += [_span(row.score_interval), number(row.loss, 3), _span(row.loss_interval)]
             beats = f"{len(row.beats)} of {len(self.rows) - 1}"
-            lines.append([*line[: len(heads)], number(row.seconds, 3), beats])
-        return [*heads, "s/run", "better than"], lines
+            cost = [number(row.seconds, 3), _or_dash(1000 * row.step_s), _or_dash(row.parameters, 6)]
+            lines.append([*line[: len(heads)], *cost, beats])
+        return [*heads, "s/run", "ms/step", "parameters", "better than"], lines
+
+
+def _or_dash(value: float, digits: int = 3) -> str:
+    return number(value, digits) if math.isfinite(value) else "-"
 
 
 def _span(interval: Interval | None) -> str:
@@ -106,7 +115,9 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
                 loss_interval=log_interval(losses),
                 score=score,
                 score_interval=_share(score_interval) if larger else score_interval,
-                seconds=statistics.median(seconds) if seconds else math.nan,
+                seconds=_median(seconds),
+                step_s=_median([METRICS["step_s"].value(run).value for run in found]),
+                parameters=_median([METRICS["parameters"].value(run).value for run in found]),
                 beats=beaten[arm],
             )
         )
@@ -123,6 +134,11 @@ def _notes(rows: Sequence[Ranked], grid: Mapping[str, Mapping[float, Sequence[Ru
     edges = [row.arm for row in rows if len(grid[row.arm]) > 2 and row.lr in (min(grid[row.arm]), max(grid[row.arm]))]
     if edges:
         yield f"the best rate is the first or the last of the grid for {listed(edges)}"
+
+
+def _median(values: Iterable[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else math.nan
 
 
 def _beaten(scores: Mapping[str, Mapping[int, float]], *, larger: bool) -> dict[str, tuple[str, ...]]:

@@ -137,7 +137,18 @@ def show_ranking(ranking: Ranking, out: TextIO | None = None) -> None:
     out = out or sys.stdout
     heads, lines = ranking.cells()
     score = heads[4]
-    spare = ["", "95 % train loss", "s/run", f"95 % {score}", "n", "lr", "better than", "train loss"]
+    spare = [
+        "",
+        "parameters",
+        "ms/step",
+        "95 % train loss",
+        "s/run",
+        f"95 % {score}",
+        "n",
+        "lr",
+        "better than",
+        "train loss",
+    ]
     gone: set[str] = set()
     for more in spare:
         gone |= {more} - {score}

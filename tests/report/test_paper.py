@@ -54,7 +54,7 @@ def test_a_report_for_a_paper_has_pictures_and_tables_and_nothing_else(grid: Pat
     [row] = csv.DictReader(io.StringIO((out / "verdicts.csv").read_text()))
     assert (row["claim"], row["arms"], row["seeds"]) == ("lower loss", "batch and none", "3")
     lines = (out / "arms.tex").read_text().splitlines()
-    assert lines[0] == "\\begin{tabular}{lrrrrrrrrr}"
+    assert lines[0] == "\\begin{tabular}{lrrrrrrrrrrr}"
     assert {line.partition(" & ")[0] for line in lines[4:-2]} == {"batch norm", "no norm"}
 
 
