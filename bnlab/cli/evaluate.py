@@ -85,7 +85,8 @@ def evaluate(
         complain(f"runs the code in {file}")
     found: list[dict[str, Any]] = []
     unkept: set[str] = set()
-    keep = not any("device" in condition for condition in conditions)  # another device rounds otherwise
+    # Another device rounds otherwise, and another plugin is other code.
+    keep = not given and not any("device" in condition for condition in conditions)
     with Bars(words_out(True, quiet), plain=plain) as progress:
         progress("answer", 0, len(saved) * len(conditions))
         for folder, of_run in specs:

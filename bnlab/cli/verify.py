@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +88,7 @@ def check_plugin(file: str, config_dir: Path | None, as_json: bool) -> int:
     if not brought:
         remedy = "Put @NORMS.register('my_norm') above its constructor; see docs/plugins.md."
         raise UsageError("--plugin", "registers nothing", file, remedy)
-    checked = [finding for registry, name in brought for finding in _checked(registry, name, file, config_dir)]
+    checked = [finding for registry, name in brought for finding in _checked(registry, name, file, config_dir, brought)]
     rows = [{"entry": it.entry, "check": it.check, "ok": it.ok, "why": it.why} for it in checked]
     broken = [row for row in rows if not row["ok"]]
     if as_json:
@@ -105,7 +105,10 @@ def _say_count(all_of_them: int, broken: int, what: str, start: float) -> None:
     say(f"{all_of_them - broken} of {all_of_them} {what} hold, {time.perf_counter() - start:.1f} s")
 
 
-def _checked(registry: Registry[Any], name: str, file: str, config_dir: Path | None) -> Iterator[Finding]:
+def _checked(
+    registry: Registry[Any], name: str, file: str, config_dir: Path | None, brought: Sequence[tuple[Registry[Any], str]]
+) -> Iterator[Finding]:
+    """`brought`: all that the file registers. Its models are tried on its own data sets too."""
     from bnlab.core.spec import GROUPS
     from bnlab.verify.checks import Finding
     from bnlab.verify.contract import contract
@@ -117,10 +120,12 @@ def _checked(registry: Registry[Any], name: str, file: str, config_dir: Path | N
         return
     try:
         dense, convolution = trials(group, name, file, config_dir)
+        data = [f"data={own}" for other, own in brought if group == "model" and other.group == "data"]
+        own_data = [trials(group, name, file, config_dir, choice)[0] for choice in data]
     except UsageError as error:
         yield Finding(entry=f"{group}={name}", check="options", why=str(error))
         return
-    yield from contract(group, name, dense, convolution)
+    yield from contract(group, name, dense, convolution, own_data)
 
 
 def _undeclared(entry: Entry) -> str | None:
@@ -131,7 +136,7 @@ def _undeclared(entry: Entry) -> str | None:
     return ", ".join([f"{name} has no type" for name in untyped] + [f"no {field}" for field in blank]) or None
 
 
-def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[RunSpec]:
+def trials(group: str, name: str, file: str, config_dir: Path | None, *more: str) -> list[RunSpec]:
     """Short runs of a dense and of a convolutional net with the entry in it, and with the options that training would
     use: those of the user's YAML, else the defaults of the constructor.
 
@@ -143,6 +148,8 @@ def trials(group: str, name: str, file: str, config_dir: Path | None) -> list[Ru
     specs = []
     for experiment, small in (OF_A_MODEL if group == "model" else SMALL).items():
         overrides = [f"{group}={name}", f"plugins=[{in_quotes(file)}]", *SHORT, *small]
+        if more:  # options of the experiment's data set are not those of another one
+            overrides = [*(word for word in overrides if not word.startswith("data.")), *more]
         overrides += MEASURED if group != "probes" else ()
         specs.append(config.load(experiment, overrides, config_dir))
         if group == "probes" and name not in specs[-1].probes.options:

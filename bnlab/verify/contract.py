@@ -43,9 +43,11 @@ OF_THE_LOOP = ("step", "wall_s", *MEASUREMENTS)
 """Names of the journal that no probe may use."""
 
 
-def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Iterator[Finding]:
+def contract(
+    group: str, name: str, dense: RunSpec, convolution: RunSpec, own_data: Sequence[RunSpec] = ()
+) -> Iterator[Finding]:
     """Every check of one entry. Both specs choose it, for short runs of a dense and of a convolutional net; for a
-    model, on flat inputs and on images."""
+    model, on flat inputs and on images, or `own_data` that come with it."""
     specs = {0: dense, 2: convolution}
     entry = f"{group}={name}"
     match group:
@@ -57,7 +59,9 @@ def contract(group: str, name: str, dense: RunSpec, convolution: RunSpec) -> Ite
             yield from findings(entry, {"built": lambda case: case.build()}, measured)
             yield from findings(entry, PROBE_CHECKS, measured)
         case "model":
-            specs_of_norms = [replace(spec, norm=norm) for norm in _norms(dense) for spec in (dense, convolution)]
+            specs_of_norms = [
+                replace(spec, norm=norm) for norm in _norms(dense) for spec in (dense, convolution, *own_data)
+            ]
             yield from _of_others(entry, specs_of_norms, MODEL_CHECKS)
         case _:
             yield from _of_others(entry, [dense, convolution])

@@ -291,3 +291,34 @@ def test_a_run_that_was_begun_with_another_content_is_not_resumed(
     plugin(tmp_path, 1.0)
     READ.clear()
     assert train(assemble(spec), folder)["status"] == "finished"
+
+
+ONE_D = """
+import torch
+from torch import nn
+from bnlab import DATA, MODELS
+from bnlab.data.base import Dataset, Split
+
+@MODELS.register("waves_net")
+class Net(nn.Module):
+    def __init__(self, input_shape: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.conv, self.bn = nn.Conv1d(input_shape[0], 4, 3), nn.BatchNorm1d(4)
+        self.out = nn.Linear(4, outputs)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.bn(self.conv(x))).mean(dim=2))
+
+@DATA.register("waves")
+def waves() -> Dataset:
+    x = torch.randn(200, 2, 16, generator=torch.Generator().manual_seed(0))
+    return Dataset(train=Split(x[:150], torch.arange(150) % 2), test=Split(x[150:], torch.arange(50) % 2), classes=2)
+"""
+
+
+def test_a_model_is_tried_on_a_data_set_of_its_own_file(bnlab: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "waves.py").write_text(ONE_D)
+    done = bnlab("verify", "--plugin", "waves.py", "--json")
+    rows = json.loads(done.stdout)["contract"]
+    assert [row for row in rows if not row["ok"]] == []
+    assert {row["entry"] for row in rows} == {"model=waves_net", "data=waves"}
