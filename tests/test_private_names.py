@@ -27,6 +27,8 @@ PLACES = {
     ("sweep/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
     ("config/overrides.py", "_value"): "quoted strings and sweeps on the command line cannot be read",
     ("launch/ray.py", "_worker_logs_enabled"): "complaints of Ray's nodes stand between the lines of a sweep",
+    ("report/build.py", "_repr_png_"): "a notebook prints a figure's name in the place of its picture",
+    ("board/serve/page.py", "_exit"): "TensorBoard outlives a bnlab that is killed",
     ("verify/checks.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
     ("verify/checks.py", "_forward_hooks"): "hooks that a probe leaves on a module are not found",
     ("verify/checks.py", "_forward_pre_hooks"): "the same",

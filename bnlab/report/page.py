@@ -7,9 +7,11 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -104,7 +106,7 @@ def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         return [f"{name} {found}" for name, found in keys.items() if found not in ("", "0", "constant")]
 
     # A plugin's net has an activation and weights of its own, whatever the keys that all models share say.
-    own = any(find_spec(f"bnlab.models.{run.spec.get('model')}") is None for run in runs)
+    own = any(run.spec.get("model") not in _models() for run in runs)
     length = [f"{found} {key}" for key in ("steps", "epochs") if (found := values(key))]
     more = options("optim", "momentum", "weight_decay", "schedule")
     rows = {
@@ -115,6 +117,14 @@ def setting_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         "Seed": [values("seed")],
     }
     return [(name, ", ".join(filter(None, words))) for name, words in rows.items()]
+
+
+@cache
+def _models() -> frozenset[str]:
+    """Names of the models that come with bnlab; none is imported."""
+    package = find_spec("bnlab.models")
+    folders = package.submodule_search_locations if package else None
+    return frozenset(module.name for module in iter_modules(folders))
 
 
 def index(root: Path, parts: Sequence[Built]) -> str:
