@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bnlab.analysis.select import rank, refuse_unknown_key
-from bnlab.analysis.statistics import t_half_width
+from bnlab.analysis.statistics import t_interval
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import canonical
 from bnlab.core.text import number, typed
@@ -28,17 +27,17 @@ class Mean:
     high: float
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """
-    >>> found = mean_of([1.0, 2.0, 3.0, math.nan])
+def mean_of(values: Sequence[float], *, of_share: bool = False) -> Mean:
+    """Of finite values; those of shares have an interval that ends at 0 and 1.
+
+    >>> found = mean_of([1.0, 2.0, 3.0])
     >>> found.n, found.mean, found.sd, round(found.high, 3)
     (3, 2.0, 1.0, 4.484)
     """
-    kept = np.array([value for value in values if math.isfinite(value)])
-    mean = float(kept.mean()) if len(kept) else math.nan
-    sd = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
-    half = float(t_half_width(kept)) if len(kept) > 1 else math.nan
-    return Mean(n=len(kept), mean=mean, sd=sd, low=mean - half, high=mean + half)
+    low, high = t_interval(values, of_share=of_share) or (math.nan, math.nan)
+    mean = math.fsum(values) / len(values) if values else math.nan
+    sd = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Mean(n=len(values), mean=mean, sd=sd, low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +110,9 @@ def grouped(
 
 
 def _mean(runs: Iterable[Sequence[Mapping[str, Any]]], key: str) -> Mean:
-    """Over the runs, of each run's mean over its rows. The interval of an accuracy ends at 0 and 1."""
+    """Over the runs, of each run's mean over its rows."""
     each = [[value for row in of_run if math.isfinite(value := _number(row.get(key), key))] for of_run in runs]
-    found = mean_of([math.fsum(values) / len(values) for values in each if values])
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if "accuracy" in key else found
+    return mean_of([math.fsum(values) / len(values) for values in each if values], of_share="accuracy" in key)
 
 
 def _number(value: Any, name: str) -> float:

@@ -246,7 +246,7 @@ def journals(path: Path | str, measurements: Iterable[str] | None = None) -> Dat
 
     Raises:
         NoRunsError: no such directory, or no runs in it.
-        UsageError: a measurement that no run here has.
+        UsageError: no run here has the measurement.
     """
     import numpy as np
     import polars as pl
@@ -262,16 +262,14 @@ def journals(path: Path | str, measurements: Iterable[str] | None = None) -> Dat
             if not len(steps):
                 continue
             there.add(name)
-            count = values.shape[1] if values.ndim > 1 else 1
-            site = np.tile(np.arange(count), len(steps))
-            columns = {
-                "run": [str(run.path.relative_to(root))] * values.size,
-                "step": np.repeat(steps, count),
-                "site": site if values.ndim > 1 else [None] * values.size,
-                "measurement": [name] * values.size,
-                "value": values.ravel(),
-            }
-            frames.append(pl.DataFrame(columns, schema=schema))
+            sites = values.shape[1] if values.ndim > 1 else 1
+            columns = {"step": np.repeat(steps, sites), "value": values.ravel()}
+            if values.ndim > 1:
+                columns["site"] = np.tile(np.arange(sites), len(steps))
+            same: dict[str, str | None] = {"run": run.path.relative_to(root).as_posix(), "measurement": name}
+            same |= {} if "site" in columns else {"site": None}
+            whole = pl.DataFrame(columns).with_columns(**{key: pl.lit(value) for key, value in same.items()})
+            frames.append(whole.select(pl.col(key).cast(kind) for key, kind in schema.items()))
     if measurements is not None and (missing := [name for name in names if name not in there]):
         known = {name for run in runs for name in run.measured()}
         raise UsageError("measurements", "no run here has it", missing[0], nearest(missing[0], known))

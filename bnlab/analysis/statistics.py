@@ -8,7 +8,7 @@ the choices with a mean at least as large as the one seen. Fisher 1935; Good 200
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
@@ -118,6 +118,19 @@ def t_half_width(values: Floats) -> Floats:
     """
     n = len(values)
     return np.asarray(_t_quantile(n) * values.std(axis=0, ddof=1) / math.sqrt(n))
+
+
+def t_interval(values: Sequence[float], *, of_share: bool = False) -> tuple[float, float] | None:
+    """The 95 % t-interval of the mean of finite values, which for shares ends at 0 and 1; None with fewer than two.
+
+    >>> [round(end, 3) for end in t_interval([1.0, 2.0, 3.0])], t_interval([0.2, 0.9, 1.0], of_share=True)[1]
+    ([-0.484, 4.484], 1.0)
+    """
+    if len(values) < 2:
+        return None
+    half, mean = float(t_half_width(np.array(values))), math.fsum(values) / len(values)
+    ends = mean - half, mean + half
+    return (max(ends[0], 0.0), min(ends[1], 1.0)) if of_share else ends
 
 
 def _t_quantile(n: int) -> float:

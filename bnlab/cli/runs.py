@@ -177,6 +177,8 @@ def report(
     if of_all:
         if out is not None:
             raise UsageError("--out", "cannot be used with --gallery", str(out))
+        if style != "report":
+            raise UsageError("--style", "cannot be used with --gallery", style)
         _gallery(runs, config_dir, as_json)
         return
     from bnlab.config import own_plugins

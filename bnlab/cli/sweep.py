@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DECIDING_SEEDS = 6
 """With fewer seeds in two arms, no exact test can decide more than a direction."""
 
+MOST_SIZED = 50
+"""Run folders whose size a dry run takes for that of all."""
+
 
 @cli.app.command()
 def sweep(
@@ -361,15 +364,17 @@ def _reported(root: Path, plugins: Sequence[str]) -> Built | None:
 def _say_cost(study: Study, grid: Sweep, changed: bool, out: TextIO) -> None:
     """About how long the runs that are left take, and how much of the disk, as far as runs of this grid or its study
     tell; and the least p that the seeds allow."""
+    from bnlab.core.study import evenly
     from bnlab.record.folder import ENDED
 
     ended = [one for one in grid.standings.values() if one.state in ENDED and one.status.get("timing")]
     if not grid.left:
         pass
     elif ended:
-        seconds = sum(one.status["timing"]["run_s"] for one in ended) * len(grid.left) / len(ended)
-        files = [file.stat().st_size for one in ended for file in one.folder.path.rglob("*") if file.is_file()]
-        size = file_size(round(sum(files) * len(grid.left) / len(ended)))
+        seconds = sum(one.status["timing"].get("run_s") or 0.0 for one in ended) * len(grid.left) / len(ended)
+        some = [ended[index] for index in evenly(len(ended), MOST_SIZED)]  # a look at every file takes time
+        files = [file.stat().st_size for one in some for file in one.folder.path.rglob("*") if file.is_file()]
+        size = file_size(round(sum(files) * len(grid.left) / len(some)))
         say(
             f"about {seconds / 120:.2g} min on two workers and {size} of disk, as the {len(ended)} that have ended", out
         )

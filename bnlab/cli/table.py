@@ -165,7 +165,7 @@ def grouped_out(
     else:
         form.put(found.tree(), *found.cells())
     if found.pooled and not form.as_json:
-        complain(f"each row is over several {listed(list(found.pooled))}; to tell them apart: --by, --where")
+        complain(f"each mean is over all values of {listed(list(found.pooled))}; --by or --where keeps them apart")
 
 
 def short(value: Any) -> str:

@@ -15,7 +15,6 @@ from bnlab.core.spec import GROUPS, RunSpec
 from bnlab.core.study import Study
 from bnlab.core.typed import json_schema
 
-KINDS = ("experiment", "study")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 
@@ -67,8 +66,7 @@ def _experiment(dirs: Sequence[Path]) -> Schema:
                 known.setdefault(name, {})
         for name, one in known.items():
             _describe(one, meanings.get(f"{group}.{name}"), defaults, f"{group}.{name}")
-        folder = "probes" if group == "probes" else group
-        names = _names(available(folder, dirs), f"bnlab list {group}")
+        names = _names(available(group, dirs), f"bnlab list {group}")
         found["properties"][group] = {"anyOf": [names, found["properties"][group]]}
     for name, one in found["properties"].items():
         _describe(one, meanings.get(name), defaults, name)

@@ -115,14 +115,8 @@ def drawn_from(root: Path, plugins: Sequence[str] = (), shape: Format | None = N
 
 def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
     found = drawn_from(root, plugins)
-    collection, verdicts, figures, missing, ranked = (
-        found.collection,
-        found.verdicts,
-        found.figures,
-        found.missing,
-        found.ranked,
-    )
-    html = page.render(collection, verdicts, found.prepared, ranked, figures, missing)
+    collection, verdicts, figures, ranked = found.collection, found.verdicts, found.figures, found.ranked
+    html = page.render(collection, verdicts, found.prepared, ranked, figures, found.missing)
     folder = to / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"{figure.drawn.name}.{kind}": data for figure in figures for kind, data in figure.files().items()}
@@ -142,7 +136,7 @@ def _one(root: Path, plugins: Sequence[str], to: Path) -> Built:
         figures=tuple(figure.drawn.name for figure in figures),
         unfinished=collection.unfinished,
         runs=len(collection.runs),
-        failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in missing if "failed" in one)),
+        failed=(*collection.failed.values(), *dict.fromkeys(_line(one) for one in found.missing if "failed" in one)),
         notes=(
             *collection.apart,
             *filter(None, [found.prepared.mixed]),

@@ -160,15 +160,10 @@ class Measure:
             seeds=tuple(sorted(found)),
             values=values,
             middle=average(exact, self.log) if whole else math.nan,
-            ends=self._ends(exact) if whole else None,
+            ends=interval(exact, self.log, of_share=self.metric.unit == "share") if whole else None,
             reference=reference[0] if reference else None,
             lost=frozenset(run.seed for run in (runs if lr is None else by_rate[lr]) if run.diverged),
         )
-
-    def _ends(self, exact: Sequence[float]) -> tuple[float, float] | None:
-        """The interval, which of a share ends at 0 and 1."""
-        found = interval(exact, self.log)
-        return (max(found[0], 0.0), min(found[1], 1.0)) if found and self.metric.unit == "share" else found
 
     def note(self, view: View, by: str, found: Sequence[Sequence[Spot]]) -> str:
         mean = "geometric mean" if self.log else "mean"

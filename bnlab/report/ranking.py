@@ -12,11 +12,11 @@ import numpy as np
 
 from bnlab.analysis.load import Collection
 from bnlab.analysis.metrics import METRICS
-from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_half_width
+from bnlab.analysis.statistics import LEVEL, holm, sign_flip, t_interval
 from bnlab.core.text import count, listed, number
 from bnlab.record.runs import Run
 from bnlab.report.prepare import Prepared
-from bnlab.report.views import geometric_mean, log_interval, usual_rate
+from bnlab.report.views import average, geometric_mean, log_interval, usual_rate
 
 Interval = tuple[float, float]
 
@@ -63,13 +63,14 @@ class Ranking:
             line = [row.arm, number(row.lr, 3), str(row.n), f"{row.diverged}/{row.runs}", number(row.score, 3)]
             line += [_span(row.score_interval), number(row.loss, 3), _span(row.loss_interval)]
             beats = f"{len(row.beats)} of {len(self.rows) - 1}"
-            cost = [number(row.seconds, 3), _or_dash(1000 * row.step_s), _or_dash(row.parameters, 6)]
+            count_of = f"{row.parameters:.0f}" if math.isfinite(row.parameters) else "-"
+            cost = [number(row.seconds, 3), _or_dash(1000 * row.step_s), count_of]
             lines.append([*line[: len(heads)], *cost, beats])
         return [*heads, "s/run", "ms/step", "parameters", "better than"], lines
 
 
-def _or_dash(value: float, digits: int = 3) -> str:
-    return number(value, digits) if math.isfinite(value) else "-"
+def _or_dash(value: float) -> str:
+    return number(value, 3) if math.isfinite(value) else "-"
 
 
 def _span(interval: Interval | None) -> str:
@@ -97,13 +98,13 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
         for arm, here in at_best.items()
     }
     beaten = _beaten(scores, larger=larger)
-    order = {arm: _mean(list(found.values()))[0] * (-1 if larger else 1) for arm, found in scores.items()}
+    order = {arm: average(list(found.values()), False) * (-1 if larger else 1) for arm, found in scores.items()}
     rows = []
     for arm, here in grid.items():
         found, every = [run for run in at_best[arm] if run.finished], [run for runs in here.values() for run in runs]
         losses = [run.final("train_loss") for run in found]
         seconds = [known for run in found if (known := run.status.get("timing", {}).get("run_s")) is not None]
-        score, score_interval = _mean([run.final(by) for run in found] if by else [])
+        reached = [run.final(by) for run in found] if by else []
         rows.append(
             Ranked(
                 arm=arm,
@@ -113,8 +114,8 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
                 diverged=sum(run.diverged for run in every),
                 loss=geometric_mean(losses),
                 loss_interval=log_interval(losses),
-                score=score,
-                score_interval=_share(score_interval) if larger else score_interval,
+                score=average(reached, False),
+                score_interval=t_interval(reached, of_share=larger),
                 seconds=_median(seconds),
                 step_s=_median([METRICS["step_s"].value(run).value for run in found]),
                 parameters=_median([METRICS["parameters"].value(run).value for run in found]),
@@ -153,20 +154,3 @@ def _beaten(scores: Mapping[str, Mapping[int, float]], *, larger: bool) -> dict[
     adjusted = holm(np.array(ps)) if ps else ()
     won = [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= LEVEL]
     return {arm: tuple(worse for better, worse in won if better == arm) for arm in scores}
-
-
-def _mean(values: Sequence[float]) -> tuple[float, Interval | None]:
-    """
-    >>> _mean([1.0, 1.0]), _mean([2.0]), math.isnan(_mean([])[0])
-    ((1.0, (1.0, 1.0)), (2.0, None), True)
-    """
-    if not values:
-        return math.nan, None
-    mean = math.fsum(values) / len(values)
-    half = float(t_half_width(np.array(values))) if len(values) > 1 else math.nan
-    return mean, (mean - half, mean + half) if math.isfinite(half) else None
-
-
-def _share(interval: Interval | None) -> Interval | None:
-    """An interval of a share ends at 0 and 1."""
-    return None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.analysis.metrics.rates import largest_of
-from bnlab.analysis.statistics import t_half_width
+from bnlab.analysis.statistics import t_half_width, t_interval
 from bnlab.core.text import number
 from bnlab.record.runs import Run
 from bnlab.report.style import FORMAT, Look
@@ -301,14 +301,11 @@ def average(values: Sequence[float], log: bool) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def interval(values: Sequence[float], log: bool) -> tuple[float, float] | None:
+def interval(values: Sequence[float], log: bool, *, of_share: bool = False) -> tuple[float, float] | None:
     """The 95 % t-interval of the average; None with fewer than three values, of which it spans decades."""
     if len(values) < 3:
         return None
-    if log:
-        return log_interval(values)
-    mean, half = average(values, False), float(t_half_width(np.array(values)))
-    return mean - half, mean + half
+    return log_interval(values) if log else t_interval(values, of_share=of_share)
 
 
 def apart(one: Seeds, other: Seeds, log: bool) -> str:

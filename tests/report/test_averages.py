@@ -37,7 +37,7 @@ def test_runs_are_averaged_by_keys(arms: Path, in_process: Callable[..., Any]) -
 
 def test_what_a_row_is_over_is_said_and_an_accuracy_stays_a_share(arms: Path, in_process: Callable[..., Any]) -> None:
     said = in_process("runs", arms, "--by", "norm", "--of", "test_accuracy")
-    assert said.err == "each row is over several optim.lr; to tell them apart: --by, --where\n"
+    assert said.err == "each mean is over all values of optim.lr; --by or --where keeps them apart\n"
     assert in_process("runs", arms, "--by", "norm,lr", "--of", "test_accuracy").err == ""
     found = in_process("runs", arms, "--by", "norm,lr", "--of", "test_accuracy", "--json").json
     assert found["pooled"] == []

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from bnlab.analysis.load import read_runs
+from bnlab.record.folder import RunFolder
 from bnlab.report.prepare import prepare
 from bnlab.report.ranking import Ranking, ranking
 
@@ -100,6 +101,20 @@ def test_too_few_seeds_decide_nothing(tmp_path: Path, write: Write) -> None:
     found = ranking(collection, prepare(collection))
     assert [row.beats for row in found.rows] == [(), ()]
     assert found.notes == ("3 seeds cannot tell 2 arms apart: 6 or more can",)
+
+
+@pytest.mark.parametrize(("known", "shown"), [(98410, "98410"), (138_357_544, "138357544"), (None, "-")])
+def test_the_table_has_what_a_step_and_a_net_cost(known: int | None, shown: str, tmp_path: Path, write: Write) -> None:
+    for norm, seed in itertools.product(("none", "batch"), range(2)):
+        folder = RunFolder(write(tmp_path, norm=norm, seed=seed, metrics={"test_accuracy": 0.9}))
+        timing = {"run_s": 5.0, "measure_s": 1.0}
+        folder.write_status({**folder.status(), "timing": timing, **({"parameters": known} if known else {})})
+    collection = read_runs(tmp_path)
+    heads, lines = ranking(collection, prepare(collection)).cells()
+    steps = collection.runs[0].step
+    for line in lines:
+        row = dict(zip(heads, line, strict=True))
+        assert (row["s/run"], row["parameters"], float(row["ms/step"])) == ("5", shown, pytest.approx(4000 / steps))
 
 
 def test_a_best_rate_at_the_edge_of_its_grid_is_named(tmp_path: Path, write: Write) -> None:

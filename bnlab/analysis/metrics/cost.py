@@ -1,4 +1,4 @@
-"""What a run costs: seconds, parameters, and what a step keeps in memory."""
+"""The cost of a run: seconds per step, parameters, and bytes that a step keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bnlab.record.runs import Run
 
 @METRICS.register("step_s", of="run", source="status.json", unit="s", better="lower", shown_with=None)
 def step_s(run: Run) -> float:
-    """Seconds of a run without its probes over its training steps: batch, forward, backward and update, with the
-    evaluations of the test split and the checkpoints. Of a run in a stack, its share of the stack's seconds, which is
+    """Seconds per training step, without probes: batch, forward, backward and update, with the run's evaluations of the
+    test split and its checkpoints. Of a run in a stack, its share of the stack's seconds, which is
     less than a step takes alone: compare at equal nets_at_once, or with launch.lockstep=off. Not measured for a run
     that diverged: it has little but a start."""
     timing = run.status.get("timing") or {}
@@ -21,15 +21,15 @@ def step_s(run: Run) -> float:
 
 @METRICS.register("nets_at_once", of="run", source="status.json", unit="nets", shown_with=None)
 def nets_at_once(run: Run) -> float:
-    """The most nets whose steps were computed together with this run's, itself among them: 1 for a run alone. Not
-    known of older runs."""
+    """The largest number of nets that were trained in one stack with this one, itself included; 1 for a run alone.
+    Not known for older runs."""
     nets = (run.status.get("timing") or {}).get("nets")
     return math.nan if nets is None else float(nets)
 
 
 @METRICS.register("parameters", of="run", source="status.json", unit="numbers", better="lower")
 def parameters(run: Run) -> float:
-    """Numbers that training changes, those of norms among them. Not known of older runs."""
+    """Trained parameters, those of norms included. Not known for older runs."""
     count = run.status.get("parameters")
     return math.nan if count is None else float(count)
 
