@@ -114,7 +114,8 @@ def test_a_run_at_work_and_a_run_without_a_journal_stay_as_they_are(
     assert [len(set(before) & {file.name for file in (three / name).glob(PATTERN)}) for name in "012"] == [0, 1, 1]
 
 
-def test_the_flag_asks_for_all_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flag_asks_for_all_tags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # there may be runs in the folder that tests are started in
     asked: list[bool] = []
     monkeypatch.setattr(serve, "view_runs", lambda runs, serving, *, full: asked.append(full))
     for words in (["--full"], ["--single"], ["--single", "--full"], []):
