@@ -20,7 +20,7 @@ import numpy as np
 
 from bnlab.board.events import histogram, scalar
 from bnlab.board.tags import Source
-from bnlab.probes.activations import HISTOGRAM_LIMIT, histogram_edges
+from bnlab.probes._histograms import HISTOGRAM_LIMIT, histogram_edges
 from bnlab.record.journal import Record
 
 PER_BUCKET = 3

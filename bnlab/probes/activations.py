@@ -23,10 +23,9 @@ from bnlab.core.registry import PROBES
 from bnlab.core.study import evenly
 from bnlab.net.build import Net
 from bnlab.net.wrap import one_example
+from bnlab.probes._histograms import histogram
 from bnlab.probes.base import Carry, HostArray, Metrics, Need, Raw, Snapshot, by_site, not_infinite
 
-HISTOGRAM_LIMIT = 1000.0
-HISTOGRAM_BINS = 120
 PERCENTILES = {"act_p15": 0.15, "act_p50": 0.50, "act_p85": 0.85}
 
 
@@ -278,23 +277,3 @@ def unit_percentiles(x: Tensor) -> Tensor:
     places = [neighbours(x.shape[1], share) for share in PERCENTILES.values()]
     found = torch.stack([ordered[:, low].lerp(ordered[:, high], between) for low, high, between in places])
     return torch.where(ordered[:, -1].isnan(), math.nan, found)
-
-
-def histogram(x: Tensor) -> Tensor:
-    """Counts [HISTOGRAM_BINS + 2] of all values of x: below -HISTOGRAM_LIMIT, the bins between `histogram_edges`, and
-    above HISTOGRAM_LIMIT. NaN is counted nowhere.
-
-    >>> histogram(torch.tensor([-2000.0, 0.01, 0.01, 5000.0]))[[0, 61, 121]].tolist()
-    [1.0, 2.0, 1.0]
-    """
-    limit = math.asinh(HISTOGRAM_LIMIT)
-    stretched = torch.asinh(x.detach())
-    inside = torch.histc(stretched, bins=HISTOGRAM_BINS, min=-limit, max=limit)
-    tails = [(stretched < -limit).sum(), (stretched > limit).sum()]
-    return torch.cat([tails[0][None].to(inside), inside, tails[1][None].to(inside)])
-
-
-def histogram_edges() -> list[float]:
-    """The HISTOGRAM_BINS + 1 edges between the tail bins, from -HISTOGRAM_LIMIT to HISTOGRAM_LIMIT."""
-    limit = math.asinh(HISTOGRAM_LIMIT)
-    return [math.sinh(limit * (2 * index / HISTOGRAM_BINS - 1)) for index in range(HISTOGRAM_BINS + 1)]

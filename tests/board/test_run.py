@@ -21,7 +21,7 @@ from bnlab.board.run import Board, Extent, Histograms
 from bnlab.board.tags import LIGHT, tags
 from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
-from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
+from bnlab.probes._histograms import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.record.journal import read
 from bnlab.run.observe import Schedule
 

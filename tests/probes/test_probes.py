@@ -24,7 +24,7 @@ from bnlab.core.registry import PROBES
 from bnlab.core.spec import RunSpec
 from bnlab.core.state import outputs_now
 from bnlab.core.study import evenly
-from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges
+from bnlab.probes._histograms import HISTOGRAM_BINS, HISTOGRAM_LIMIT, histogram, histogram_edges
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Record, read
 from bnlab.run.setup import Setup, assemble

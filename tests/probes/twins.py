@@ -25,7 +25,7 @@ from bnlab.core.spec import RunSpec
 from bnlab.core.study import evenly
 from bnlab.data.base import Split
 from bnlab.net.build import Site
-from bnlab.probes.activations import HISTOGRAM_BINS, HISTOGRAM_LIMIT
+from bnlab.probes._histograms import HISTOGRAM_BINS, HISTOGRAM_LIMIT
 from bnlab.run.setup import Setup
 
 Figures = dict[str, Any]
@@ -683,6 +683,42 @@ def neighbours(moment: Moment) -> Figures:
     return found
 
 
+def saturation(moment: Moment) -> Figures:
+    """Value by value, of a net with one nonlinearity; the head has none."""
+    act = moment.spec.model.activation
+    shares: list[float | None] = []
+    for x in probed(moment)["act_in"][:-1]:
+        values = x.flatten().tolist()
+        if act == "tanh":
+            beyond = [abs(math.tanh(value)) > 0.97 for value in values]
+        else:
+            outs = [1 / (1 + math.exp(-value)) for value in values]
+            beyond = [out < 0.03 or out > 0.97 for out in outs]
+        shares.append(sum(beyond) / len(beyond) if act in ("tanh", "sigmoid") else None)
+    return {"saturated_fraction": [*shares, None]}
+
+
+def gradient_histograms(moment: Moment) -> Figures:
+    """With histograms, of the sites that are chosen."""
+    weights = [f"{site.name}_affine.weight" for site in moment.sites]
+    params = [name for name, _ in moment.setup.net.module.named_parameters()]
+    grads, deltas = gradients_at(moment.setup, moment.before, params, moment.batch.x, moment.batch.y)
+    of = {"weight_grad": [grads[name] for name in weights], "delta": deltas}
+    sds = {point: [spread_of(x) for x in tensors] for point, tensors in of.items()}
+    ratios = [sd / spread_of(moment.before[name]) for sd, name in zip(sds["weight_grad"], weights, strict=True)]
+    found: Figures = {"weight_grad_sd": sds["weight_grad"], "delta_sd": sds["delta"], "grad_data_ratio": ratios}
+    for index in evenly(len(weights), moment.option("gradient_histograms", "histogram_sites")):
+        for point, tensors in of.items():
+            counts = counts_of((tensors[index] / sds[point][index]).numpy())
+            found[f"histogram.{point}.{moment.sites[index].name}"] = counts
+    return found
+
+
+def spread_of(x: Tensor) -> float:
+    """The standard deviation of all values."""
+    return math.sqrt(variance_of(x.flatten().tolist()))
+
+
 def sd_of(values: Sequence[float]) -> float:
     return math.sqrt(variance_of(values, ddof=1))
 
@@ -703,6 +739,8 @@ TWINS: dict[str, Callable[[Moment], Figures]] = {
     "shatter": shatter,
     "channels": channels,
     "scale": scale,
+    "saturation": saturation,
+    "gradient_histograms": gradient_histograms,
     "margins": margins,
     "neighbours": neighbours,
 }

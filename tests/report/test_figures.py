@@ -370,7 +370,7 @@ def test_a_ridge_holds_all_of_its_values_but_the_tails(run_of: MakeRun, view: Ma
 
 
 def test_bins_are_those_of_the_probe() -> None:
-    from bnlab.probes.activations import histogram_edges
+    from bnlab.probes._histograms import histogram_edges
 
     assert np.sinh(preactivations.EDGES).tolist() == pytest.approx(histogram_edges())
 
