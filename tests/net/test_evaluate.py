@@ -267,6 +267,8 @@ def test_every_norm_that_keeps_running_statistics_takes_those_of_a_population(na
         wanted["running_sd"] = (x.var(dim=1) + norm.eps).sqrt()  # type: ignore[operator]
     elif name == "rescale_only":
         wanted = {"running_square": x.square().mean(dim=1)}
+    elif name == "whiten":
+        wanted["running_cov"] = x.cov()
     elif name != "mean_only_batch":
         wanted["running_var"] = x.var(dim=1)
     buffers = dict(norm.named_buffers())

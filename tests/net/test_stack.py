@@ -23,7 +23,7 @@ NETS = 3
 STACKED = (
     *("none", "batch", "ghost_batch", "batch_reference", "batch_renorm", "frozen_batch", "stopgrad_batch"),
     *("mean_only_batch", "l1", "l2", "linf", "affine_only", "layer", "rms", "group", "noisy_batch", "noisy_none"),
-    *("rescale_only", "dyt", "derf"),
+    *("rescale_only", "dyt", "derf", "whiten"),
 )
 CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.activation=sigmoid",),
