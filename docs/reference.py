@@ -19,8 +19,8 @@ import yaml
 import bnlab.cli
 from bnlab import DATA, METRICS, MODELS, NORMS, OPTIMIZERS, PROBES
 from bnlab.cli import app
-from bnlab.cli.names import names
-from bnlab.config import description, packaged_dir, places
+from bnlab.cli.names import INIT, names
+from bnlab.config import description, packaged_dir, places, schema
 from bnlab.core.registry import Entry, Registry
 from bnlab.core.spec import GROUPS, RunSpec
 from bnlab.core.text import typed
@@ -361,11 +361,13 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def write(folder: Path = HERE) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, made in PAGES.items():
-        (folder / f"{name}.md").write_text(made(), encoding="utf-8")
+def write(folder: Path = HERE, schemas: Path = CONFIGS / "schema") -> None:
+    """The pages, and the schemas that the first lines of configs name."""
+    pages = {folder / f"{name}.md": made() for name, made in PAGES.items()}
+    for file, text in (pages | {schemas / f"{kind}.json": schema.text(kind, [CONFIGS]) for kind in INIT}).items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(*map(Path, sys.argv[1:2]))
+    write(*map(Path, sys.argv[1:3]))

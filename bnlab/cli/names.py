@@ -117,17 +117,29 @@ def init(
     if kind not in INIT:
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, INIT))
     refuse_path("NAME", name)
-    folder = (config_dir or Path("configs")) / {"experiment": "experiments", "study": "studies"}[kind]
-    file = folder / f"{name}.yaml"
+    mine = config_dir or Path("configs")
+    file = mine / {"experiment": "experiments", "study": "studies"}[kind] / f"{name}.yaml"
     text = (Path(__file__).parent / f"init_{kind}.yaml.txt").read_text(encoding="utf-8")
     if file.exists():
         raise UsageError("NAME", "is there already", str(file), "Give another name, or edit it.")
     with writing(file, "NAME"):
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "x", encoding="utf-8") as written:
             written.write(text.replace("NAME", name))
     say(f"written  {file}")
+    say(f"written  {_write_schema(kind, mine)}, for editors")
     say(f"then     {command(*INIT[kind], name, config_dir=config_dir)}")
+
+
+def _write_schema(kind: str, mine: Path) -> Path:
+    """The schema that the first line of a YAML in `mine` names, with the names that are there now."""
+    from bnlab.config import config_dirs, schema
+
+    file = mine / "schema" / f"{kind}.json"
+    with writing(file, "NAME"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(schema.text(kind, config_dirs(mine)), encoding="utf-8")
+    return file
 
 
 @app.command("schema")
@@ -137,10 +149,9 @@ def schema_command(
     """Print the JSON Schema of an experiment or a study, for an editor that completes and checks YAML."""
     if kind not in INIT:
         raise UsageError("KIND", "nothing of this kind", kind, nearest(kind, INIT))
-    from bnlab.config import config_dirs
-    from bnlab.config.schema import schema
+    from bnlab.config import config_dirs, schema
 
-    say(json.dumps(schema(kind, config_dirs(config_dir)), indent=2, ensure_ascii=False))
+    say(schema.text(kind, config_dirs(config_dir)).rstrip())
 
 
 def names(kind: str, config_dir: Path | None, plugin: str | None = None) -> Rows:

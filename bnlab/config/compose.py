@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.overrides import Overrides, texts, value_of
-from bnlab.config.places import available, config_dirs, packaged_dir, read
+from bnlab.config.places import FOR_EDITORS, available, config_dirs, packaged_dir, read
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import READ, Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
@@ -190,7 +190,9 @@ class _Checked(ConfigSource):
         file = self._file(config_path)
         config = read(file)
         try:
-            header = self._get_header_dict(file.read_text(encoding="utf-8")[:512])
+            # Hydra's header ends at the first other comment.
+            lines = file.read_text(encoding="utf-8")[:512].splitlines()
+            header = self._get_header_dict("\n".join(line for line in lines if not line.startswith(FOR_EDITORS)))
         except ValueError as error:
             raise UsageError(str(file), f"its first lines cannot be read: {error}") from None
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)

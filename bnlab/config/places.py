@@ -88,13 +88,17 @@ def read(file: Path) -> DictConfig:
     return tree
 
 
+FOR_EDITORS = "# yaml-language-server:"
+"""How a comment begins that names a file's schema: no part of what the file says of itself."""
+
+
 def description(file: Path) -> str:
     """The comment at the top of a YAML, in one line."""
     lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
-        if not line.startswith(("# @", "# yaml-language-server:")):
+        if not line.startswith(("# @", FOR_EDITORS)):
             lines.append(line.lstrip("# "))
     return " ".join(lines)
 

@@ -6,6 +6,7 @@ plugins bring further names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from bnlab.core.typed import json_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
+
+
+def text(kind: str, dirs: Sequence[Path]) -> str:
+    """The schema as the content of a file."""
+    return json.dumps(schema(kind, dirs), indent=2, ensure_ascii=False) + "\n"
 
 
 def schema(kind: str, dirs: Sequence[Path]) -> Schema:

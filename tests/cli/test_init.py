@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from bnlab import config
 from bnlab.analysis.claims import check
 
 Command = Callable[..., Any]
+FOR_EDITORS = "# yaml-language-server: $schema="
 
 
 def test_the_study_that_is_written_is_one(in_process: Command) -> None:
     said = in_process("init", "study", "mine")
     assert (said.code, said.out.splitlines()) == (
         0,
-        ["written  configs/studies/mine.yaml", "then     bnlab sweep --dry-run --config mine"],
+        [
+            "written  configs/studies/mine.yaml",
+            "written  configs/schema/study.json, for editors",
+            "then     bnlab sweep --dry-run --config mine",
+        ],
     )
     study, cells = config.load_study("mine", (), None)
     assert (study.name, study.base, len(cells), len(study.claims)) == ("mine", "deep_mlp", 48, 1)
@@ -45,6 +52,8 @@ def test_every_key_has_a_comment_and_a_file_that_is_there_stays(kind: str, in_pr
     [file] = Path("own").rglob("mine.yaml")
     text = file.read_text()
     assert isinstance(yaml.safe_load(text), dict)
+    schema = json.loads((file.parent / text.splitlines()[0].removeprefix(FOR_EDITORS)).read_text())
+    assert list(Draft202012Validator(schema).iter_errors(yaml.safe_load(text))) == []
     assert sum("#" in line for line in text.splitlines()) > len(text.splitlines()) / 2
     file.write_text("steps: 3\n")
     said = in_process("init", kind, "mine", "--config-dir", "own")

@@ -543,9 +543,23 @@ def test_the_schema_fits_what_comes_with_bnlab_and_refuses_what_bnlab_does(kind:
         assert not checker.is_valid(tree), tree
 
 
-def test_a_line_for_editors_is_no_description(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("# yaml-language-server: $schema=experiment.json\n# A first run.\nsteps: 3\n")
-    assert config.description(tmp_path / "a.yaml") == "A first run."
+@pytest.mark.parametrize("kind", ["study", "experiment"])
+def test_the_first_line_of_a_yaml_names_its_schema(kind: str) -> None:
+    folder = config.packaged_dir() / {"study": "studies"}.get(kind, "experiments")
+    wanted = (config.packaged_dir() / "schema" / f"{kind}.json").resolve()
+    files = [file for file in folder.rglob("*.yaml") if not file.stem.startswith("_")]
+    first = {file: file.read_text(encoding="utf-8").splitlines()[0] for file in files}
+    named = {file: line.removeprefix("# yaml-language-server: $schema=") for file, line in first.items()}
+    assert [file.name for file, name in named.items() if (file.parent / name).resolve() != wanted] == []
+
+
+def test_a_line_for_editors_is_no_description_and_no_end_of_hydras_header(tmp_path: Path) -> None:
+    line = "# yaml-language-server: $schema=../schema/experiment.json\n"
+    (tmp_path / "experiments").mkdir()
+    file = tmp_path / "experiments" / "mine.yaml"
+    file.write_text(f"{line}# @package _global_\n# A first run.\ndefaults: [/run, _self_]\nname: mine\nsteps: 3\n")
+    assert config.description(file) == "A first run."
+    assert config.load("mine", (), tmp_path).steps == 3
 
 
 def test_the_schema_says_what_keys_mean() -> None:

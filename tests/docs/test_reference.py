@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ PAGES = ["cli", "config", "entries", "figures", "measurements", "metrics"]
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pages as they are written now; in a process of its own, in which no test has registered anything."""
     folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, str(ROOT / "docs" / "reference.py"), str(folder)]
+    command = [sys.executable, str(ROOT / "docs" / "reference.py"), str(folder), f"{folder}-schema"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -34,6 +35,12 @@ def test_a_page_is_what_the_code_gives(page: str, written: Path) -> None:
     now, kept = ((folder / f"{page}.md").read_text() for folder in (written, ROOT / "docs" / "reference"))
     first = next((line for line in now.splitlines() if line not in kept.splitlines()), "a line less")
     assert now == kept, f"docs/reference/{page}.md is out of date; run `make docs`. First new line: {first}"
+
+
+@pytest.mark.parametrize("kind", ["experiment", "study"])
+def test_a_schema_is_what_the_code_gives(kind: str, written: Path) -> None:
+    now, kept = (Path(folder, f"{kind}.json").read_text() for folder in (f"{written}-schema", ROOT / "configs/schema"))
+    assert json.loads(now) == json.loads(kept), f"configs/schema/{kind}.json is out of date; run `make docs`"
 
 
 def test_the_pages_have_what_a_reader_looks_for(written: Path) -> None:
