@@ -47,7 +47,7 @@ class ModelSpec:
 
     name: str
     activation: Activation
-    init: Literal["he", "glorot", "orthogonal", "gaussian", "own"]
+    init: Literal["he", "glorot", "orthogonal", "gaussian", "lsuv", "own"]
     init_scale: Positive
     init_std: Positive
     bias: Literal["auto"] | bool

@@ -321,7 +321,7 @@ def initialize(affine: Mapping[str, nn.Module], model: ModelSpec, seed: int) -> 
     - `glorot`: U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16)
     - `orthogonal`: orthonormal rows or columns (Saxe et al. 2014)
     - `gaussian`: N(0, init_std^2)
-
+    - `lsuv`: as `orthogonal`; a run then scales it by its first batch (`net.lsuv`)
     - `own`: the weights and biases of a user's module, as they are
 
     All times `init_scale`.
@@ -341,7 +341,7 @@ def draw(weight: Tensor, model: ModelSpec, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
         case "glorot":
             nn.init.xavier_uniform_(weight, generator=generator)
-        case "orthogonal":
+        case "orthogonal" | "lsuv":
             nn.init.orthogonal_(weight, generator=generator)
         case "gaussian":
             nn.init.normal_(weight, std=model.init_std, generator=generator)

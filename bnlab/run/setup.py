@@ -25,6 +25,7 @@ from bnlab.data.base import Batches, Dataset, Split, augmentation, prepared, pro
 from bnlab.net.adopt import build_net
 from bnlab.net.build import Net
 from bnlab.net.evaluate import Inference
+from bnlab.net.lsuv import scale_to_unit_variance
 from bnlab.net.wrap import of_training, site_shapes
 from bnlab.optim.base import learning_rate
 from bnlab.probes.base import HasBatch, HasSplits, Probe
@@ -87,6 +88,8 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
     if device.type == "cpu" and not net.adopted and not any(map(_overruns, net.module.modules())):
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
+    if spec.model.init == "lsuv":
+        scale_to_unit_variance(net, batches.at(0).x, spec.model.init_scale)
 
     inference = _inference(spec, net, dataset, batches.size)
     probes, every = _probes(spec)
