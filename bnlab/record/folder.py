@@ -18,6 +18,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -313,7 +314,8 @@ class RunFolder:
         try:
             if owner["host"] != socket.gethostname():
                 return _beats(owner)
-            os.kill(int(owner["pid"]), 0)
+            if sys.platform != "win32":  # where 0 is no question: it sends Ctrl-C
+                os.kill(int(owner["pid"]), 0)
         except PermissionError:
             return True
         except (OSError, ValueError, KeyError, TypeError):
@@ -335,8 +337,14 @@ def _beats(owner: Mapping[str, Any]) -> bool:
 def _is_locked(lock: Path) -> bool:
     try:
         import fcntl
-    except ImportError:  # no such locks on this system: the process with that id counts as the owner
-        return True
+    except ImportError:  # on Windows, where one asks by taking the lock
+        if not lock.is_file():
+            return False
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
     try:
         with open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

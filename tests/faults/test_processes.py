@@ -319,6 +319,20 @@ def test_a_heartbeat_from_the_future_is_of_a_clock_that_was_set_back(tmp_path: P
         assert RunFolder(tmp_path).alive() is alive
 
 
+def test_on_windows_to_ask_whether_a_run_is_alive_sends_its_process_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("os.kill(pid, 0) is Ctrl-C there"))
+    assert not RunFolder(tmp_path).alive()
+    with RunFolder(tmp_path).owned() as folder:
+        assert folder.alive()
+        owner = (tmp_path / "owner.json").read_text()
+    (tmp_path / "owner.json").write_text(owner)  # of a process that was killed
+    assert not RunFolder(tmp_path).alive()
+
+
 @pytest.mark.parametrize("file", ["checkpoint.pt", "status.json", "journal.jsonl", "owner.json", "spec.yaml"])
 def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
     file: str, spec_of: SpecOf, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
