@@ -1,4 +1,4 @@
-"""The wheel carries the configs, and works where there is no checkout."""
+"""The wheel carries all files of the package, and works where there is no checkout; the sdist has the checkout's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+
+import yaml
+
+import bnlab
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,8 +24,9 @@ def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    yamls = {file.relative_to(ROOT / "configs") for file in (ROOT / "configs").rglob("*.yaml")}
-    assert {file.relative_to(installed / "bnlab/_configs") for file in installed.rglob("*.yaml")} == yamls
+    assert _files(installed / "bnlab/_configs") == _files(ROOT / "configs") | {"verdicts.json", "identities.json"}
+    # Templates, styles and completions too: all that is not Python.
+    assert {name for name in _files(installed / "bnlab") if not name.startswith("_configs/")} == _files(ROOT / "bnlab")
 
     words = [sys.executable, "-P", "-m", "bnlab"] if sys.version_info >= (3, 11) else [sys.executable, "-m", "bnlab"]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
@@ -39,6 +45,30 @@ def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").rglob("spec.yaml"))) == 1
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of files below a folder, less what Python and tools leave there."""
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return {file.as_posix() for file in files if "__pycache__" not in file.parts and file.suffix != ".pyc"}
+
+
+def test_the_sdist_has_what_a_checkout_has(tmp_path: Path) -> None:
+    built = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(built, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    top = {"pyproject.toml", "AGENTS.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"}
+    assert top | {"Makefile", "constraints.txt", "runs/README.md"} <= packed
+    for folder in ("bnlab", "configs", "docs"):
+        assert {f"{folder}/{name}" for name in _files(ROOT / folder)} <= packed
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == bnlab.__version__
+    assert cited.keys() >= {"cff-version", "message", "title", "authors"}
 
 
 def test_every_direct_dependency_is_pinned() -> None:

@@ -41,7 +41,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DOCS = [
     file for file in sorted((ROOT / "docs").rglob("*.md")) if file.name != "lab.md" and "decisions" not in file.parts
 ]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *DOCS]
 
 
 def _words_of_code(file: Path) -> Iterator[tuple[int, str]]:

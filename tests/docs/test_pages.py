@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "AGENTS.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 SMALL = ["steps=10", "optim.lr=0.01,0.1", "seed=0,1", "probes.points=5"]
 """Makes the quickstart study eight short runs."""
