@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bnlab.api import train
     from bnlab.core.errors import UsageError
     from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
+    from bnlab.loop.arms import with_norm
+    from bnlab.loop.watch import watch
     from bnlab.report.build import figure
     from bnlab.report.figures import FIGURES
 
@@ -38,6 +40,8 @@ _FACE = {
     "load": "bnlab.analysis.load",
     "read_runs": "bnlab.analysis.load",
     "train": "bnlab.api",
+    "watch": "bnlab.loop.watch",
+    "with_norm": "bnlab.loop.arms",
 }
 """Name -> the module that has it; imported when it is first asked for, so that help comes at once."""
 
@@ -57,6 +61,8 @@ __all__ = [
     "load",
     "read_runs",
     "train",
+    "watch",
+    "with_norm",
 ]
 
 moved.install()

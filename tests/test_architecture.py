@@ -31,7 +31,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     11: ("report",),
     12: ("board.compare", "config"),
     13: ("board.serve", "terminal", "api"),
-    14: ("cli", "__main__"),
+    14: ("loop",),
+    15: ("cli", "__main__"),
 }
 """A room is a package, or a package inside one where both are named."""
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}

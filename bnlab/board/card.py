@@ -118,17 +118,17 @@ def card(tree: Mapping[str, Any], run: str) -> str:
     argv = provenance.get("argv")
     rows = {
         "norm": tree["norm"]["name"],
-        "model": ", ".join([model["name"], *size, model["activation"]]),
+        "model": ", ".join([model["name"], *size, *filter(None, [model.get("activation")])]),
         "data": f"{data['name']}, batches of {data['batch_size']}",
-        "optimizer": f"{optim['name']}, {optim['schedule']} learning rate",
+        "optimizer": optim["name"] + (f", {optim['schedule']} learning rate" if "schedule" in optim else ""),
         "learning rate": f"{optim['lr']:.12g}",
         "seed": tree["seed"],
-        "length": f"{tree['steps']} steps" if tree["steps"] else f"{tree['epochs']} epochs",
+        "length": f"{tree['steps']} steps" if tree.get("steps") else f"{tree['epochs']} epochs",
         "run": run,
         "bnlab": provenance.get("bnlab"),
         "git": sha and f"{sha}{dirty}",
         "torch": provenance.get("torch"),
-        "command": command("bnlab", *map(str, argv[1:])) if argv else None,
+        "command": command(*map(str, ["python", *argv] if "loop" in tree else ["bnlab", *argv[1:]])) if argv else None,
     }
     shown = {name: markdown(value) for name, value in rows.items() if value is not None}
     lines = [f"| {name} | {f'<code>{text}</code>' if name == 'command' else text} |" for name, text in shown.items()]

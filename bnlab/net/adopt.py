@@ -12,43 +12,25 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import MODELS
 from bnlab.core.seeds import stream
 from bnlab.core.spec import ModelSpec, NormSpec
-from bnlab.core.state import Mode, as_in, outputs_now, untouched_random_state
 from bnlab.core.text import listed
-from bnlab.net.build import Net, Site, finished
+from bnlab.net.build import Net, Site, finished, with_params
+from bnlab.net.examine import examined
 from bnlab.net.exchange import exchanged, refuse_leftovers, refuse_other_norms
-from bnlab.net.trace import (
-    AFFINE,
-    NORM,
-    Call,
-    Trace,
-    faults,
-    first_difference,
-    kept,
-    same,
-    sources,
-    trace,
-)
-from bnlab.net.wrap import HALF, version_of
+from bnlab.net.trace import AFFINE, Call, Trace, sources
 from bnlab.norms.base import DrawsNumbers
 
 EXAMPLE = 'sites = {"stem": ("conv1", "bn1", "relu1"), ...}, with "" where there is no norm or no nonlinearity'
 NAME_THEM = f"Name the blocks in the class: {EXAMPLE}."
-UNSET = "draws from Python's or NumPy's generator, which no measurement sets back"
-UNKEPT = "neither a checkpoint nor a measurement restores"
 BATCH = 4
 """Examples in a pass that only shows how the parts are connected."""
-DRAWS = 32
-"""Passes in training that show which parts a forward leaves out at random."""
 
 
 def build_net(model: ModelSpec, norm: NormSpec, input_shape: tuple[int, ...], outputs: int, seed: int) -> Net:
@@ -125,11 +107,8 @@ def adopted(
             raise UsageError(f"model.{name}", f"has no effect: {key} has its own", given, "Leave it out.")
     dtype = next((param.dtype for param in module.parameters()), torch.float32)
     x = torch.randn(BATCH, *input_shape, generator=stream(0, "probe", "adopted")).to(dtype).requires_grad_()
-    seen = _watched(module, x, outputs, key)
-    named = getattr(module, "sites", None)
-    blocks, notes = (_named(named, seen, key), []) if named is not None else _found(seen, key)
-    places = [call for call in seen.calls if call.is_norm]
-    _refuse_shared(module, places, seen, key)
+    seen = examined(module, x, key, outputs)
+    blocks, places, notes = _blocks(module, seen, getattr(module, "sites", None), key)
     if norm.name != "own":
         refuse_other_norms(places, seen, norm, key)
     notes = [*exchanged(module, places, norm, seen, key), *notes]
@@ -140,9 +119,7 @@ def adopted(
         notes.append(f"{drawn} (model.init=own keeps the module's)")
     paths = {call.path for block in blocks for call in (block.affine, block.norm) if call is not None}
     notes += _not_measured(module, paths)
-    digits = max(2, len(str(len(blocks) - 1)))
-    sites = [block.site(f"L{index:0{digits}d}_{block.name}", module) for index, block in enumerate(blocks)]
-    net = finished(module, sites, model, seed)
+    net = finished(module, _sites(blocks, module), model, seed)
     now = {call.path: module.get_submodule(call.path) for call in places if call.path not in paths}
     for path, part in now.items():
         if isinstance(part, DrawsNumbers):
@@ -152,94 +129,68 @@ def adopted(
     return replace(net, adopted=True, notes=tuple(notes), unsited=unsited, copies=seen.changes)
 
 
-def _watched(module: nn.Module, x: Tensor, outputs: int, key: str) -> Trace:
-    """A pass in evaluation, which shows how the parts are connected, with what passes in training show of `faults`.
-    After it, no part works in place.
+def as_it_is(module: nn.Module, x: Tensor, key: str, sites: object = None) -> Net:
+    """A user's module as a net, with the weights and the norms that it has. It is examined on the batch x; `sites` name
+    its blocks as the attribute does. After it, no part works in place.
 
     Raises:
-        UsageError: a forward that fails, outputs that are not one tensor [B, outputs], a forward that depends on what
-            its attributes keep, or that could not be computed again for measuring.
+        UsageError: no block can be measured, or the module cannot be.
     """
-    for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            problem = f"{path or 'it'} is compiled by torch.jit.script, and could not be measured"
-            raise UsageError(key, problem, remedy="Use it as it was before that.")
-    if any(isinstance(part, nn.TransformerEncoderLayer | nn.MultiheadAttention) for part in module.modules()):
-        # In evaluation its fused kernel would pass the parts by, so that nothing of them could be measured.
-        torch.backends.mha.set_fastpath_enabled(False)
+    x = x.detach().clone()
+    seen = examined(module, x.requires_grad_() if x.is_floating_point() else x, key)
+    blocks, places, notes = _blocks(module, seen, getattr(module, "sites", None) if sites is None else sites, key)
+    paths = {call.path for block in blocks for call in (block.affine, block.norm) if call is not None}
+    notes += _not_measured(module, paths)
+    unsited = tuple(call.part for call in places if call.path not in paths)
+    found = with_params(module, _sites(blocks, module))
+    return Net(
+        module=module,
+        sites=found,
+        adopted=True,
+        notes=tuple(f"{key}: {note}" for note in notes),
+        unsited=unsited,
+        copies=seen.changes,
+        input_dtype=x.dtype,
+    )
+
+
+def with_other_norms(module: nn.Module, norm: NormSpec, x: Tensor, key: str, seed: int) -> list[str]:
+    """Put the norm, or none, in place of each norm of a user's module, which is examined on the batch x; every other
+    part stays as it is. Returns what that changes, in words.
+
+    Raises:
+        UsageError: a norm that cannot be exchanged without changing what else the module computes.
+    """
     in_place = [part for part in module.modules() if getattr(part, "inplace", False)]
-    try:
-        if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
-            with torch.no_grad(), as_in(module, "running"):
-                module(x.detach())  # draws their values
-        written = [trace(module, x, mode) for mode in get_args(Mode)]
-        for part in in_place:
-            part.inplace = False  # type: ignore[assignment]  # it would overwrite what is measured
-        before = kept(module)
-        training, evaluated = (trace(module, x, mode) for mode in get_args(Mode))
-        counted = [name for name, now in kept(module).items() if name in before and not same(before[name], now)]
-    except Exception as error:
-        problem = " ".join(str(error).split())
-        given = f"{len(x)} x {list(x.shape[1:])}"
-        raise UsageError(key, f"{type(error).__name__} in a forward of {given}: {problem}") from error
-    for one in (training, evaluated):
-        shape = list(one.output.shape[1:]) if isinstance(one.output, Tensor) else None
-        if shape != [outputs]:
-            got = f"a {type(one.output).__name__}" if shape is None else f"[B, {', '.join(map(str, shape))}]"
-            remedy = "Return the outputs of the head alone, one for each class or target."
-            raise UsageError(
-                key, f"its forward must return one tensor [B, {outputs}], and returns {got}", remedy=remedy
-            )
-        assert isinstance(one.output, Tensor)
-        if one.output.dtype in HALF:
-            given = str(one.output.dtype).removeprefix("torch.")
-            raise UsageError(
-                key, "its forward returns 16 bits, of which no loss is exact", given, "Return out.float()."
-            )
-    for refused, problem, remedy in (
-        (
-            training.changes_input or evaluated.changes_input,
-            "changes its input in place",
-            "Write x = x - m for x -= m.",
-        ),
-        (training.draws_elsewhere or evaluated.draws_elsewhere, UNSET, "Draw from torch's global generator."),
-        (counted, f"changes its attribute {' '.join(counted[:1])}, which {UNKEPT}", "Keep it in a buffer."),
-    ):
-        if refused:
-            raise UsageError(key, f"its forward {problem}", remedy=remedy)
-    if training.recomputed is not None:
-        problem = f"{training.recomputed} is computed again in the backward pass, as by torch.utils.checkpoint"
-        raise UsageError(key, f"{problem}, and could not be measured", remedy="Call it without checkpoint.")
-    for mode, a, b in zip(get_args(Mode), written, (training, evaluated), strict=True):
-        differing = first_difference(a, b) if in_place else None
-        if differing is not None and first_difference(b, trace(module, x, mode)) is None:
-            problem = f"{differing} changes where no part works in place, as measuring needs it"
-            raise UsageError(key, problem, remedy="Use inplace=False, and write forward for that.")
-    evaluated.fused |= training.fused
-    evaluated.hidden_norms += training.hidden_norms
-    evaluated.in_training = [
-        call.path for call in training.calls if isinstance(call.part, NORM) and not evaluated.of(call.path)
-    ]
-    evaluated.changes = any(version_of(call.out.x) != call.out.version for call in (*training.calls, *evaluated.calls))
-    left_out = _left_out_at_random(module, x.detach(), evaluated) if training.draws and training.decides else set()
-    evaluated.faults = dict(faults(evaluated, training, left_out))
-    return evaluated
+    x = x.detach().clone()
+    seen = examined(module, x.requires_grad_() if x.is_floating_point() else x, key)
+    places = [call for call in seen.calls if call.is_norm]
+    refuse_other_norms(places, seen, norm, key)
+    notes = exchanged(module, places, norm, seen, key)
+    refuse_leftovers(module, places, x, key)
+    for call in places:
+        if isinstance(part := module.get_submodule(call.path), DrawsNumbers):
+            part.bind(seed, call.path)
+    for part in in_place:
+        part.inplace = True  # type: ignore[assignment]
+    return notes
 
 
-def _left_out_at_random(module: nn.Module, x: Tensor, seen: Trace) -> set[str]:
-    """Which parts of a trace some forward in training leaves out at random, as stochastic depth does."""
-    parts = {call.part: call.path for call in seen.calls if not call.is_function}
-    called, always = set[nn.Module](), set(parts)
-    handles = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in parts]
-    with untouched_random_state(x.device):
-        for draw in range(DRAWS):
-            called.clear()
-            torch.manual_seed(draw)
-            outputs_now(module, x, "batch")
-            always &= called
-    for handle in handles:
-        handle.remove()
-    return {path for part, path in parts.items() if part not in always}
+def _blocks(module: nn.Module, seen: Trace, named: object, key: str) -> tuple[list[_Block], list[Call], list[str]]:
+    """The blocks, named or found; the calls of norms; and what there is to say.
+
+    Raises:
+        UsageError: a block that cannot be recognized, or a part in two places.
+    """
+    blocks, notes = (_named(named, seen, key), []) if named is not None else _found(seen, key)
+    places = [call for call in seen.calls if call.is_norm]
+    _refuse_shared(module, places, seen, key)
+    return blocks, places, notes
+
+
+def _sites(blocks: Sequence[_Block], module: nn.Module) -> list[Site]:
+    digits = max(2, len(str(len(blocks) - 1)))
+    return [block.site(f"L{index:0{digits}d}_{block.name}", module) for index, block in enumerate(blocks)]
 
 
 def _found(seen: Trace, key: str) -> tuple[list[_Block], list[str]]:

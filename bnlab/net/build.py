@@ -57,7 +57,8 @@ class Site:
 class Net:
     """A module, x [B, *input] -> outputs [B, K], and its L sites in the order of computation. `adopted`: the module is
     the user's own; `notes`: what was changed in it, in words; `unsited`: its norms that belong to no site; `copies`: it
-    changes in place what parts give, and a tap hands it copies."""
+    changes in place what parts give, and a tap hands it copies; `input_dtype`: of its inputs, if it is not that of its
+    parameters."""
 
     module: nn.Module
     sites: tuple[Site, ...]
@@ -65,6 +66,7 @@ class Net:
     notes: tuple[str, ...] = ()
     unsited: tuple[nn.Module, ...] = ()
     copies: bool = False
+    input_dtype: torch.dtype | None = None
 
     @cached_property
     def params(self) -> dict[str, nn.Parameter]:
@@ -234,17 +236,23 @@ def finished(module: nn.Module, sites: Sequence[Site], model: ModelSpec, seed: i
     """The net of a module: affine weights initialized from the `init` stream of `seed`, norms that draw random numbers
     bound to the seed, sites with the names of their parameters."""
     initialize({f"{site.name}_affine": site.affine for site in sites}, model, seed)
+    norms = {site.name: site.norm for site in sites if site.norm is not None}
+    for name, norm in norms.items():
+        if isinstance(norm, DrawsNumbers):
+            norm.bind(seed, name)
+    return Net(module=module.train(), sites=with_params(module, sites))
+
+
+def with_params(module: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites with the names of their trained parameters in the module."""
     names = {param: name for name, param in module.named_parameters() if param.requires_grad}
     found = []
     for site in sites:
         owners = [site.affine] if site.norm is None else [site.affine, site.norm]
-        for part in owners[1:]:
-            if isinstance(part, DrawsNumbers):
-                part.bind(seed, site.name)
         weight = names[site.affine.get_parameter("weight")]
         params = [names[param] for owner in owners for param in owner.parameters() if param in names]
         found.append(replace(site, params=(weight, *(name for name in params if name != weight))))
-    return Net(module=module.train(), sites=tuple(found))
+    return tuple(found)
 
 
 def image_shape(input_shape: tuple[int, ...], model: str) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from bnlab.core.state import Mode, PreservedBuffers, as_in, untouched_random_state
-from bnlab.net.wrap import BATCH_NORMS, version_of
+from bnlab.net.wrap import BATCH_NORMS, Copied, version_of
 
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -170,8 +170,13 @@ class Trace:
         return [call for call in self.calls if call.path == path and not call.is_function]
 
     def after(self, call: Call, wanted: Callable[[Call], bool]) -> Call | None:
-        """The first wanted call whose input is the very output of another one."""
-        return next((one for one in self.calls if one.given.key == call.out.key and wanted(one)), None)
+        """The first wanted call whose input is the very output of another one, or its copy in the place of a norm."""
+        for one in self.calls:
+            if one.given.key == call.out.key:
+                found = one if wanted(one) else self.after(one, wanted) if isinstance(one.part, Copied) else None
+                if found is not None:
+                    return found
+        return None
 
 
 def faults(evaluated: Trace, training: Trace, left_out: set[str]) -> Iterator[tuple[str, str]]:

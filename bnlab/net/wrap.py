@@ -222,7 +222,7 @@ def one_example(net: Net, input_shape: tuple[int, ...]) -> Sites:
     """What the sites see of one example of zeros, for its shapes: [1, C] or [1, C, H, W]. Leaves the net as it was.
     Norms keep shapes and are replaced by copies, since some refuse a single example."""
     param = next(net.module.parameters())
-    x = torch.zeros(1, *input_shape, dtype=param.dtype, device=param.device)
+    x = torch.zeros(1, *input_shape, dtype=net.input_dtype or param.dtype, device=param.device)
     with Wrapped(net.norms.values(), lambda place, forward: torch.clone), Tap(net) as tap:
         outputs_now(net.module, x, "running")
     return tap.sites

@@ -137,6 +137,15 @@ class HasSplits(Protocol):
     """Into how many parts it cuts the batch."""
 
 
+@runtime_checkable
+class HasLess(Protocol):
+    """A probe of which a part computes losses of its own."""
+
+    def without_losses(self) -> Probe:
+        """The other part, for a training loop whose loss is not known."""
+        ...
+
+
 def layout_of(probe: object, net: Net, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The last arguments of the probe's two halves: its layout, if it has one."""
     return (probe.layout(net, input_shape),) if isinstance(probe, HasLayout) else ()

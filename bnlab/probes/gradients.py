@@ -73,6 +73,9 @@ class Gradients:
         self.needs: frozenset[Need] = frozenset(need for need, is_wanted in wanted.items() if is_wanted)
         self.splits = 2 if noise else 1
 
+    def without_losses(self) -> Gradients:
+        return Gradients(updates=self.updates, deltas=self.deltas, noise=False, cancellation=False)
+
     def layout(self, net: Net, input_shape: tuple[int, ...]) -> list[str]:
         """The name of every site's affine weight."""
         return [site.params[0] for site in net.sites]

@@ -88,6 +88,8 @@ def ranking(collection: Collection, prepared: Prepared) -> Ranking:
     of 0, or the largest loss of any run here. The rates are chosen by the same runs, which no test accounts for."""
     finished = [run for run in collection.runs if run.finished]
     by = next((name for name in SCORES if finished and all(math.isfinite(run.final(name)) for run in finished)), "")
+    if finished and not by:  # a loop of one's own may log none
+        return Ranking(by="", rows=())
     larger = by == "test_accuracy"
     worst = 0.0 if larger else max((run.final(by) for run in finished if by), default=math.nan)
     grid = prepared.grid(collection.runs)

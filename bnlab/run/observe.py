@@ -147,7 +147,7 @@ class Observer:
 
     def watch(self, step: int, lr: float, batch: Split) -> Watch | Unwatched:
         """Watches one optimizer step, if the schedule measures it."""
-        return Watch(self, step, lr, batch) if self.schedule.due(step) else UNWATCHED
+        return Watch(self, step, lr, batch, self.net) if self.schedule.due(step) else UNWATCHED
 
 
 class Unwatched(AbstractContextManager["Unwatched"]):
@@ -166,7 +166,8 @@ UNWATCHED = Unwatched()
 class Watch(AbstractContextManager["Watch"]):
     """One measured step: the forward runs inside the `with`; call `before_update` after the backward, then `raw`."""
 
-    def __init__(self, observer: Observer, step: int, lr: float, batch: Split) -> None:
+    def __init__(self, observer: Observer, step: int, lr: float, batch: Split, seen: Net | None) -> None:
+        """`seen` is the net whose forward is tapped; without one, `training` is to be set."""
         self.observer, self.step, self.lr, self.batch = observer, step, lr, batch
         self.seconds = 0.0
         every, schedule = observer.every, observer.schedule
@@ -174,7 +175,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._needs: frozenset[Need] = frozenset().union(*(probe.needs for probe in self.probes.values()))
         deltas = "delta_norms" in self._needs
         tapped = deltas or "training_sites" in self._needs
-        self._tap = TrainingTap(observer.net, deltas=deltas) if tapped else None
+        self._tap = TrainingTap(seen, deltas=deltas) if tapped and seen is not None else None
         self.training = TrainingSites()
         self.halves: tuple[Tensor, Tensor] | None = None
         self.probe_sites = Sites()
@@ -315,10 +316,10 @@ class Recorder:
         start = time.perf_counter()
         self.folder.refuse_others()
         records: list[Record] = []
-        for known, metrics, raw in self._pending:
+        pending, self._pending = self._pending, []
+        for known, metrics, raw in pending:
             wall_s = known.pop("wall_s")
             records.append({**known, **self.observer.metrics(raw, metrics), "wall_s": wall_s})
-        self._pending.clear()
         for record in records:
             self._journal.append(record)
         for record in records:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bnlab.core.errors import UsageError, cause
 from bnlab.core.registry import DATA, EXECUTORS, NORMS, OPTIMIZERS, PROBES, load_plugins
 from bnlab.core.seeds import stream
-from bnlab.core.spec import NormSpec, RunSpec, canonical
+from bnlab.core.spec import NormSpec, Options, RunSpec, canonical
 from bnlab.core.state import Loss, Objective, PreservedBuffers, State, gradient_at, untouched_random_state
 from bnlab.core.typed import check_options
 from bnlab.data._accepted import accepted
@@ -92,7 +92,7 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
         scale_to_unit_variance(net, batches.at(0).x, spec.model.init_scale)
 
     inference = _inference(spec, net, dataset, batches.size)
-    probes, every = _probes(spec)
+    probes, every = probes_of(spec.probes.options)
     for name, probe in probes.items():
         _refuse_batches(name, probe, net, dataset, batches.size, spec)
     probe_size = max([probe.batch for probe in probes.values() if isinstance(probe, HasBatch)], default=2)
@@ -274,15 +274,15 @@ def cadence(*, every: Annotated[int, Ge(1)]) -> int:
     return every
 
 
-def _probes(spec: RunSpec) -> tuple[dict[str, Probe], dict[str, int]]:
+def probes_of(options: Options) -> tuple[dict[str, Probe], dict[str, int]]:
     """The probes by name, and the option `every` of each: it is due at every n-th measured step."""
     probes: dict[str, Probe] = {}
     due: dict[str, int] = {}
-    for name, options in spec.probes.options.items():
+    for name, given in options.items():
         prefix = f"probes.{name}"
-        own = {key: value for key, value in options.items() if key != "every"}
+        own = {key: value for key, value in given.items() if key != "every"}
         probes[name] = PROBES.build(name, own, prefix=prefix)
-        due[name] = cadence(**check_options(cadence, {"every": options.get("every", 1)}, prefix))
+        due[name] = cadence(**check_options(cadence, {"every": given.get("every", 1)}, prefix))
     return probes, due
 
 

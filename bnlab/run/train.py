@@ -88,7 +88,7 @@ def opened(
     spec = setup.spec
     with _disk(folder), folder.owned() as folder:
         if fresh:
-            _clear(folder)
+            clear(folder)
         status, damage = _status(folder)
         if status.get("status") in ENDED and not damage:
             yield status
@@ -391,7 +391,7 @@ def _provenance(folder: RunFolder, setup: Setup, more: Mapping[str, Any]) -> dic
     return now | dict(more) | facts | kept
 
 
-def _clear(folder: RunFolder) -> None:
+def clear(folder: RunFolder) -> None:
     """Remove the files of an earlier run, except the lock. The log is emptied: it may be this process's output."""
     for file in folder.path.iterdir():
         if file.name == "log.txt":

@@ -1,0 +1,1 @@
+"""Runs of a training loop that is not bnlab's: a script's, a notebook's, a trainer's."""

@@ -1,0 +1,192 @@
+"""A copy of a user's net in which passes are made for measuring, so that the net itself is only ever looked at.
+
+The copy has its own weights, buffers, gradients and modes. They are set to those of the net at three moments of a
+measured step: before its forward pass (buffers, modes, attributes), before the update (weights, gradients), and after
+it (weights, buffers).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bnlab.core.errors import UsageError, cause
+from bnlab.core.state import copy_each
+from bnlab.net.adopt import as_it_is
+from bnlab.net.build import Net
+
+Call = Callable[[nn.Module, Tensor], Any]
+"""How a batch goes through a module, where that is not `module(x)`."""
+KEY = "model"
+EXAMPLES = 4
+"""In the passes that show how the parts are connected."""
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class Called(nn.Module):
+    """A module that takes one batch and returns one tensor, as `call` makes it of another module."""
+
+    def __init__(self, net: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.net, self._call = net, call
+
+    def forward(self, x: Tensor) -> Any:
+        return self._call(self.net, x)
+
+
+def unwrapped(module: nn.Module) -> tuple[nn.Module, bool]:
+    """The module inside of torch.compile and DistributedDataParallel, and whether it is compiled.
+
+    Raises:
+        UsageError: it is wrapped, or compiled, in a way in which it cannot be measured.
+    """
+    compiled = False
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # of torch.compile
+            module, compiled = inner, True
+        else:
+            break
+    for path, part in module.named_modules():
+        name = path or "it"
+        if isinstance(part, nn.DataParallel):
+            raise UsageError(
+                KEY, f"{name} is an nn.DataParallel, whose copies are not seen", remedy="Watch one device."
+            )
+        if type(part).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
+            raise UsageError(KEY, f"{name} has its weights in shards, and could not be measured")
+        inside = path and isinstance(getattr(part, "_orig_mod", None), nn.Module)
+        if inside or getattr(part, "_compiled_call_impl", None) is not None:
+            remedy = "Write model = torch.compile(model), and watch that."
+            raise UsageError(KEY, f"{name} is compiled in its place, and cannot be looked into", remedy=remedy)
+    tensors = (*module.parameters(), *module.buffers())
+    if any(map(is_lazy, tensors)):
+        raise UsageError(KEY, "has weights that no forward has drawn yet", remedy="Pass one batch through it first.")
+    if not any(param.requires_grad for param in module.parameters()):
+        raise UsageError(KEY, "has no parameter that is trained")
+    return module, compiled
+
+
+class Twin:
+    """`net` is the copy. `watched` is the user's net with the same sites; None where it is compiled, so that what a
+    training pass computes at the sites is computed once more in the copy."""
+
+    def __init__(self, model: nn.Module, x: Tensor, sites: Mapping[str, Any] | None, call: Call | None) -> None:
+        """`x` [B, ...]: a batch that the model takes.
+
+        Raises:
+            UsageError: the model cannot be copied or measured.
+        """
+        self._module, compiled = unwrapped(model)
+        try:
+            self._copy = copy.deepcopy(self._module)
+        except Exception as error:
+            raise UsageError(KEY, f"cannot be copied, and so not be measured: {cause(error)}") from error
+        self._pairs = list(zip(self._module.modules(), self._copy.modules(), strict=True))
+        self._in_place = [part for part in self._module.modules() if getattr(part, "inplace", False)]
+        for part in self._copy.modules():
+            _forget_hooks(part)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        try:
+            whole = (self._copy if call is None else Called(self._copy, call)).train()
+            self.net = as_it_is(whole, x[:EXAMPLES], KEY, _inside(sites, "" if call is None else "net."))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+        self.watched = None if compiled else _of(self.net, {mine: own for own, mine in self._pairs})
+        for param in self._copy.parameters():
+            param.grad = torch.zeros_like(param) if param.requires_grad else None
+
+    def before_forward(self) -> None:
+        """Take over modes, plain attributes and buffers."""
+        for part, mine in self._pairs:
+            mine.training = part.training
+            for name, value in vars(part).items():
+                if name != "inplace" and isinstance(value, bool | int | float | str | Tensor):
+                    vars(mine)[name] = value.detach() if isinstance(value, Tensor) else value
+        self._take_buffers()
+
+    @torch.no_grad()
+    def before_update(self, divisor: Tensor | float | None) -> None:
+        """Take over weights, and gradients as the optimizer has them, over `divisor`."""
+        self._take_weights()
+        for param, mine in zip(self._module.parameters(), self._copy.parameters(), strict=True):
+            if mine.grad is None:
+                continue
+            if param.grad is None:
+                mine.grad.zero_()
+            else:
+                mine.grad.copy_(param.grad.to_dense() if param.grad.is_sparse else param.grad)
+                if divisor is not None:
+                    mine.grad.div_(divisor)
+
+    def after_update(self) -> None:
+        """Take over weights and buffers."""
+        self._take_weights()
+        self._take_buffers()
+
+    @contextmanager
+    def nothing_in_place(self) -> Iterator[None]:
+        """Inside the `with`, no part of the user's net works in place, which would overwrite what is measured."""
+        self._set_in_place(False)
+        try:
+            yield
+        finally:
+            self._set_in_place(True)
+
+    def _set_in_place(self, value: bool) -> None:
+        for part in self._in_place:
+            part.inplace = value  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def _take_weights(self) -> None:
+        copy_each(list(self._copy.parameters()), list(self._module.parameters()))
+
+    @torch.no_grad()
+    def _take_buffers(self) -> None:
+        for mine, buffer in zip(self._copy.buffers(), self._module.buffers(), strict=True):
+            mine.copy_(buffer)
+
+
+def _of(net: Net, parts: Mapping[nn.Module, nn.Module]) -> Net:
+    """The net with the same sites in another module: `parts` has the part there for each part here."""
+    sites = [
+        replace(
+            site,
+            affine=parts[site.affine],
+            norm=None if site.norm is None else parts[site.norm],
+            activation=parts.get(site.activation, site.activation),
+        )
+        for site in net.sites
+    ]
+    return replace(net, module=next(iter(parts.values())), sites=tuple(sites))
+
+
+def _inside(sites: Mapping[str, Any] | None, prefix: str) -> object:
+    """The user's names of blocks, for a module that has the user's as a part."""
+    if not prefix or not isinstance(sites, Mapping):
+        return sites
+    return {
+        name: tuple(f"{prefix}{path}" if path else path for path in block) if isinstance(block, tuple) else block
+        for name, block in sites.items()
+    }
+
+
+def _forget_hooks(part: nn.Module) -> None:
+    """Remove the user's hooks from a part of the copy. Those of torch stay: weight_norm and prune compute by them."""
+    for name in HOOKS:
+        hooks = getattr(part, name)
+        for key in [key for key, hook in hooks.items() if not _is_of_torch(hook)]:
+            del hooks[key]
+
+
+def _is_of_torch(hook: object) -> bool:
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(module).startswith("torch.")
