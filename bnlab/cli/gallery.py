@@ -86,7 +86,7 @@ def if_any(root: Path, config_dir: Path | None) -> Gallery | None:
 def _shown(root: Path, plugins: Sequence[str]) -> tuple[dict[str, Shown], list[str]]:
     """The studies below `root` with at least one ended run, by name; a line for each that cannot be read."""
     found, failed = {}, []
-    for file in sorted(root.glob(f"*/{STUDY_FILE}")):
+    for file in sorted([*root.glob(f"*/{STUDY_FILE}"), *root.glob(f"*/*/{STUDY_FILE}")]):  # lessons/NAME
         try:
             study, provenance = read_study(file)
             assert study is not None

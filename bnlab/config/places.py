@@ -51,12 +51,13 @@ def config_dirs(user_dir: Path | None) -> list[Path]:
 
 
 def available(kind: str, dirs: Sequence[Path]) -> dict[str, Path]:
-    """Name -> file of every YAML in the folder `kind` of `dirs`; the first directory that has a name wins."""
+    """Name -> file of every YAML in the folder `kind` of `dirs`; the first directory that has a name wins. A study may
+    be in a folder of its own, as `lessons/NAME`."""
     found: dict[str, Path] = {}
     for folder in dirs:
-        for file in sorted((folder / kind).glob("*.yaml")):
+        for file in sorted((folder / kind).glob("**/*.yaml" if kind == "studies" else "*.yaml")):
             if not file.stem.startswith("_"):
-                found.setdefault(file.stem, file)
+                found.setdefault(file.relative_to(folder / kind).with_suffix("").as_posix(), file)
     return dict(sorted(found.items()))
 
 

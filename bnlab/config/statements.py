@@ -163,13 +163,14 @@ def _read() -> dict[str, Any]:
 
 
 def studies(dirs: Sequence[Path] = ()) -> dict[str, Study]:
-    """Every study of these folders of configs, by default of bnlab's own.
+    """Every study of these folders of configs, by default of bnlab's own; none of those in a folder of their own, such
+    as `lessons/`, which are about no statement.
 
     Raises:
         UsageError: one that is no study.
     """
     folders = dirs or [packaged_dir()]
-    return {name: find(name, folders) for name in available("studies", folders)}
+    return {name: find(name, folders) for name in available("studies", folders) if "/" not in name}
 
 
 def verdicts() -> dict[str, dict[str, Any]]:

@@ -74,7 +74,7 @@ def find(name: str, dirs: Sequence[Path]) -> Study:
     """
     studies, experiments = available("studies", dirs), available("experiments", dirs)
     if name in studies:
-        return _read(studies[name])
+        return _read(studies[name], name)
     if name in experiments:
         return Study(name=name, base=name)
     raise UsageError("--config", "no such study or experiment", name, nearest(name, {*studies, *experiments}))
@@ -92,16 +92,16 @@ def own_plugins(user_dir: Path | None) -> list[str]:
     return list(found)
 
 
-def _read(file: Path) -> Study:
+def _read(file: Path, name: str) -> Study:
     """A study's YAML; its keys may be nested or dotted, its axes lists or in the grammar of the command line."""
     try:
         tree: Any = OmegaConf.to_container(read(file))
-        tree = {"name": file.stem, **_grid(tree, "")}
+        tree = {"name": name, **_grid(tree, "")}
         for part in ("scales", "arms"):
             each = _mapping(tree.get(part), part).items()
-            tree[part] = {name: _mapping(settings, f"{part}.{name}") for name, settings in each}
-        tree["scales"] = {name: _grid(scale, f"scales.{name}.") for name, scale in tree["scales"].items()}
-        tree["arms"] = {name: dict(leaves(bundle)) for name, bundle in tree["arms"].items()}
+            tree[part] = {one: _mapping(settings, f"{part}.{one}") for one, settings in each}
+        tree["scales"] = {one: _grid(scale, f"scales.{one}.") for one, scale in tree["scales"].items()}
+        tree["arms"] = {one: dict(leaves(bundle)) for one, bundle in tree["arms"].items()}
         grids = tree.get("ask") or []
         grids = [_mapping(grid, "ask") for grid in (grids if isinstance(grids, list) else [grids])]
         tree["ask"] = [{key: _axis_text(value) for key, value in leaves(grid)} for grid in grids]

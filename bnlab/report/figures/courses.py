@@ -25,7 +25,7 @@ Log = Literal["y", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """One arm: what its `runs` measured at `x` [T]: median over them, smallest and largest."""
+    """One arm: what its `runs` measured at `x` [T], or of every layer [T, L]: their median, smallest and largest."""
 
     group: Group
     runs: Sequence[Run]
@@ -40,11 +40,11 @@ def _positive(values: Floats, log: bool) -> Floats:
     return np.where(values > 0, values, math.nan) if log else values
 
 
-def _courses(
+def courses(
     view: View, lr: float | None, of: str, log: bool, read: Callable[[list[Run]], tuple[Floats, Floats]]
 ) -> tuple[list[Course], float, str]:
     """Of every arm, at the learning rate, which is returned with the footnote on it; `read`: runs -> x [T] and their
-    values [R, T]. Runs that diverged are left out, unless all did.
+    values [R, T], or of every layer [R, T, L]. Runs that diverged are left out, unless all did.
 
     Raises:
         Missing: no learning rate that all arms have, or nothing measured.
@@ -65,7 +65,8 @@ def _courses(
     if not found:
         raise Missing(f"no {of} in the journals at a learning rate of {number(rate)}", "measure it: probes=standard")
     most = max(len(course.runs) for course in found)
-    note = f"Line: median of {count(most, 'seed')}; band: smallest to largest. Learning rate {number(rate)}"
+    band = "; band: smallest to largest" * (found[0].middle.ndim == 1)
+    note = f"Line: median of {count(most, 'seed')}{band}. Learning rate {number(rate)}"
     note += f", {why}." if why else "."
     return found, rate, note + (f" Left out: {count(lost, 'run')} that diverged." if lost else "")
 
@@ -115,7 +116,7 @@ def steps(
     def read(runs: list[Run]) -> tuple[Floats, Floats]:
         return together(runs, of, lambda stack: np.stack([at_sites(_at_steps(one), sites).values for one in stack]))
 
-    found, rate, note = _courses(view, lr, of, log_y, read)
+    found, rate, note = courses(view, lr, of, log_y, read)
     means = {
         course.group.label: {
             run.seed: mean
@@ -166,7 +167,7 @@ def profile(
             raise Missing(f"no {of} of several sites in this part of the run", "give the figure another window")
         return np.arange(float(parts[0].shape[1])), np.stack([median(_positive(part, log_y)) for part in parts])
 
-    found, rate, note = _courses(view, lr, of, log_y, read)
+    found, rate, note = courses(view, lr, of, log_y, read)
     length = max(run.steps for course in found for run in course.runs)
     low, high = (round(share * length) for share in window)
     steps = f"step {low}" if low == high else f"median over equally spaced steps from {low} to {high}"

@@ -4,8 +4,8 @@ the distributions of one layer."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -139,10 +139,10 @@ class Ridges:
     density: Floats
 
 
-def site_of(view: View, lr: float) -> str | None:
+def site_of(view: View, lr: float, prefix: str = PREFIX) -> str | None:
     """The deepest site that every run has histograms of; the head, which comes last, only where there is no other."""
     found = [
-        [name.removeprefix(PREFIX) for name in run.measured(PREFIX)] for group in view.panels for run in group.at(lr)
+        [name.removeprefix(prefix) for name in run.measured(prefix)] for group in view.panels for run in group.at(lr)
     ]
     shared = [name for name in (found[0] if found else []) if all(name in names for names in found)]
     return shared[-2:][0] if shared else None
@@ -161,10 +161,10 @@ def ridges_of(group: Group, lr: float, site: str) -> Ridges | None:
     return Ridges(group=group, seed=run.seed, steps=steps[kept], density=density)
 
 
-def moved(run: Run, site: str) -> float:
-    """How far the distribution moves from first to last: 1-Wasserstein distance in the first one's standard deviations.
-    Tail bins count as values at the limit."""
-    _, counts = run.series(PREFIX + site)
+def moved(run: Run, name: str) -> float:
+    """How far a distribution moves from the first histogram of that name to the last: 1-Wasserstein distance in the
+    first one's standard deviations. Tail bins count as values at the limit."""
+    _, counts = run.series(name)
     if len(counts) < 2:
         return math.nan
     centre = np.sinh(np.concatenate([EDGES[:1], CENTRES, EDGES[-1:]]))
@@ -191,12 +191,12 @@ def ridges(view: View, name: str) -> Drawn:
     title = compared(
         view,
         lr,
-        lambda run: moved(run, site),
+        lambda run: moved(run, PREFIX + site),
         alone=f"Pre-activations of {where} over training",
         unclear=f"From the first to the last step, pre-activations of {where} move about as far with {{}} as with {{}}",
         clear=f"From the first to the last step, pre-activations of {where} move",
     )
-    reach = _reach(found)
+    reach = _reach(np.concatenate([r.density for r in found]))
     note = (
         f"Density over batch and units at the affine map's output, fixed probe batch, seed {found[0].seed}, first step "
         f"at the top. Learning rate {number(lr)}, {why}. Title: 1-Wasserstein distance from first to last "
@@ -222,11 +222,11 @@ def ridges(view: View, name: str) -> Drawn:
     )
 
 
-def _reach(found: Sequence[Ridges]) -> float:
-    """The limit of the axis, in asinh(x): it contains 99.5 % of every ridge."""
+def _reach(density: Floats) -> float:
+    """The limit of the axis, in asinh(x): it contains 99.5 % of every ridge [R, BINS]."""
     far = np.abs(CENTRES)
     order = np.argsort(far)
-    inside = np.cumsum(np.concatenate([r.density for r in found])[:, order] * BIN, axis=1)
+    inside = np.cumsum(density[:, order], axis=1)
     return float(far[order][(inside >= 0.995 * inside[:, -1:]).argmax(axis=1)].max()) + BIN
 
 
@@ -255,7 +255,89 @@ def _panel(ax: Axes, r: Ridges, reach: float, *, first: bool) -> None:
     if first:
         ax.set_ylabel("training step")
     if not linear:
-        decades = [10.0**k for k in range(4) if 10.0**k <= math.sinh(limit)]
-        ticks = [*(-tick for tick in reversed(decades)), 0.0, *decades]
-        ax.set_xticks(np.arcsinh(ticks), labels=[number(tick).replace("-", "−") for tick in ticks])
+        ax.set_xticks(*_decades(limit))
     ax.set_xlabel("pre-activation", color=MUTED)
+
+
+def _decades(limit: float) -> tuple[Floats, list[str]]:
+    """Ticks in asinh(x) up to a limit, and what they say."""
+    decades = [10.0**k for k in range(4) if 10.0**k <= math.sinh(limit)]
+    ticks = [*(-tick for tick in reversed(decades)), 0.0, *decades]
+    return np.arcsinh(ticks), [number(tick).replace("-", "−") for tick in ticks]
+
+
+# -- the same, as a map of counts ------------------------------------------------------------------------------------
+
+
+@FIGURES.register("activation_map", of="study", subject="counts of a layer's values over training steps, in colour")
+def activation_map(
+    view: View,
+    name: str,
+    *,
+    point: Literal["pre", "act_in"] = "act_in",
+    site: str | None = None,
+    lr: float | None = None,
+) -> Drawn:
+    """A map an arm, value against step, of the first seed: the "colourful dimension" of Howard (fast.ai part 2). `site`
+    is its name, by default the deepest hidden one. The title compares how far the distributions move.
+
+    Raises:
+        Missing: no histograms of that site at that learning rate.
+    """
+    rate, why = view.common_rate() if lr is None else (lr, "")
+    prefix = f"histogram.{point}."
+    site = site if site or rate is None else site_of(view, rate, prefix)
+    panels = [
+        (group, run)
+        for group in view.panels
+        if rate is not None and site is not None
+        for run in [run for run in group.at(rate) if len(run.series(prefix + site)) > 1][:1]
+    ]
+    if not panels or rate is None or site is None:
+        raise Missing("no histograms of that site in the journals", "measure them: probes=standard")
+    of = prefix + site
+    title = compared(
+        view,
+        rate,
+        lambda run: moved(run, of),
+        alone=f"Values at {point} of {site} over training",
+        unclear=f"From the first to the last step, {point} of {site} moves about as far with {{}} as with {{}}",
+        clear=f"From the first to the last step, {point} of {site} moves",
+    )
+    note = (
+        f"Counts over the probe batch and units of {site} at {point}, in bins uniform in asinh(x), first seed; colour: "
+        f"log(1 + count). Learning rate {number(rate)}{', ' * bool(why)}{why}. Title: 1-Wasserstein distance from first "
+        "to last over the first one's standard deviation, all seeds."
+    )
+    sheet = Sheet(view.titled(title), view.noted(note), plot_height=2.75)
+    found = [run.series(of) for _, run in panels]
+    counts = [values[:, 1:-1] for _, values in found]
+    reach, most = _reach(np.concatenate(counts)), math.log1p(max(float(values.max()) for values in counts))
+    right = sheet.width - 0.85
+    axes = sheet.panels([group for group, _ in panels], right, 0.12)
+    for index, (ax, (steps, _), values) in enumerate(zip(axes, found, counts, strict=True)):
+        edges = np.append(steps, 2 * steps[-1] - steps[-2]).astype(np.float64)
+        image = ax.pcolormesh(edges, EDGES, np.log1p(values.T), cmap="cividis", vmin=0, vmax=most, rasterized=True)
+        ax.set(xlabel="training step", ylim=(-reach, reach))
+        ax.locator_params(axis="x", nbins=max(3, int(ax.bbox.width / 72 * 2.4)))
+        places, labels = _decades(reach)
+        ax.set_yticks(places, labels=[] if index else labels)
+        if not index:
+            ax.set_ylabel(f"value at {point}")
+    bar_ax = sheet.axes(left=right + 0.13, right=right + 0.24, above=0.28, first=False)
+    bar = sheet.figure.colorbar(image, cax=bar_ax)
+    bar.outline.set_edgecolor(EDGE)
+    bar.set_label("log(1 + count)")
+    return sheet.drawn(
+        name,
+        about=f"Counts of the values at {point} of {site}, value by training step, for "
+        f"{listed([group.label for group, _ in panels])} at a learning rate of {number(rate)}.",
+        columns=("arm", "lr", "seed", "step", "bin_low", "bin_high", "count"),
+        rows=[
+            (group.label, rate, run.seed, step, low, high, value)
+            for (group, run), (steps, _), values in zip(panels, found, counts, strict=True)
+            for step, row in zip(steps, values, strict=True)
+            for low, high, value in zip(np.sinh(EDGES[:-1]), np.sinh(EDGES[1:]), row, strict=True)
+            if value
+        ],
+    )
