@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab import config
+from bnlab.config import statements
 from bnlab.config.compose import Composer, hydra_over
 from bnlab.config.overrides import logspace, texts
 from bnlab.core.errors import UsageError
@@ -355,3 +356,17 @@ scales:
     ] * 2
     with pytest.raises(UsageError, match=r"^model.channels: model=resnet has no such option"):
         config.load_study("mine", ["scale=wrong"], tmp_path)
+
+
+def test_a_study_in_a_folder_has_the_folder_in_its_name_and_bears_on_no_statement(tmp_path: Path) -> None:
+    (tmp_path / "studies" / "own").mkdir(parents=True)
+    (tmp_path / "studies" / "own" / "mine.yaml").write_text("# Mine.\nbase: deep_mlp\naxes: {seed: [0, 1]}\n")
+    (tmp_path / "studies" / "own" / "_part.yaml").write_text("base: deep_mlp\n")
+    dirs = [tmp_path, config.packaged_dir()]
+    names = {name for name in config.available("studies", dirs) if "/" in name}
+    assert {"own/mine", "lessons/karpathy_activations"} <= names
+    assert not any("_part" in name for name in names)
+    assert not any("/" in name for name in statements.studies(dirs))
+    study, cells = config.load_study("own/mine", [], tmp_path)
+    assert study.name == "own/mine"
+    assert [cell.spec.folder.rpartition("/")[0] for cell in cells] == ["own/mine/batch/lr=0.3"] * 2

@@ -262,3 +262,12 @@ def test_the_page_fits_a_desk_a_phone_and_paper_by_day_and_by_night(
     assert {name: found["row"] for name, found in seen.items()} == dict.fromkeys(seen, "table-cell") | {
         "phone": "block"
     }
+
+
+def test_a_study_in_a_folder_is_on_the_page_too(two: Path, bnlab: Callable[..., Said], write: Write) -> None:
+    sweep(write, two / "lessons" / "mine", better="batch", name="lessons/mine")
+    code, out, err = bnlab("--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["studies"] == ["higher", "lessons/mine", "lower"]
+    assert (two / "gallery" / "lessons" / "mine" / "report.html").is_file()
+    assert "lessons/mine/report.html" in (two / "gallery" / "index.html").read_text()

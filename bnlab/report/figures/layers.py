@@ -18,7 +18,7 @@ from bnlab.report.figures import FIGURES
 from bnlab.report.figures.against import DOTTED, by
 from bnlab.report.figures.courses import Course, Log, courses
 from bnlab.report.measure import constants, named
-from bnlab.report.sheet import Sheet, spread, step_axis, value_axis
+from bnlab.report.sheet import HALO, Sheet, spread, step_axis, value_axis
 from bnlab.report.style import MUTED
 from bnlab.report.views import Drawn, Floats, Missing, View, average, finding, finite, together
 
@@ -71,6 +71,7 @@ def layers(
             ax.axhline(value, **DOTTED)
             if not index:
                 how: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                how |= {"path_effects": HALO, "zorder": 6}
                 ax.annotate(named(reference, value), (0, value), xytext=(3, -9), color=MUTED, fontsize=7, **how)
         _draw(ax, one)
         if not index:

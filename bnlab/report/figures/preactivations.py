@@ -306,8 +306,8 @@ def activation_map(
     )
     note = (
         f"Counts over the probe batch and units of {site} at {point}, in bins uniform in asinh(x), first seed; colour: "
-        f"log(1 + count). Learning rate {number(rate)}{', ' * bool(why)}{why}. Title: 1-Wasserstein distance from first "
-        "to last over the first one's standard deviation, all seeds."
+        f"log(1 + count). Learning rate {number(rate)}{', ' * bool(why)}{why}. Title: 1-Wasserstein distance from "
+        "first to last over the first one's standard deviation, all seeds."
     )
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=2.75)
     found = [run.series(of) for _, run in panels]
