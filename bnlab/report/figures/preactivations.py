@@ -319,7 +319,7 @@ def activation_map(
         edges = np.append(steps, 2 * steps[-1] - steps[-2]).astype(np.float64)
         image = ax.pcolormesh(edges, EDGES, np.log1p(values.T), cmap="cividis", vmin=0, vmax=most, rasterized=True)
         ax.set(xlabel="training step", ylim=(-reach, reach))
-        ax.locator_params(axis="x", nbins=max(3, int(ax.bbox.width / 72 * 2.4)))
+        ax.locator_params(axis="x", nbins=max(3, int(ax.bbox.width / 72 * 2.4)), prune="upper")
         places, labels = _decades(reach)
         ax.set_yticks(places, labels=[] if index else labels)
         if not index:
