@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from bnlab.board.events import scalar, tensor_value
 from bnlab.core.spec import ModelSpec
 from bnlab.core.text import command, markdown
+from bnlab.record.findings import Finding
 from bnlab.record.folder import ENDED
 from bnlab.record.runs import flat, run_id
 
-CARD = "run_card"
+CARD, FINDINGS = "run_card", "run_findings"
 RESULTS = {
     "test_accuracy": "at the end; 0 if the run diverged",
     "test_loss": "at the end; the first training loss where it is larger than that, or the run diverged",
@@ -135,11 +136,13 @@ def card(tree: Mapping[str, Any], run: str) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def tail(status: Mapping[str, Any], first_loss: float) -> bytes:
-    """The results of a run that has ended, as a Summary; empty for other runs."""
+def tail(status: Mapping[str, Any], first_loss: float, found: Sequence[Finding] = ()) -> bytes:
+    """The results of a run that has ended, and what was found in it, as a Summary; empty for other runs."""
     if status.get("status") not in ENDED:
         return b""
-    return table_results(results_of(status, first_loss))
+    lines = "\n".join(f"- {markdown(finding.text)}" for finding in found)
+    text: bytes = text_pb(FINDINGS, lines).SerializeToString() if lines else b""
+    return table_results(results_of(status, first_loss)) + text
 
 
 def results_of(status: Mapping[str, Any], first_loss: float) -> dict[str, float]:

@@ -23,8 +23,10 @@ from bnlab.board.events import EventFile, Profile, profile_of
 from bnlab.board.tags import LIGHT, tags
 from bnlab.board.thin import PREFIX, Histograms, Kept, TagValues, Template, Thinner
 from bnlab.core.registry import load_plugins
+from bnlab.record.findings import findings
 from bnlab.record.folder import BusyError, RunFolder
 from bnlab.record.journal import Record, read
+from bnlab.record.runs import read_run
 
 POINTS: dict[Profile, int] = {"full": 500, "light": 200}
 """At most so many a tag."""
@@ -118,7 +120,9 @@ class Board:
 
     def _finish(self, status: Mapping[str, Any], journal_bytes: int) -> None:
         self._write(self._thinner.end())
-        self._file.add(*self._last, tail(status, self._first_loss))
+        of_run = self.profile == "full" and self.spec is not None
+        found = findings(read_run(RunFolder(self.folder))) if of_run else ()
+        self._file.add(*self._last, tail(status, self._first_loss, found))
         self._file.seal(self._last[1], journal_bytes)
 
     def _write(self, kept: Iterable[Kept]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -44,8 +45,9 @@ def train(
     with waiting("reading the config ...", out, plain=plain):
         from bnlab import config as configs
         from bnlab.core.study import HERE
+        from bnlab.record.findings import findings
         from bnlab.record.folder import ENDED, BrokenError, RunFolder
-        from bnlab.record.runs import other_than, state_to_resume
+        from bnlab.record.runs import other_than, read_run, state_to_resume
 
         if config is None:
             raise cli.no_config(config_dir, overrides or (), "experiments")
@@ -81,7 +83,8 @@ def train(
         complain(line)
     interrupted = status["status"] == "interrupted"
     if as_json:
-        print_json({"run": str(folder.path), "id": spec.id, **status})
+        found = [asdict(finding) for finding in findings(read_run(folder))]
+        print_json({"run": str(folder.path), "id": spec.id, **status, "findings": found})
         if interrupted:
             complain(f"interrupted; to resume: {again}")
     else:

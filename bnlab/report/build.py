@@ -18,6 +18,7 @@ from bnlab.analysis.verdicts import judge
 from bnlab.core.errors import UsageError, cause, nearest
 from bnlab.core.safe import safe_json
 from bnlab.core.study import Study
+from bnlab.record.findings import READS
 from bnlab.record.folder import NoRunsError, RunFolder, find_runs, runs_below, write_atomically
 from bnlab.report import page
 from bnlab.report.figures import FIGURES, in_order, options_of
@@ -94,7 +95,7 @@ def drawn_from(root: Path, plugins: Sequence[str] = (), shape: Format | None = N
         NoRunsError: no run has ended.
         UsageError: a study.yaml that is not a study.
     """
-    keep = [name for entry in in_order() for name in entry.reads]
+    keep = [*READS, *(name for entry in in_order() for name in entry.reads)]
     study, _ = read_study(root / STUDY_FILE)
     keep += [figure["of"] for figure in (study.figures if study else ()) if isinstance(figure.get("of"), str)]
     collection = read_runs(root, keep=keep, plugins=plugins)

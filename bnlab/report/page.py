@@ -24,6 +24,7 @@ from bnlab.core.spec import canonical
 from bnlab.core.study import Study, label
 from bnlab.core.text import capital, command, count, listed, number, short_key, typed
 from bnlab.record.runs import Run
+from bnlab.report import reading
 from bnlab.report.prepare import Prepared
 from bnlab.report.ranking import Interval, Ranked, Ranking
 from bnlab.report.views import best_rate, geometric_mean, log_interval
@@ -71,6 +72,7 @@ def render(
         ranks=[_rank(row) for row in ranked.rows],
         table=table_of([capital(arm) for arm in arms], [number(lr) for lr in rates], squares(runs, prepared, rates)),
         setting=setting_of(runs),
+        findings=reading.cards_of(runs, prepared.arms),
         lead=pictures[:lead],
         pictures=pictures[lead:],
         missing=missing,

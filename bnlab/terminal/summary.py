@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bnlab.core.text import number
+from bnlab.record.findings import findings
+from bnlab.record.folder import RunFolder
+from bnlab.record.runs import read_run
 from bnlab.terminal.signs import say
 from bnlab.terminal.tables import Record, console, folded_lines
 
@@ -19,19 +22,22 @@ COPIED = ("run", "next", "resume")
 def show_summary(
     status: Mapping[str, Any], path: Path, records: Sequence[Record], following: str, out: TextIO | None = None
 ) -> None:
-    """Print the result of a run in five lines; `following` is the next command to type."""
+    """Print the result of the run in the folder `path` in five lines, and what was found in it; `following` is the next
+    command to type."""
     out = out or sys.stdout
     ended = str(status.get("status", "unknown"))
-    lines = {
-        ended: outcome(status, records),
-        "run": str(path),
-        "steepest": steepest(records),
-        "measuring": measuring(status),
-        "resume" if ended == "interrupted" else "next": following,
-    }
-    indent = 2 + max(map(len, lines))
+    found = [finding.text for finding in findings(read_run(RunFolder(path)))]
+    lines = [
+        (ended, outcome(status, records)),
+        ("run", str(path)),
+        ("steepest", steepest(records)),
+        ("measuring", measuring(status)),
+        *zip(["findings", *[""] * len(found)], found, strict=False),
+        ("resume" if ended == "interrupted" else "next", following),
+    ]
+    indent = 2 + max(len(name) for name, _ in lines)
     width = console(out).width
-    for name, text in lines.items():
+    for name, text in lines:
         folded = name not in COPIED and width >= 2 * indent
         for line in folded_lines(f"{name:<{indent}}{text}", indent, width if folded else None):
             say(line, out)

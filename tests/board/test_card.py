@@ -14,7 +14,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from bnlab.board.card import CAP, columns, head, tail
 from bnlab.core.spec import RunSpec
+from bnlab.record.findings import Finding, findings
+from bnlab.record.runs import read_run
 
+TEXTS = ["run_card", "run_findings"]
 RESULTS = ["test_accuracy", "test_loss", "train_loss", "diverged", "train_accuracy"]
 
 
@@ -95,7 +98,7 @@ def test_a_run_s_card_is_shown_as_text(
     spec = spec_of("norm=batch", "seed=3")
     run(spec, f"seed=3-{spec.id}")
     server = tensorboard(tmp_path)
-    server.poll("data/plugin/text/tags", lambda tags: tags == {f"seed=3-{spec.id}": ["run_card"]})
+    server.poll("data/plugin/text/tags", lambda tags: sorted(tags.get(f"seed=3-{spec.id}", ())) == TEXTS)
     [shown] = server.get(f"data/plugin/text/text?run=seed%3D3-{spec.id}&tag=run_card")
     for text in (
         "batch",
@@ -108,6 +111,25 @@ def test_a_run_s_card_is_shown_as_text(
     assert f"<td>{spec.id}</td>" in shown["text"]
     assert "<td>12 steps</td>" in shown["text"]
     assert "<td><code>bnlab train --config 'it is'</code></td>" in html.unescape(shown["text"])
+
+
+def test_what_was_found_in_a_run_is_shown_as_text(
+    spec_of: Callable[..., RunSpec], run: Callable[..., Any], tensorboard: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = run(spec_of("norm=none", "optim.lr=1e6", "model.depth=4"), "a")
+    found = findings(read_run(ended.folder))
+    assert found[0].name == "diverged"
+    server = tensorboard(tmp_path)
+    server.poll("data/plugin/text/tags", lambda tags: sorted(tags.get("a", ())) == TEXTS)
+    [shown] = server.get("data/plugin/text/text?run=a&tag=run_findings")
+    assert re.findall("<li>(.*?)</li>", html.unescape(shown["text"])) == [finding.text for finding in found]
+
+
+def test_a_finding_is_one_line_of_text(spec_of: Callable[..., RunSpec]) -> None:
+    status = {"status": "finished", "metrics": {"train_loss": 1.0}}
+    shown = tail(status, 2.0, [Finding(name="dead", text="L00_<b>\n|x| is dead")])
+    assert b"- L00_&#60;b&#62; &#124;x&#124; is dead" in shown
+    assert b"run_findings" not in tail(status, 2.0)
 
 
 def test_the_columns_of_a_run_follow_the_axes_of_its_sweep(spec_of: Callable[..., RunSpec]) -> None:

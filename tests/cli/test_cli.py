@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ import yaml
 from bnlab import __version__, config
 from bnlab.cli import main
 from bnlab.core.registry import load_plugin
+from bnlab.record.findings import findings
+from bnlab.record.folder import RunFolder
+from bnlab.record.runs import read_run
 
 TINY = ("--config", "deep_mlp", "steps=20", "model.depth=2", "model.width=8")
 LONG = ("--config", "deep_mlp", "steps=200000", "model.depth=2", "model.width=8", "probes.eval_points=1")
@@ -253,9 +256,10 @@ def test_json_is_one_object_that_says_what_the_run_folder_says(tmp_path: Path, s
     folder = tmp_path / said.json["run"]
     assert said.json["id"] == config.load("deep_mlp", TINY[2:]).id
     assert folder.name == f"seed=0-{said.json['id']}"
-    assert {key: value for key, value in said.json.items() if key not in ("run", "id")} == json.loads(
-        (folder / "status.json").read_text()
-    )
+    status = {key: value for key, value in said.json.items() if key not in ("run", "id", "findings")}
+    assert status == json.loads((folder / "status.json").read_text())
+    assert said.json["findings"] == [asdict(finding) for finding in findings(read_run(RunFolder(folder)))]
+    assert {"name", "text", "figures", "threshold", "source"} == set(said.json["findings"][0])
     assert (said.json["status"], said.json["step"], said.json["dead"]) == ("finished", 20, False)
     assert set(said.json["metrics"]) == METRICS
     assert set(said.json["timing"]) == {"run_s", "measure_s", "steps_per_s", "nets"}
@@ -313,7 +317,9 @@ def test_plain_lines_and_summary(bnlab: Callable[..., Said]) -> None:
     assert [line for line in lines[1:11] if not re.fullmatch(form, line)] == []
     assert lines[10].startswith("step 20/20  loss ")
     assert [int(line[5:7]) for line in lines[1:11]] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
-    assert [line.split("  ")[0] for line in lines[11:]] == ["finished", "run", "steepest", "measuring", "next"]
+    heads = [line.split("  ")[0] for line in lines[11:]]
+    assert [head for head in heads if head] == ["finished", "run", "steepest", "measuring", "findings", "next"]
+    assert set(heads[5:-1]) <= {""}, "further findings"
     assert lines[-1] == "next       bnlab view runs/deep_mlp"
 
 

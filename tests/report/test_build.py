@@ -24,6 +24,9 @@ from bnlab.analysis.metrics import METRICS
 from bnlab.cli import main
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import load_plugin
+from bnlab.record.findings import findings
+from bnlab.record.folder import RunFolder
+from bnlab.record.runs import read_run
 from bnlab.report.build import build
 from bnlab.report.figures import FIGURES, in_order
 from bnlab.report.page import setting_of
@@ -200,6 +203,29 @@ def test_one_run_has_a_report_of_its_own(grid: Path) -> None:
     text = Page.of(built.path).text
     assert "only one learning rate" in text
     assert "batch, lr 0.1, seed 0" in text
+
+
+def test_the_findings_of_a_few_runs_are_listed_run_by_run(grid: Path) -> None:
+    run = next((grid / "none" / "lr=1").iterdir())
+    page = Page.of(build(run).path)
+    assert f"No norm, lr 1, {run.name.partition('-')[0].replace('=', ' ')}" in page.text
+    found = findings(read_run(RunFolder(run)))
+    assert [finding.name for finding in found] == ["diverged", "nothing"]
+    assert all(finding.text in page.text for finding in found)
+    assert "diverged: Bjorck et al. 2018" in page.text
+
+
+def test_the_findings_of_many_runs_are_counted(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "Diverged: 3 of 18 runs no norm: 3 of 9" in text
+    assert "Nothing" not in text
+
+
+def test_many_runs_without_findings_say_so(tmp_path: Path, write: Write) -> None:
+    calm = [{"step": step, "train_loss": 2.0} for step in range(10)]
+    for seed in range(6):
+        write(tmp_path / "g", seed=seed, journal=calm)
+    assert "Nothing stands out in 6 runs" in Page.of(build(tmp_path / "g").path).text
 
 
 def test_what_was_not_measured_is_said_with_what_to_do(tmp_path: Path, write: Write) -> None:

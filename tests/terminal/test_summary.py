@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from bnlab.record.folder import RunFolder
+from bnlab.record.journal import Journal
 from bnlab.terminal.summary import measuring, outcome, show_summary, steepest
 
 TIMING = {"run_s": 4.0, "measure_s": 0.5, "steps_per_s": 250.0}
@@ -35,6 +37,24 @@ def test_the_five_lines_of_a_finished_run() -> None:
         "run        runs/a",
         "steepest   largest drift at L02, 0.55 sd per measurement; gradient of first over last layer 0.25",
         "measuring  took 12 % of 4 s (250 steps/s)",
+        "next       bnlab view runs",
+    ]
+
+
+def test_what_was_found_in_the_run_comes_before_the_next_command(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_spec({"name": "a", "seed": 0, "optim": {"name": "sgd", "lr": 0.1}, "probes": {"points": 100}}, {})
+    run.write_status(FINISHED)
+    journal = Journal(run.journal_file)
+    for step in range(10):
+        journal.append({"step": step, "train_loss": 2.0, "dead_fraction": [0.5, None]})
+    journal.close()
+    out = io.StringIO()
+    show_summary(FINISHED, run.path, RECORDS, "bnlab view runs", out)
+    assert out.getvalue().splitlines()[4:] == [
+        "findings   L00 has dead units: 0.5 of its ReLU channels are 0 on the whole probe batch, 0.5 at the start; "
+        "1 of 1 layer above 0.4.",
+        "           Nothing else stands out: no spikes of the loss.",
         "next       bnlab view runs",
     ]
 
