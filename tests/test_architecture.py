@@ -32,7 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     12: ("board.compare", "config"),
     13: ("board.serve", "terminal", "api"),
     14: ("loop",),
-    15: ("cli", "__main__"),
+    15: ("cli", "integrations", "__main__"),
 }
 """A room is a package, or a package inside one where both are named."""
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
@@ -54,6 +54,8 @@ PINNED: dict[str, tuple[str, ...]] = {
     "submitit": ("launch",),
     "pooch": ("files",),
     "platformdirs": ("files",),
+    "lightning": ("integrations",),
+    "transformers": ("integrations",),
 }
 TORCHLESS = (
     "bnlab",

@@ -52,6 +52,7 @@ def watch(
     probes: str | Sequence[str] = "economy",
     probe_batch: Tensor | None = None,
     sites: Mapping[str, tuple[str, str, str]] | None = None,
+    inputs: str | None = None,
     call: Call | None = None,
     data: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
@@ -76,6 +77,7 @@ def watch(
         probes: a group of configs/probes, or a list of it and overrides: `["standard", "probes.points=50"]`.
         probe_batch: [N, ...], the examples on which distributions are measured; without it, the first batch.
         sites: the blocks, {name: (affine, norm, activation)} by the paths of their parts; without it, they are found.
+        inputs: the keyword by which the loop gives the model its batch; without it, the first tensor that it gives.
         call: how one batch goes through the model to one tensor, if not by `model(x)`:
             `lambda net, x: net(pixel_values=x).logits`.
         data: all training inputs and targets, for probes of the population's statistics.
@@ -99,6 +101,8 @@ class Lab(AbstractContextManager["Lab"]):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, given: Mapping[str, Any], *, active: bool
     ) -> None:
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # of accelerate
         self._model, self._optimizer, self._given = model, optimizer, given
         self.active = active
         """Whether it measures, or will."""
@@ -227,7 +231,9 @@ class Lab(AbstractContextManager["Lab"]):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not module.training or not torch.is_grad_enabled() or (self._now is not None and self._now.updated):
             return
-        x = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+        name = self._given["inputs"]
+        given = [kwargs[name]] if name in kwargs else [*args, *kwargs.values()]
+        x = next((one for one in given if isinstance(one, Tensor)), None)
         if x is None:
             raise UsageError(KEY, "is called without a tensor", remedy="Call it with a batch, and say how by call=.")
         if self._kept is None:
@@ -244,10 +250,24 @@ class Lab(AbstractContextManager["Lab"]):
             with self._guarded():
                 self._now.after_forward(output)
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the optimizer is called with: a closure has the forward pass in it, and the update comes after that."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._copy_before_update()
+            return None
+
+        def closed() -> Any:
+            loss = closure()
+            self._copy_before_update()
+            return loss
+
+        return (args[0], *args[2:]), {**kwargs, "closure": closed}
+
+    def _copy_before_update(self) -> None:
         if self._now is not None and not self._now.updated:
             with self._guarded():
-                self._now.before_update(optimizer, compare=not self._compared)
+                self._now.before_update(self._optimizer, compare=not self._compared)
                 self._compared = True
 
     def _measure(self, loss: Tensor | float, y: Any) -> None:
@@ -257,7 +277,7 @@ class Lab(AbstractContextManager["Lab"]):
             return
         if not now.updated:
             self.note(f"step {self._step}: the optimizer made no step; it is measured as one that changes nothing")
-            now.before_update(self._optimizer, compare=not self._compared)
+            now.before_update(self._optimizer, compare=False)
         metrics, raw = now.metrics(loss, y)
         self._kept.add({"step": self._step, "lr": now.lr}, metrics | self._take_logged(), raw, now.seconds)
 
