@@ -44,6 +44,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bnlab train --config=deep_m", ["--config=deep_mlp"]),
         ("bnlab train --config lr_", []),  # a study, and train takes experiments
         ("bnlab sweep --config lr_", ["lr_range", "lr_smoothing"]),
+        ("bnlab sweep --config lessons/cs", ["lessons/cs231n_batch_size", "lessons/cs231n_init_scale"]),
         ("bnlab sweep --fr", ["--fresh"]),
         ("bnlab sweep --fresh --fr", []),
         ("bnlab runs --where norm=none --whe", ["--where"]),
