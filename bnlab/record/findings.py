@@ -367,8 +367,8 @@ RULES = (
         name="update_ratio",
         what="||update|| / ||weights|| over 1e-3, or 1e-3 over it while the loss is above half of the first; median "
         "over the layers",
-        threshold=10.0,
-        source="Karpathy, CS231n notes",
+        threshold=30.0,
+        source="Karpathy, CS231n notes: around 1e-3; threshold measured",
         read=_update_ratio,
         reads=("update_ratio", "train_loss"),
         probes="gradients",
