@@ -29,6 +29,8 @@ PLACES = {
     ("launch/ray.py", "_worker_logs_enabled"): "complaints of Ray's nodes stand between the lines of a sweep",
     ("report/build.py", "_repr_png_"): "a notebook prints a figure's name in the place of its picture",
     ("board/serve/page.py", "_exit"): "TensorBoard outlives a bnlab that is killed",
+    ("loop/twin.py", "_orig_mod"): "a net in torch.compile is refused by a loop's watch, not measured in its copy",
+    ("loop/twin.py", "_compiled_call_impl"): "a net that is compiled in its place is tapped, and nothing is seen in it",
     ("verify/checks.py", "_backward_hooks"): "hooks that a probe leaves on a parameter are not found",
     ("verify/checks.py", "_forward_hooks"): "hooks that a probe leaves on a module are not found",
     ("verify/checks.py", "_forward_pre_hooks"): "the same",
@@ -71,6 +73,14 @@ def test_every_private_name_has_its_one_place() -> None:
 @pytest.mark.parametrize("name", ["_foreach_norm", "_foreach_sub", "_foreach_copy_", "_dynamo"])
 def test_torch_has_the_private_name(name: str) -> None:
     importlib.import_module(f"torch.{name}") if name == "_dynamo" else getattr(torch, name)
+
+
+def test_torch_has_the_private_names_of_compiled_modules() -> None:
+    net = nn.Linear(2, 2)
+    assert torch.compile(net, backend="eager")._orig_mod is net
+    assert net._compiled_call_impl is None
+    net.compile(backend="eager")
+    assert net._compiled_call_impl is not None
 
 
 def _tensors(seed: int) -> list[Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -187,7 +186,7 @@ def _alike(given: Tensor, computed: Tensor, near: float) -> bool:
 def _loss_scale() -> float:
     """By how much a GradScaler, if one makes this update, has multiplied the loss. It is found among the callers, since
     a loop has no other place where it must be named."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None:
         if "step" in frame.f_code.co_name and isinstance(found := frame.f_locals.get("self"), torch.amp.GradScaler):
             return float(found.get_scale())

@@ -21,13 +21,13 @@ from bnlab.core.errors import UsageError, cause
 from bnlab.core.state import copy_each
 from bnlab.net.adopt import as_it_is
 from bnlab.net.build import Net
+from bnlab.verify.checks import HOOKS
 
 Call = Callable[[nn.Module, Tensor], Any]
 """How a batch goes through a module, where that is not `module(x)`."""
 KEY = "model"
 EXAMPLES = 4
 """In the passes that show how the parts are connected."""
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class Called(nn.Module):
