@@ -492,3 +492,51 @@ def test_what_a_report_a_table_and_a_dashboard_make_of_it(tmp_path: Path, in_pro
     assert "The loss ends lower with batch norm." in (root / "report.html").read_text(encoding="utf-8")
     frame = bnlab.load(root)
     assert frame.height == 12
+
+
+def test_the_example_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loop.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "loop.md", "exec"), {})
+    assert "finished" in capsys.readouterr().out
+    (found,) = (tmp_path / "runs" / "mine" / "batch" / "lr=0.1").iterdir()
+    assert read_run(RunFolder(found)).step == 200
+
+
+def _of_a_process(rank: int, root: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = plain_mlp()
+    model = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(rank)
+    x, y = images(), torch.randint(0, 10, (96,))
+    for name in ("bare", "watched"):
+        net.load_state_dict(torch.load(f"{root}/start.pt"))
+        lab = bnlab.watch(
+            model, optimizer, loss=nn.CrossEntropyLoss(), name="ddp", steps=6, probe_batch=x[:32], runs=root
+        )
+        with lab if name == "watched" else Unwatched() as lab:
+            for _ in range(6):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                lab.step(loss, x, y)
+        torch.save(net.state_dict(), f"{root}/{name}{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_without_it_and_one_writes(tmp_path: Path) -> None:
+    torch.save(plain_mlp().state_dict(), tmp_path / "start.pt")
+    torch.multiprocessing.spawn(_of_a_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        one, other = (torch.load(tmp_path / f"{name}{rank}.pt") for name in ("bare", "watched"))
+        assert_same(one, other)
+    (found,) = (tmp_path / "ddp" / "batch" / "lr=0.1").iterdir()
+    run = read_run(RunFolder(found))
+    assert (run.state, run.step) == ("finished", 6)
+    assert len(run.series("grad_norm")) == 6
