@@ -270,7 +270,7 @@ GOOD: dict[str, Any] = {"kind": "by", "by": "norm", "metric": "final_train_loss"
 @pytest.mark.parametrize(
     ("figure", "said"),
     [
-        ({"by": "norm"}, "figures.0.kind: missing. Write kind: by, map, steps or profile."),
+        ({"by": "norm"}, "figures.0.kind: missing. Write kind: by, map, steps, profile or layers."),
         ({"kind": "bye"}, "figures.0.kind: no such kind of figure, got 'bye'. Did you mean: by?"),
         ({"kind": "landscape"}, "figures.0.kind: no such kind of figure, got 'landscape'."),
         ({**GOOD, "metrik": 1}, "figures.0.metrik: no such option, got 1. Did you mean: metric?"),

@@ -65,7 +65,7 @@ def check_figures(study: Study, cells: Sequence[Cell], typed: Collection[str] = 
         place = f"figures.{index}"
         given = {key: value for key, value in figure.items() if key not in ("kind", "where")}
         if "kind" not in figure:
-            raise UsageError(f"{place}.kind", "missing", remedy="Write kind: by, map, steps or profile.")
+            raise UsageError(f"{place}.kind", "missing", remedy="Write kind: by, map, steps, profile or layers.")
         options = options_of(str(figure["kind"]), given, place)
         metric, more = str(options.get("metric")), options.get("options") or {}
         specs = asked_of(study, once, f"{place}.metric", metric, more)
