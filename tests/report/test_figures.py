@@ -383,7 +383,8 @@ def test_how_far_a_distribution_moves_is_the_wasserstein_distance(run_of: MakeRu
     centre = np.sinh(np.concatenate([[at[0]], (at[1:] + at[:-1]) / 2, [at[-1]]]))
     expected = stats.wasserstein_distance(centre, centre, counts[0], counts[1])
     sd = math.sqrt(np.cov(centre, aweights=counts[0], ddof=0))
-    assert preactivations.moved(run_of(**{"histogram.pre.L00_fc": counts}), "L00_fc") == pytest.approx(expected / sd)
+    found = preactivations.moved(run_of(**{"histogram.pre.L00_fc": counts}), "histogram.pre.L00_fc")
+    assert found == pytest.approx(expected / sd)
 
 
 def test_curves_are_drawn_at_each_arms_best_rate(run_of: MakeRun, view: Make) -> None:
