@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bnlab.analysis.load import journals, load, read_runs
     from bnlab.analysis.metrics import METRICS
     from bnlab.analysis.verdicts import judge
-    from bnlab.api import train
+    from bnlab.api import sweep, train
     from bnlab.core.errors import UsageError
     from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
     from bnlab.loop.arms import with_norm
@@ -39,6 +39,7 @@ _FACE = {
     "judge": "bnlab.analysis.verdicts",
     "load": "bnlab.analysis.load",
     "read_runs": "bnlab.analysis.load",
+    "sweep": "bnlab.api",
     "train": "bnlab.api",
     "watch": "bnlab.loop.watch",
     "with_norm": "bnlab.loop.arms",
@@ -60,6 +61,7 @@ __all__ = [
     "judge",
     "load",
     "read_runs",
+    "sweep",
     "train",
     "watch",
     "with_norm",

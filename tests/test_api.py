@@ -88,6 +88,48 @@ def test_claims_are_judged_from_a_path(tmp_path: Path) -> None:
     assert verdict.effect == bnlab.judge(bnlab.read_runs(root / "mine"))[0].effect
 
 
+def test_a_sweep_is_that_of_the_command(in_process: Callable[..., Any], tmp_path: Path) -> None:
+    """The same runs and verdicts, and a report; what has ended is not run again."""
+    study = tmp_path / "configs" / "studies" / "small.yaml"
+    study.parent.mkdir(parents=True)
+    study.write_text(
+        "base: deep_mlp\noverrides: {steps: 20, model.depth: 2, model.width: 8}\naxes: {norm: 'none,batch', seed: "
+        "'range(0,6)'}\nclaims:\n- {name: a, text: b, source: c, metric: final_train_loss, contrast: {norm: [batch, "
+        "none]}, at: best_lr, expect: smaller, compare: ratio, smallest_effect: 1}\n",
+        encoding="utf-8",
+    )
+    where: dict[str, Any] = {"config_dir": tmp_path / "configs", "runs": tmp_path / "api"}
+    changed: list[str] = []
+    swept = bnlab.sweep("small", "launch=inline", **where, on_change=lambda one: changed.append(one.state))
+    assert changed.count("finished") == 12
+    assert (swept.root, swept.failures, swept.notes) == (tmp_path / "api" / "small", {}, ())
+    assert swept.report is not None
+    assert swept.report.is_file()
+    said = in_process("sweep", "--config", "small", "launch=inline", "--json")
+    assert len(said.json["runs"]) == 12
+    (verdict,), (other,) = swept.verdicts, bnlab.judge(tmp_path / "runs" / "small")
+    assert (verdict.decision, verdict.effect) == (other.decision, other.effect)
+    changed.clear()
+    assert bnlab.sweep("small", "launch=inline", **where, on_change=lambda one: changed.append(one.state)).verdicts
+    assert changed == []
+
+
+def test_the_commands_train_and_sweep_through_the_same_functions(
+    in_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def through(name: str) -> Callable[..., Any]:
+        def called(*_: Any, **__: Any) -> Any:
+            raise bnlab.UsageError(name, "was called")
+
+        return called
+
+    for name in ("train_spec", "planned"):
+        monkeypatch.setattr(f"bnlab.api.{name}", through(name))
+    for command, name in (("train", "train_spec"), ("sweep", "planned")):
+        said = in_process(command, "--config", "deep_mlp", *TINY)
+        assert (said.code, said.err.splitlines()[-1]) == (2, f"error: {name}: was called."), said
+
+
 def test_a_figure_shows_itself(trained: tuple[Path, list[Run]]) -> None:
     shown: Any = bnlab.figure(trained[0], "learning_curves")
     assert shown._repr_png_().startswith(b"\x89PNG")

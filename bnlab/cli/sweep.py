@@ -18,6 +18,7 @@ from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
 
 if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
+    from bnlab.api import Planned
     from bnlab.core.study import Cell, Study
     from bnlab.launch.base import Executor
     from bnlab.report.write import Built
@@ -189,35 +190,23 @@ def _sweep(config: str, asked: Asked) -> Done:
         UsageError: no such study, a claim that cannot be judged, a folder that cannot be written.
     """
     with waiting("loading ...", asked.out, plain=asked.plain):
-        from bnlab import config as configs
-        from bnlab.analysis.claims import check, check_reach, read_expected, unexpected
-        from bnlab.analysis.load import STUDY_FILE
-        from bnlab.core.conditions import conditions
-        from bnlab.launch.base import Detaching, executor
+        from bnlab import api
+        from bnlab.analysis.claims import read_expected, unexpected
+        from bnlab.launch.base import Detaching
         from bnlab.record.runs import other_than
-        from bnlab.sweep.ask import Asking, refuse_unanswerable
-        from bnlab.sweep.run import Sweep, digests, study_differs, write_study
 
     given, runs, stop, places, as_json = asked.overrides, asked.runs, asked.stop, asked.places, asked.as_json
     with waiting("reading the study ...", asked.out, plain=asked.plain):
-        study, cells = configs.load_study(config, given, asked.config_dir)
-    check(study, plugins := list(dict.fromkeys(file for cell in cells for file in cell.spec.plugins)))
-    typed = {override.partition("=")[0].lstrip("+~") for override in given}
-    check_reach(study, cells, typed)
-    if study.figures:
-        from bnlab.report.figures import check_figures
-
-        check_figures(study, cells, typed)
+        plan = api.planned(
+            config, given, runs=runs, config_dir=asked.config_dir, fresh=asked.fresh, retry_failed=asked.retry_failed
+        )
+    study, cells, grid, each, workers = plan.study, plan.cells, plan.grid, plan.each, plan.executor
     expected = read_expected(asked.expect_verdicts, study) if asked.expect_verdicts else {}
-    workers, out, root = executor(cells[0].spec), asked.out, runs / study.name
+    out, root, asking = asked.out, plan.root, plan.asking
     if isinstance(workers, Detaching):
         workers.say = lambda line: say(line, asked.out)
     elif asked.detach:
         raise UsageError("--detach", "runs end with this command", cells[0].spec.launch.name, "Use launch=slurm.")
-    provenance = {"claims": digests(study)} if study.claims else {}
-    grid = Sweep(cells, runs, fresh=asked.fresh, retry_failed=asked.retry_failed, provenance=provenance)
-    each = conditions(study.ask)
-    asking = Asking(grid.standings.values(), each)
     if asked.dry_run:
         most = len(cells) * len(each)
         listed = list_cells(study, grid, (asking.there, most), places, as_json)
@@ -233,10 +222,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     unanswered: list[str] = []
     left = bool(grid.left or asking.left)
     ready = left and _has_data(grid if grid.left else asking, asked.plain or as_json, stop, out)
-    if ready:
-        refuse_unanswerable((cell.spec for cell in cells), each)
-    if grid.left or study_differs(root / STUDY_FILE, study, grid.standings):
-        write_study(root, study, again, grid.standings)
+    plan.write(again)
     if left:
         if line := next(filter(None, lines), None):  # one is as good as all
             say(line, out)
@@ -251,7 +237,7 @@ def _sweep(config: str, asked: Asked) -> Done:
                     return Done(code=cli.OK, tree={"study": study.name, "submitted": len(grid.left), "again": again})
                 if grid.left:
                     _run(grid, workers, live, asked.fail_fast, stop, out)
-                asking = Asking(grid.standings.values(), each)
+                asking = plan.asking
                 unanswered = _ask(asking, workers, asked, out)
     else:
         if isinstance(workers, Detaching):
@@ -261,7 +247,7 @@ def _sweep(config: str, asked: Asked) -> Done:
     say(f"{count(len(cells), 'run')}: {states(grid)}", out)
     if each:
         say(f"{asking.there} of {count(asking.asked, 'answer')}", out)
-    built = None if interrupted else _reported(root, plugins)
+    built = None if interrupted else _reported(plan)
     verdicts, broken = (built.verdicts, built.failed) if built else ((), ())
     if not as_json:
         from bnlab.terminal.tables import show_ranking, show_verdicts
@@ -345,20 +331,14 @@ def _ask(asking: Asking, workers: Executor, asked: Asked, out: TextIO) -> list[s
         return asking.run(workers, stopped=asked.stop, tick=lambda done, total: progress("answer", done, total))
 
 
-def _reported(root: Path, plugins: Sequence[str]) -> Built | None:
+def _reported(plan: Planned) -> Built | None:
     """The report over the study's runs; None where no run has ended: the failures are listed anyway.
 
     Raises:
         UsageError: it cannot be made, or written.
     """
-    from bnlab.record.folder import NoRunsError
-    from bnlab.report.build import build
-
-    try:
-        with cli.writing(root):
-            return build(root, plugins)
-    except NoRunsError:
-        return None
+    with cli.writing(plan.root):
+        return plan.report()
 
 
 def _say_cost(study: Study, grid: Sweep, changed: bool, out: TextIO) -> None:

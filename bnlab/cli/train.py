@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -17,6 +19,7 @@ from bnlab.terminal.signs import complain, is_screen, print_json, say, waiting
 if TYPE_CHECKING:
     from bnlab.core.spec import RunSpec
     from bnlab.record.folder import RunFolder
+    from bnlab.record.journal import Record
     from bnlab.run.setup import Setup
     from bnlab.run.train import Status
     from bnlab.terminal.progress import Progress
@@ -121,28 +124,32 @@ def _show_spec(spec: RunSpec, dirs: list[Path], as_json: bool) -> None:
 
 def _trained(spec: RunSpec, folder: RunFolder, *, fresh: bool, plain: bool, out: TextIO, stop: cli.Stop) -> Status:
     """The final status of a run that is trained now, with its progress on `out`."""
-    from bnlab.run import host
-    from bnlab.run.setup import assemble
-    from bnlab.run.train import train as train_run
+    from bnlab.api import train_spec
 
     if not has_data(spec, out, plain, stop):
         return {"status": "interrupted", "step": 0, "metrics": {}}
-    host.prepare(spec.threads)
-    with waiting("building the net ...", out, plain=plain):
-        setup = assemble(spec)
-    for note in setup.notes:
-        say(note, out)
-    progress = _progress(setup, folder, plain=plain, out=out)
+    shown: list[Progress] = []
 
-    def stopped() -> str | None:
-        progress.tick()
-        return stop.reason
+    def begin(setup: Setup) -> tuple[Callable[[Record], None], Callable[[], str | None]]:
+        building.close()
+        for note in setup.notes:
+            say(note, out)
+        shown.append(progress := _progress(setup, folder, plain=plain, out=out))
 
-    try:
-        status = train_run(setup, folder, fresh=fresh, listen=progress.listen, stopped=stopped)
-        progress.finish(status)
-    finally:
-        progress.close()
+        def stopped() -> str | None:
+            progress.tick()
+            return stop.reason
+
+        return progress.listen, stopped
+
+    with ExitStack() as building:
+        building.enter_context(waiting("building the net ...", out, plain=plain))
+        try:
+            status = dict(train_spec(spec, folder, fresh=fresh, begin=begin))
+            shown[0].finish(status)
+        finally:
+            for progress in shown:
+                progress.close()
     return status
 
 

@@ -95,7 +95,11 @@ class Asking:
             self.left.append(Question(folder=one.folder, specs=specs, plugins=dict(READ)))
 
     def run(
-        self, executor: Executor, *, stopped: Callable[[], str | None], tick: Callable[[int, int], None]
+        self,
+        executor: Executor,
+        *,
+        stopped: Callable[[], str | None] = lambda: None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[str]:
         """Ask what is left, until `stopped` returns a reason; a line for each run that could not be asked. `tick` is
         called with how many answers there are, of how many."""
