@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bnlab import config
+from bnlab.grids.run import Sweep
 from bnlab.launch.inline import Inline
-from bnlab.sweep.run import Sweep
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.utime", "os.truncate")
 

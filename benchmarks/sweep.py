@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bnlab import config
+from bnlab.grids.run import Sweep, seconds
 from bnlab.launch.base import cores
 from bnlab.launch.local import Local
-from bnlab.sweep.run import Sweep, seconds
 
 BUDGETS = {"process_s": 0.1, "efficiency": 0.9}
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from bnlab.core.conditions import Condition
     from bnlab.core.spec import RunSpec
     from bnlab.core.study import Cell, Study
+    from bnlab.grids.ask import Asking
+    from bnlab.grids.run import Standing, Sweep
     from bnlab.launch.base import Executor
     from bnlab.report.write import Built
     from bnlab.run.setup import Setup
-    from bnlab.sweep.ask import Asking
-    from bnlab.sweep.run import Standing, Sweep
 
 Tick = Callable[[], str | None]
 
@@ -147,7 +147,7 @@ class Planned:
     @property
     def asking(self) -> Asking:
         """What the nets that have finished are still to be asked."""
-        from bnlab.sweep.ask import Asking
+        from bnlab.grids.ask import Asking
 
         return Asking(self.grid.standings.values(), self.each)
 
@@ -155,7 +155,7 @@ class Planned:
     def differs(self) -> bool:
         """Whether study.yaml is not that of this study and grid."""
         from bnlab.analysis.load import STUDY_FILE
-        from bnlab.sweep.run import study_differs
+        from bnlab.grids.run import study_differs
 
         return study_differs(self.root / STUDY_FILE, self.study, self.grid.standings)
 
@@ -165,8 +165,8 @@ class Planned:
         Raises:
             UsageError: what the nets cannot be asked, a folder that cannot be written.
         """
-        from bnlab.sweep.ask import refuse_unanswerable
-        from bnlab.sweep.run import write_study
+        from bnlab.grids.ask import refuse_unanswerable
+        from bnlab.grids.run import write_study
 
         if self.grid.left or self.asking.left:
             refuse_unanswerable((cell.spec for cell in self.cells), self.each)
@@ -204,8 +204,8 @@ def planned(
     from bnlab.analysis.claims import check, check_reach
     from bnlab.config import load_study
     from bnlab.core.conditions import conditions
+    from bnlab.grids.run import Sweep, digests
     from bnlab.launch.base import executor
-    from bnlab.sweep.run import Sweep, digests
 
     study, cells = load_study(config, overrides, None if config_dir is None else Path(config_dir))
     plugins = list(dict.fromkeys(file for cell in cells for file in cell.spec.plugins))

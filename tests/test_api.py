@@ -127,7 +127,7 @@ def test_the_commands_train_and_sweep_through_the_same_functions(
         monkeypatch.setattr(f"bnlab.api.{name}", through(name))
     for command, name in (("train", "train_spec"), ("sweep", "planned")):
         said = in_process(command, "--config", "deep_mlp", *TINY)
-        assert (said.code, said.err.splitlines()[-1]) == (2, f"error: {name}: was called."), said
+        assert (said.code, said.err.splitlines()[-1]) == (2, f"{name}: was called."), said
 
 
 def test_a_figure_shows_itself(trained: tuple[Path, list[Run]]) -> None:

@@ -26,7 +26,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("board",),
     7: ("run",),
     8: ("launch", "verify"),
-    9: ("sweep",),
+    9: ("grids",),
     10: ("analysis",),
     11: ("report",),
     12: ("board.compare", "config"),
@@ -71,7 +71,7 @@ TORCHLESS = (
     "bnlab.analysis.verdicts",
     "bnlab.report.build",
     "bnlab.board.compare",
-    "bnlab.sweep.run",
+    "bnlab.grids.run",
 )
 MOST_MODULES, MOST_CODE, MOST_LINES = 230, 25_000, 400
 """Of the package, of the package, and of a module. They may only fall, to 150 and 11,500 (docs/decisions/018)."""

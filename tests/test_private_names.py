@@ -24,7 +24,7 @@ PLACES = {
     ("net/wrap.py", "_saved_result1"): "batch_moments computes every mean and variance itself",
     ("net/wrap.py", "_saved_result2"): "the same",
     ("net/wrap.py", "_version"): "a module that changes tensors in place is measured wrongly, and not refused",
-    ("sweep/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
+    ("grids/preload.py", "_dynamo"): "every run of a sweep imports it, which takes a second",
     ("config/overrides.py", "_value"): "quoted strings and sweeps on the command line cannot be read",
     ("launch/ray.py", "_worker_logs_enabled"): "complaints of Ray's nodes stand between the lines of a sweep",
     ("report/build.py", "_repr_png_"): "a notebook prints a figure's name in the place of its picture",

@@ -12,7 +12,7 @@ from bnlab.terminal.signs import say
 
 if TYPE_CHECKING:
     from bnlab.core.study import Study
-    from bnlab.sweep.run import Standing, Sweep
+    from bnlab.grids.run import Standing, Sweep
 
 
 def states(grid: Sweep) -> str:

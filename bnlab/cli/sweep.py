@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from bnlab.analysis.claims import Verdict
     from bnlab.api import Planned
     from bnlab.core.study import Cell, Study
+    from bnlab.grids.ask import Asking
+    from bnlab.grids.run import Sweep
     from bnlab.launch.base import Executor
     from bnlab.report.write import Built
-    from bnlab.sweep.ask import Asking
-    from bnlab.sweep.run import Sweep
     from bnlab.terminal.progress import Tally
 
 DECIDING_SEEDS = 6
@@ -279,7 +279,7 @@ def _sweep(config: str, asked: Asked) -> Done:
 def _has_data(grid: Sweep | Asking, plain: bool, stop: cli.Stop, out: TextIO) -> bool:
     """Whether all data sets are there. Missing ones are downloaded once, before many runs need them."""
     from bnlab.cli.train import has_data
-    from bnlab.sweep.ask import Question
+    from bnlab.grids.ask import Question
 
     left = [one.specs[0] if isinstance(one, Question) else one.cell.spec for one in grid.left]
     specs = {(spec.data.name, spec.plugins): spec for spec in left}

@@ -162,7 +162,7 @@ def _context() -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bnlab.sweep.preload"])
+    context.set_forkserver_preload(["bnlab.grids.preload"])
     return context
 
 

@@ -20,6 +20,7 @@ from bnlab.core.errors import UsageError, cause
 from bnlab.core.state import Objective
 from bnlab.core.text import command
 from bnlab.data.base import Split
+from bnlab.grids.run import digests
 from bnlab.loop import described
 from bnlab.loop.kept import Kept
 from bnlab.loop.measured import OF_LOSS, MeasuredStep, autocast_of, leave_out, measuring
@@ -29,7 +30,6 @@ from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
 from bnlab.run.observe import Observer, Schedule
 from bnlab.run.setup import probes_of
-from bnlab.sweep.run import digests
 
 FEWEST = 4
 """Examples in a probe batch."""

@@ -13,7 +13,7 @@ from rich.style import Style
 
 from bnlab.core.study import label
 from bnlab.core.text import age, number
-from bnlab.sweep.run import Standing
+from bnlab.grids.run import Standing
 from bnlab.terminal.frames import Frames, Line, ends
 from bnlab.terminal.progress import Tally
 from bnlab.terminal.signs import Signs, shortened, signs_for

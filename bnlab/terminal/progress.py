@@ -16,7 +16,7 @@ from bnlab.terminal.signs import is_screen, say
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
-    from bnlab.sweep.run import Standing
+    from bnlab.grids.run import Standing
 
 Record = Mapping[str, Any]
 INTERVAL_S = 0.25

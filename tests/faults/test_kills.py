@@ -25,7 +25,7 @@ KILLER = '''
 """Types a line in child processes and kills each at a random moment. One that came to its end begins a new folder."""
 import contextlib, json, os, random, signal, sys, time
 
-import bnlab.sweep.preload
+import bnlab.grids.preload
 import torch
 from bnlab.cli import main, sweep
 

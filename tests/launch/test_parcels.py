@@ -12,10 +12,10 @@ import pytest
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ, read_plugin
 from bnlab.core.spec import RunSpec
+from bnlab.grids.ask import Question, Questions, ask_isolated
+from bnlab.grids.task import Group, Task, train_isolated
 from bnlab.launch.base import from_text, to_text
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.ask import Question, Questions, ask_isolated
-from bnlab.sweep.task import Group, Task, train_isolated
 
 PLUGIN = "from bnlab import NORMS\n"
 

@@ -18,6 +18,7 @@ import pytest
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import EXECUTORS
 from bnlab.core.spec import RunSpec
+from bnlab.grids.task import Group, Task, train_isolated
 from bnlab.launch import ray
 from bnlab.launch.base import Outcome, executor
 from bnlab.launch.ray import Ray, work
@@ -25,7 +26,6 @@ from bnlab.record import archive
 from bnlab.record.folder import RunFolder
 from bnlab.run.setup import assemble
 from bnlab.run.train import train
-from bnlab.sweep.task import Group, Task, train_isolated
 
 Answer = Callable[[str, bytes], Any]
 

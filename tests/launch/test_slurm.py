@@ -15,11 +15,11 @@ import pytest
 
 from bnlab.core.errors import UsageError
 from bnlab.core.spec import RunSpec
+from bnlab.grids.task import Group, Task, train_isolated
 from bnlab.launch._arrays import Array, held_below, left_below, parsed
 from bnlab.launch.base import Detaching, executor, from_text, to_text
 from bnlab.launch.slurm import Slurm, packed
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.task import Group, Task, train_isolated
 
 SpecOf = Callable[..., RunSpec]
 

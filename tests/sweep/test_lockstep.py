@@ -14,6 +14,9 @@ import torch
 
 from bnlab.core.spec import LaunchSpec, RunSpec
 from bnlab.core.study import Cell
+from bnlab.grids import run as sweeping
+from bnlab.grids.run import Sweep
+from bnlab.grids.task import Group, Task, train_group
 from bnlab.launch.base import Outcome
 from bnlab.net import stack
 from bnlab.norms._beside import FlatBatchNorm, lanes
@@ -21,9 +24,6 @@ from bnlab.probes.landscape import Landscape
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import Journal
 from bnlab.run import lockstep
-from bnlab.sweep import run as sweeping
-from bnlab.sweep.run import Sweep
-from bnlab.sweep.task import Group, Task, train_group
 
 SpecOf = Callable[..., RunSpec]
 Traces = Callable[[Path], dict[str, Any]]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from bnlab.analysis.load import read_runs
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.core.text import command
+from bnlab.grids.run import Sweep as Sweeping
 from bnlab.launch.inline import Inline
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import state_to_resume
 from bnlab.report.write import Built
-from bnlab.sweep.run import Sweep as Sweeping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Sweep = Callable[..., Any]
@@ -423,9 +423,9 @@ def test_verdicts_are_printed_and_compared_with_the_expected_ones(
     )  # fmt: skip
     reported: list[Path] = []
 
-    def report(root: Path, plugins: Sequence[str]) -> Built:
-        reported.append(root)
-        return Built(path=root / "report.html", verdicts=(verdict,), figures=(), unfinished=(), runs=1)
+    def report(plan: Planned) -> Built:
+        reported.append(plan.root)
+        return Built(path=plan.root / "report.html", verdicts=(verdict,), figures=(), unfinished=(), runs=1)
 
     monkeypatch.setattr(sweeping, "_reported", report)
     (tmp_path / "right.yaml").write_text("lower_loss: refuted")

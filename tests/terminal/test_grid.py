@@ -13,8 +13,8 @@ import pytest
 
 from bnlab import config
 from bnlab.core.study import Cell
+from bnlab.grids.run import Standing
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.run import Standing
 from bnlab.terminal.grid import LiveGrid
 from bnlab.terminal.progress import Tally, TallyLines
 

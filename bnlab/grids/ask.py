@@ -19,11 +19,11 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import READ, Plugin
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.text import leaves
+from bnlab.grids.run import Standing
+from bnlab.grids.task import received, sent
 from bnlab.launch.base import Executor
 from bnlab.launch.local import stop_reason
 from bnlab.record.folder import RunFolder
-from bnlab.sweep.run import Standing
-from bnlab.sweep.task import received, sent
 
 SHARE = 16
 """At most so many runs are asked by one process: it says what it has done at its end."""

@@ -9,8 +9,6 @@ import importlib.metadata
 
 import torch.utils.serialization  # torch.save imports it  # noqa: F401
 
-import bnlab.run.lockstep
-import bnlab.sweep.task  # noqa: F401
 from bnlab.core.registry import DATA, MODELS, NORMS, OPTIMIZERS, PROBES
 from bnlab.core.typed import options_model
 from bnlab.run import host

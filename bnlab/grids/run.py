@@ -27,11 +27,11 @@ from bnlab.core.registry import READ
 from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import RunSpec, canonical
 from bnlab.core.study import ARM, Cell, Study, varying
+from bnlab.grids.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 from bnlab.launch.base import Detaching, Executor, Outcome
 from bnlab.record.files import sweep_up
 from bnlab.record.folder import ENDED, RunFolder, write_atomically
 from bnlab.record.runs import State, Status, flat, state_to_resume
-from bnlab.sweep.task import BUSY, REFUSED, Group, Task, train_group, train_isolated
 
 POLL_S = 0.25
 """Seconds between two looks at runs of other processes, once no other cells are left."""
