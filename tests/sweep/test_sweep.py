@@ -20,6 +20,7 @@ import yaml
 from bnlab import __version__, config
 from bnlab.analysis.claims import Verdict
 from bnlab.analysis.load import read_runs
+from bnlab.api import Planned
 from bnlab.cli import sweep as sweeping
 from bnlab.core.registry import NORMS
 from bnlab.core.text import command
