@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.image import imread
 
 import bnlab
 from bnlab.record.folder import RunFolder
 from bnlab.record.runs import Run, read_run
+from bnlab.report.sheet import NOTE_PT, wrapped
 
 DOCS = Path(__file__).parents[1] / "docs"
 TINY = ("steps=20", "model.depth=2", "model.width=8")
@@ -136,6 +139,15 @@ def test_a_figure_shows_itself(trained: tuple[Path, list[Run]]) -> None:
     assert shown.get_size_inches()[0] == pytest.approx(5.6)
 
 
+def test_a_notebook_shows_whole_lines(trained: tuple[Path, list[Run]]) -> None:
+    """A footnote may fill its line; hinted, it would be cut off at the right edge."""
+    shown: Any = bnlab.figure(trained[0], "learning_curves")
+    shown.texts[1].set_text("\n".join(wrapped("mean learning rate where none " * 9, NOTE_PT, 5.6 - 0.25)))
+    pixels = imread(io.BytesIO(shown._repr_png_()), format="png")[..., :3]
+    assert pixels[-40:].min() < 0.6
+    assert pixels[:, -4:].min() > 0.98
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [
@@ -172,6 +184,6 @@ def test_the_examples_run(source: str, tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, Any] = {}
     for cell in [page[1]] if source == "page" else _cells():
         exec(cell, names)
-    assert len(names["runs"]) == (2 if source == "page" else 4)
+    assert len(names["runs"]) == (2 if source == "page" else 6)
     assert set(names["drift"]["measurement"]) == {"drift_mean.pre"}
     assert (tmp_path / "curves.pdf").exists() == (source == "page")

@@ -289,5 +289,6 @@ def figure(path: Path | str, name: str, plugins: Sequence[str] = ()) -> Figure:
 
 def _png(shown: Figure) -> bytes:
     out = io.BytesIO()
-    shown.savefig(out, format="png", dpi=120)
+    with styled():  # hinted text, matplotlib's default, is wider than the footnote's lines were measured
+        shown.savefig(out, format="png", dpi=120)
     return out.getvalue()

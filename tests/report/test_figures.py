@@ -137,6 +137,17 @@ def test_a_title_has_the_number_of_the_claim(arms: View) -> None:
     assert claimed.factor("drift_pre", "mine") == "mine"
 
 
+def test_a_title_of_rates_says_that_there_is_one_seed(run_of: MakeRun, view: Make) -> None:
+    arms = {"no norm": (0.5, False, True), "batch norm": (0.1, False, False)}
+    few = {
+        label: [run_of(lr, 0, loss=loss, diverged=bad) for lr, bad in ((0.1, first), (1.0, last))]
+        for label, (loss, first, last) in arms.items()
+    }
+    assert rates.loss_title(view(few)) == (
+        "Batch norm trains at rates at least 10× larger than no norm, and to a lower final training loss (one seed)"
+    )
+
+
 def test_equal_arms_are_said_to_be_equal(run_of: MakeRun, view: Make) -> None:
     same = [run_of(lr, s, loss=0.1 + 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
     other = [run_of(lr, s, loss=0.12 - 0.01 * s) for lr in (0.1, 1.0) for s in range(3)]
@@ -317,6 +328,15 @@ def test_titles_of_the_drift_of_a_step_and_of_a_whole_run_say_which_they_are(run
     assert "Over a whole run means can move less or more than that" in drift.note
     whole = FIGURES["steps"].constructor(arms, "x", of="drift50.act_in", sites="last", log="y")
     assert whole.title == "drift50.act_in, last hidden site, mean over steps: 3× lower with batch norm"
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_a_map_names_the_colour_of_what_is_not_finite_if_there_is_any(
+    value: float, run_of: MakeRun, view: Make
+) -> None:
+    """The scale's own middle is a grey."""
+    arms = view({"batch norm": [run_of(seed=0, drift_mean__pre=([2, 4, 6], [[1.0, 2.0], [1.0, value], [2.0, 3.0]]))]})
+    assert ("not finite" in preactivations.drift(arms, "drift").note) is math.isnan(value)
 
 
 def test_titles_leave_the_dense_first_steps_out(run_of: MakeRun, view: Make) -> None:

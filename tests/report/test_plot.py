@@ -96,7 +96,7 @@ def test_options_go_to_the_metric(grid: Path, in_process: Command) -> None:
         ((), "--y: missing."),
         (("--y", "final_tset_accuracy"), "--y: no such metric, got 'final_tset_accuracy'. Did you mean: final_test_"),
         (("--y", "max_stable_lr"), "--y: must be a metric of a run; this is one of a curve, got 'max_stable_lr'."),
-        (("--y", "final_train_loss"), "plot: only one value of optim.lr, got 'final_train_loss'. To get it, sweep it"),
+        (("--y", "final_train_loss"), "plot: only one value of optim.lr, got 'final_train_loss'. To get it, train"),
         (("--y", "final_train_loss", "--x", "model.dpeth"), "--x: no run of this study has such a key, got 'model.dp"),
         (("--y", "final_train_loss", "--by", "nothing"), "--by: no run of this study has such a key, got 'nothing'."),
         (("--y", "final_train_loss", "--where", "norm=group"), "--where: no run that has ended is so, got 'norm=group"),

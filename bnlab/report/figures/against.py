@@ -77,7 +77,7 @@ def by(
     )
     numbers = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     if not arms and len(places) < 2:
-        raise Missing(f"only one value of {by}", f"sweep it: {by}=...")
+        raise Missing(f"only one value of {by}", f"train at several: {by}=...")
     found = [
         [
             measure.spot(here, place, float(place) if numbers else float(index))

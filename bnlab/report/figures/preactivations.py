@@ -66,11 +66,12 @@ def drift(view: View, name: str) -> Drawn:
         metric="drift_pre",
     )
     factor = view.factor("drift_pre", "In the title, over layers and steps too.")
+    gaps = "" if all(np.isfinite(p.drift).all() for p in panels) else "; light grey: not finite"
     note = (
         f"Median over channels of |Δ mean| / sd of the pre-activations (drift_mean.pre) between measurements "
         f"{count(panels[0].gap, 'step')} apart, on a fixed probe batch; median of {seeds_of(view)}. {factor} Over a "
         f"whole run means can move less or more than that: drift_mean_total, drift50. Learning rate {number(lr)}, "
-        f"{why}. One logarithmic colour scale; grey: not finite."
+        f"{why}. One logarithmic colour scale{gaps}."
     )
     sheet = Sheet(view.titled(title), view.noted(note), plot_height=2.75)
     values = np.concatenate([p.drift[np.isfinite(p.drift) & (p.drift > 0)] for p in panels])

@@ -48,7 +48,7 @@ class Spot:
 
 def _need_two_rates(view: View) -> None:
     if len(view.rates) < 2:
-        raise Missing("only one learning rate", "sweep it: optim.lr=0.01,0.1,1")
+        raise Missing("only one learning rate", "train at several: optim.lr=0.01,0.1,1")
 
 
 def _chart(view: View, title: str, note: str, found: Sequence[Sequence[Spot]]) -> Chart:
@@ -113,8 +113,10 @@ def loss_title(view: View) -> str:
         found = f"{capital(winner.label)} trains at rates {least}{number(max(reach, 1 / reach))}× larger than "
         found += loser.label
         if lower and reach < 1:
-            return f"{found}; {treated.label} reaches a {lower} {LOSS}"
-        return f"{found}, {'but' if lower == 'higher' else 'and'} to a {lower} {LOSS}" if lower else found
+            found += f"; {treated.label} reaches a {lower} {LOSS}"
+        elif lower:
+            found += f", {'but' if lower == 'higher' else 'and'} to a {lower} {LOSS}"
+        return found if best is None or claimed else found + best.proviso
     if best is not None and lower:
         at = "at its best rate, over the same rates"
         return f"{capital(treated.label)}: {best.times} {lower} {LOSS} {at}{best.proviso}"

@@ -62,7 +62,7 @@ def draw(
     across, up = (in_order_of_size({frozen(run.spec.get(key)) for run in runs}) for key in (by, versus))
     for key, places in ((by, across), (versus, up)):
         if len(places) < 2:
-            raise Missing(f"only one value of {key}", f"sweep it: {key}=...")
+            raise Missing(f"only one value of {key}", f"train at several: {key}=...")
     found: list[Cells] = []
     for group in view.panels:
         here: dict[tuple[Any, Any], list[Any]] = {}
