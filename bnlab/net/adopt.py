@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,11 @@ class _Block:
     norm: Call | None
     acting: Call | None
     norm_first: bool
+    residual_sum: bool = False
 
     def site(self, name: str, module: nn.Module) -> Site:
         """The block as a site, with the norm that is now at the path of its own."""
         norm = None if self.norm is None else module.get_submodule(self.norm.path)
-        before = self.norm if self.norm is not None and self.norm_first else self.affine
         return Site(
             name=name,
             affine=self.affine.part,
@@ -81,7 +82,7 @@ class _Block:
             activation_call=0 if self.acting is None else self.acting.nth,
             norm_first=self.norm_first,
             params=(),
-            residual_sum=self.acting is not None and self.acting.given.key != before.out.key,
+            residual_sum=self.residual_sum,
             channels_last=self.affine.has_channels_last,
         )
 
@@ -251,7 +252,9 @@ def _named(named: object, seen: Trace, key: str) -> list[_Block]:
             problem = f"{acting.path} of {name} is inside of {norm.path}, and what it sees could not be measured"
             raise UsageError(key, problem, remedy='Write "" in its place: the site then ends with the norm.')
         norm_first = norm is None or acting is None or order[id(norm)] < order[id(acting)]
-        found.append(_Block(name, affine, norm, acting, norm_first))
+        end = norm if norm is not None and norm_first else affine
+        adds = acting is not None and seen.after(end, partial(is_, acting)) is None
+        found.append(_Block(name, affine, norm, acting, norm_first, residual_sum=adds))
     ends: dict[object, str] = {call.out.node: call.path for call in seen.calls if isinstance(call.part, AFFINE)}
     ends |= {block.affine.out.node: block.affine.path for block in found}
     for one in found:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_nets import NETS, ResNet, images, plain_mlp
+from loop_nets import NETS, Functional, ResNet, images, plain_mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -457,6 +457,25 @@ def test_a_model_with_another_call_and_logged_values(tmp_path: Path) -> None:
     assert any(name.startswith(("landscape", "loss_")) for name in run.measured())
     with pytest.raises(bnlab.UsageError):
         lab.log(step=3)
+
+
+@pytest.mark.parametrize("net", [ResNet, Functional])
+def test_a_model_without_its_norms_is_measured_at_the_same_places(net: type[nn.Module], tmp_path: Path) -> None:
+    """Also where a copy stands in the place of a norm, since the forward changes what it is given."""
+    torch.manual_seed(0)
+    model, x = net(), images()
+    runs = []
+    for norm in ("own", "none"):
+        other = bnlab.with_norm(model, norm, x)
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.01)
+        lab = bnlab.watch(other, optimizer, name="a", steps=2, probes=ONE_BY_ONE, probe_batch=x, runs=tmp_path)
+        _loop(other, optimizer, lab, lambda: None)
+        runs.append(run_of(lab))
+    assert [run.spec["norm"] for run in runs] == ["batch", "none"]
+    assert runs[0].provenance["sites"] == runs[1].provenance["sites"]
+    dead = [run.series("dead_fraction").values[0] for run in runs]
+    assert np.isfinite(dead[0]).tolist() == np.isfinite(dead[1]).tolist()
+    assert np.isfinite(dead[1]).any()
 
 
 def test_what_a_report_a_table_and_a_dashboard_make_of_it(tmp_path: Path, in_process: Callable[..., Any]) -> None:
