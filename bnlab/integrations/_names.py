@@ -19,7 +19,8 @@ def logged(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in metrics.items():
         prefix = next((one for one in HELD_OUT if name.startswith(one)), None)
-        if prefix is not None and hasattr(value, "__float__") and math.isfinite(float(value)):
+        single = hasattr(value, "__float__") and not getattr(value, "ndim", 0)  # and no array
+        if prefix is not None and single and math.isfinite(float(value)):
             rest = name.removeprefix(prefix)
             found[f"test_{SHORT.get(rest, rest)}"] = float(value)
     return found

@@ -49,7 +49,7 @@ class BNLabCallback(pl.Callback):
             return
         self._done = trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        self.lab.step(math.nan if loss is None else loss, y=self._targets(batch))
+        self.lab.step(loss, y=self._targets(batch))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.lab is not None and not trainer.sanity_checking:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bnlab.integrations._names import logged
+from bnlab.loop.twin import Hook
 from bnlab.loop.watch import Lab, watch
 
 
@@ -44,13 +44,13 @@ class BNLabCallback(TrainerCallback):
         options = {"inputs": name, "steps": state.max_steps, "seed": args.seed, **options}
         self.lab = watch(model, given["optimizer"], **options).__enter__()
         self._handles = [
-            model.register_forward_pre_hook(self._see_targets, with_kwargs=True),
-            model.register_forward_hook(self._see_loss),
+            model.register_forward_pre_hook(Hook(self._see_targets), with_kwargs=True),
+            model.register_forward_hook(Hook(self._see_loss)),
         ]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self.lab is not None:
-            self.lab.step(math.nan if self._loss is None else self._loss, y=self._y)
+            self.lab.step(self._loss, y=self._y)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self.lab is not None:

@@ -17,6 +17,7 @@ from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import ProbesSpec, id_of
 from bnlab.core.study import Study
+from bnlab.loop.twin import KEY, unwrapped
 from bnlab.net.build import Net
 from bnlab.net.trace import INSTANCE_NORMS
 from bnlab.net.wrap import BATCH_NORMS
@@ -88,9 +89,9 @@ def spec_tree(
     """What spec.yaml says of the run; `x` is its first batch. What is not known has no key, such as the data or the
     schedule."""
     options = {
-        key: list(value) if isinstance(value, tuple) else value
+        key: _plain(value)
         for key, value in optimizer.param_groups[0].items()
-        if isinstance(value, bool | int | float | str | tuple) and key not in ("lr", "initial_lr")
+        if isinstance(value, bool | int | float | str | tuple | Tensor) and key not in ("lr", "initial_lr")
     }
     loss_of, reduction = loss_name(loss)
     return {
@@ -112,6 +113,13 @@ def spec_tree(
     }
 
 
+def _plain(value: Any) -> Any:
+    """A setting of an optimizer as YAML has it."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
 def rate_of(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of its first parameter group."""
     return float(optimizer.param_groups[0]["lr"])
@@ -129,6 +137,24 @@ def facts_of(net: Net, tree: Mapping[str, Any], notes: Sequence[str]) -> dict[st
     title = NORMS[arm].title if arm in NORMS.names() else arm
     titles = {"norm": title, "optim": OPTIMIZERS[optimizer].title if optimizer in OPTIMIZERS.names() else optimizer}
     return {"sites": [site.name for site in net.sites], "titles": titles, "notes": list(notes)}
+
+
+def refuse_arguments(given: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raises UsageError for arguments of `watch` that cannot be."""
+    for key in ("name", "arm"):
+        if key == "name" or given[key] is not None:
+            refuse_name(key, given[key])
+    for key, what, kind in ((KEY, model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if not isinstance(what, kind):
+            raise UsageError(key, f"is not of the kind {kind.__name__}", type(what).__name__)
+    for key, least in (("steps", 1), ("seed", 0)):
+        if type(given[key]) is not int or given[key] < least:
+            raise UsageError(key, f"must be a whole number, at least {least}", given[key])
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError("optimizer", "makes several updates in a step, which cannot be told apart", "LBFGS")
+    trained = {id(param) for param in unwrapped(model)[0].parameters() if param.requires_grad}
+    if not trained & {id(param) for group in optimizer.param_groups for param in group["params"]}:
+        raise UsageError("optimizer", "has none of the model's parameters", remedy="Make it of model.parameters().")
 
 
 def refuse_name(key: str, name: object) -> None:

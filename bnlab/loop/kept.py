@@ -40,11 +40,13 @@ class Kept:
         if state_of(folder)[0] in ENDED and not fresh:
             remedy = "Give fresh=True to replace it, or another name, arm or seed."
             raise UsageError(str(folder.path), "a run with these settings has ended", remedy=remedy)
-        self._stack = ExitStack()
-        self.folder = self._stack.enter_context(folder.owned())
-        clear(self.folder)
-        self.folder.write_spec(tree, host.provenance(tree["device"], tree["threads"]) | dict(facts))
-        self.recorder = Recorder(self.folder, observer, self._listen, keep_bytes=0, profile="full")
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(folder.owned())
+            clear(self.folder)
+            self.folder.write_spec(tree, host.provenance(tree["device"], tree["threads"]) | dict(facts))
+            self.recorder = Recorder(self.folder, observer, self._listen, keep_bytes=0, profile="full")
+            stack.callback(self.recorder.close)
+            self._stack = stack.pop_all()
         self.metrics: dict[str, float] = {}
         """Final ones."""
         self._steps, self._parameters = tree["steps"], sum(param.numel() for param in observer.net.params.values())
@@ -85,10 +87,9 @@ class Kept:
         }
         self.folder.log(ended.get("error") or f"{ended['status']}, {ended['metrics']}")
         self.folder.write_status(ended)
-        self.recorder.close()
 
     def close(self) -> None:
-        """The run is no longer this process's."""
+        """Close its files: the run is no longer this process's."""
         self._stack.close()
 
     def _listen(self, record: Record) -> None:

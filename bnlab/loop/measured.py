@@ -18,7 +18,7 @@ from bnlab.core.state import PreservedBuffers, correct, random_state, set_random
 from bnlab.core.text import listed
 from bnlab.data.base import Split
 from bnlab.loop import described
-from bnlab.loop.twin import KEY, Twin
+from bnlab.loop.twin import KEY, Twin, versions
 from bnlab.net.wrap import HALF, TrainingTap
 from bnlab.probes.base import HasLess, Need, Probe, Raw
 from bnlab.run.observe import Observer, Watch
@@ -45,7 +45,9 @@ class MeasuredStep:
         self.give_up()
         self.forwards += 1
         self.twin.before_forward()
-        self._x, self._precision, self._drawn = x.detach(), autocast_of(x.device), random_state(x.device)
+        self.versions = versions(self.twin.module)
+        # A copy: a loop may write its next batch into the same tensor.
+        self._x, self._precision, self._drawn = x.detach().clone(), autocast_of(x.device), random_state(x.device)
         self._watch = Watch(self.observer, self.step, math.nan, Split(self._x, self._x), self.twin.watched)
         self._open = ExitStack()
         self._open.enter_context(self.twin.nothing_in_place())
@@ -101,6 +103,9 @@ class MeasuredStep:
             with torch.autocast(self._x.device.type, half or HALF[0], half is not None, cache_enabled=False), tap:
                 out: Tensor = net.module(self._x)
             alike = [index for index, one in enumerate(self._outputs) if one.shape == out.shape]
+            if compare and not alike:
+                problem = f"no output of a forward has the shape of what is measured, {list(out.shape)}"
+                raise UsageError(KEY, problem, remedy="Return tensors, or let call= return one of them.")
             if compare and not any(
                 _alike(self._outputs[index], out, NEAR_IN_HALF if half else NEAR) for index in alike
             ):
@@ -114,12 +119,12 @@ class MeasuredStep:
                     torch.autograd.grad(out, list(net.params.values()), gradient.to(out.dtype), allow_unused=True)
                 self._watch.training = tap.training
 
-    def metrics(self, loss: Tensor | float, y: Any) -> tuple[dict[str, Tensor], dict[str, Raw]]:
+    def metrics(self, loss: Tensor | float | None, y: Any) -> tuple[dict[str, Tensor], dict[str, Raw]]:
         """Loss and accuracy of the step, and the raw results of the probes, after the update."""
         start = time.perf_counter()
         self.twin.after_update()
         x, watch = self._x, self._watch
-        known = isinstance(y, Tensor) and len(y) == len(x)
+        known = isinstance(y, Tensor) and y.shape[:1] == x.shape[:1]
         watch.lr, watch.batch = self.lr, Split(x, y if known else torch.zeros(len(x), device=x.device))
         if not known:
             for probes in (watch.probes, self.observer.probes):
@@ -127,7 +132,9 @@ class MeasuredStep:
         if self.forwards > 1:
             last = "batch moments, delta_norm and losses of probes of the last"
             self.note(f"several forward passes in a step: gradients are those of all, {last}")
-        found = {"train_loss": torch.as_tensor(loss).detach().to(x.device, torch.float32, copy=True)}
+        found = {}
+        if loss is not None:
+            found["train_loss"] = torch.as_tensor(loss).detach().to(x.device, torch.float32, copy=True)
         for out in self._outputs if known and y.dtype == torch.int64 and y.ndim == 1 else ():
             if out.ndim == 2 and len(out) == len(y):
                 found["train_accuracy"] = correct(out.detach(), y) / len(y)
@@ -136,6 +143,19 @@ class MeasuredStep:
             raw = watch.raw()
         self.seconds += watch.seconds
         return found, raw
+
+
+def batch_of(name: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The batch in what a model is called with: the keyword `name`, or the first tensor.
+
+    Raises:
+        UsageError: there is none.
+    """
+    given = [kwargs[name]] if name is not None and name in kwargs else [*args, *kwargs.values()]
+    x = next((one for one in given if isinstance(one, Tensor)), None)
+    if x is None:
+        raise UsageError(KEY, "is called without a tensor", remedy="Call it with a batch, and say how by call=.")
+    return x
 
 
 def leave_out(probes: dict[str, Probe], needs: frozenset[Need], why: str, note: Note) -> None:

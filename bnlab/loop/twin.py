@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,13 @@ from bnlab.core.errors import UsageError, cause
 from bnlab.core.state import copy_each
 from bnlab.net.adopt import as_it_is
 from bnlab.net.build import Net
+from bnlab.net.wrap import version_of
 from bnlab.verify.checks import HOOKS
 
 Call = Callable[[nn.Module, Tensor], Any]
 """How a batch goes through a module, where that is not `module(x)`."""
 KEY = "model"
+OWN_PARTS = "Let copy.deepcopy make parts of its own for it: no function of another part kept, no __deepcopy__."
 EXAMPLES = 4
 """In the passes that show how the parts are connected."""
 
@@ -85,19 +87,22 @@ class Twin:
         Raises:
             UsageError: the model cannot be copied or measured.
         """
-        self._module, compiled = unwrapped(model)
+        self.module, compiled = unwrapped(model)
         try:
-            self._copy = copy.deepcopy(self._module)
+            self._copy = copy.deepcopy(self.module)
         except Exception as error:
             raise UsageError(KEY, f"cannot be copied, and so not be measured: {cause(error)}") from error
-        self._pairs = list(zip(self._module.modules(), self._copy.modules(), strict=True))
-        self._in_place = [part for part in self._module.modules() if getattr(part, "inplace", False)]
+        if _parts(self.module) & _parts(self._copy):
+            raise UsageError(KEY, "its copy shares parts with it, and so it cannot be measured", remedy=OWN_PARTS)
+        self._pairs = list(zip(self.module.modules(), self._copy.modules(), strict=True))
+        self._in_place = [part for part in self.module.modules() if getattr(part, "inplace", False)]
         for part in self._copy.modules():
             _forget_hooks(part)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
             whole = (self._copy if call is None else Called(self._copy, call)).train()
-            self.net = as_it_is(whole, x[:EXAMPLES], KEY, _inside(sites, "" if call is None else "net."))
+            with _uncalled(self.module):
+                self.net = as_it_is(whole, x[:EXAMPLES], KEY, _inside(sites, "" if call is None else "net."))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
         self.watched = None if compiled else _of(self.net, {mine: own for own, mine in self._pairs})
@@ -110,14 +115,14 @@ class Twin:
             mine.training = part.training
             for name, value in vars(part).items():
                 if name != "inplace" and isinstance(value, bool | int | float | str | Tensor):
-                    vars(mine)[name] = value.detach() if isinstance(value, Tensor) else value
+                    vars(mine)[name] = value.detach().clone() if isinstance(value, Tensor) else value
         self._take_buffers()
 
     @torch.no_grad()
     def before_update(self, divisor: Tensor | float | None) -> None:
         """Take over weights, and gradients as the optimizer has them, over `divisor`."""
         self._take_weights()
-        for param, mine in zip(self._module.parameters(), self._copy.parameters(), strict=True):
+        for param, mine in zip(self.module.parameters(), self._copy.parameters(), strict=True):
             if mine.grad is None:
                 continue
             if param.grad is None:
@@ -147,12 +152,50 @@ class Twin:
 
     @torch.no_grad()
     def _take_weights(self) -> None:
-        copy_each(list(self._copy.parameters()), list(self._module.parameters()))
+        copy_each(list(self._copy.parameters()), list(self.module.parameters()))
 
     @torch.no_grad()
     def _take_buffers(self) -> None:
-        for mine, buffer in zip(self._copy.buffers(), self._module.buffers(), strict=True):
+        for mine, buffer in zip(self._copy.buffers(), self.module.buffers(), strict=True):
             mine.copy_(buffer)
+
+
+class Hook:
+    """A hook on a user's module. A copy of the module, or a file of it, has in its place one that does nothing."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any) -> Any:
+        return self._call(*given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and loads where there is no bnlab
+
+
+def versions(module: nn.Module) -> list[int]:
+    """By parameter, how often it was changed in place."""
+    return [version_of(param) for param in module.parameters()]
+
+
+def _parts(module: nn.Module) -> set[object]:
+    """The parts of a module and their tensors, by identity."""
+    return {*module.modules(), *module.parameters(), *module.buffers()}
+
+
+@contextmanager
+def _uncalled(module: nn.Module) -> Iterator[None]:
+    """Inside the `with`, a call of a part of the module is refused: a function kept in its copy still calls it."""
+
+    def refuse(part: nn.Module, args: object) -> None:
+        raise UsageError(KEY, "its copy calls parts of the model, and so it cannot be measured", remedy=OWN_PARTS)
+
+    handles = [part.register_forward_pre_hook(refuse) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _of(net: Net, parts: Mapping[nn.Module, nn.Module]) -> Net:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from bnlab.data.base import Split
 from bnlab.grids.run import digests
 from bnlab.loop import described
 from bnlab.loop.kept import Kept
-from bnlab.loop.measured import OF_LOSS, MeasuredStep, autocast_of, leave_out, measuring
-from bnlab.loop.twin import KEY, Call, Twin, unwrapped
+from bnlab.loop.measured import OF_LOSS, MeasuredStep, autocast_of, batch_of, leave_out, measuring
+from bnlab.loop.twin import Call, Hook, Twin, unwrapped, versions
 from bnlab.probes.base import HasSplits
 from bnlab.record.folder import RunFolder
 from bnlab.record.journal import read
@@ -109,6 +109,8 @@ class Lab(AbstractContextManager["Lab"]):
         self.notes: list[str] = []
         """What there is to know about the measurements, each said once."""
         self._step, self._compared = 0, False
+        self._unchanged = False
+        """Whether the last step ended without an update, and no forward pass began since."""
         self._now: MeasuredStep | None = None
         self._handles: list[Any] = []
         self._twin: Twin | None = None
@@ -129,16 +131,17 @@ class Lab(AbstractContextManager["Lab"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._detach()
-        if self.active and self._kept is None and error is None:
+        if self.active and error is None and (self._kept is None or not self._step):
             self._warn("nothing was measured: no step ended with lab.step(loss, x, y)")
-        elif self.active:
-            ended = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
+        if self.active:
+            fine = error is None and self._step
+            ended = "finished" if fine else "interrupted" if error and not isinstance(error, Exception) else "failed"
             self._end(ended, error)
         self.active = False
 
-    def step(self, loss: Tensor | float, x: Tensor | None = None, y: Any = None) -> None:
-        """End a step of the loop, after `optimizer.step()`. `loss` is that of the step, `y` its targets. `x` is there
-        to be read by people: what is measured is what the model was called with."""
+    def step(self, loss: Tensor | float | None, x: Tensor | None = None, y: Any = None) -> None:
+        """End a step of the loop, after `optimizer.step()`. `loss` is that of the step, None if it is not known, `y`
+        its targets. `x` is there to be read by people: what is measured is what the model was called with."""
         if self.active and self._handles:
             self._detach()
             with self._guarded():
@@ -165,7 +168,8 @@ class Lab(AbstractContextManager["Lab"]):
         if text not in self.notes:
             self.notes.append(text)
             if self._kept is not None and self.active:
-                self._kept.folder.log(text)
+                with suppress(OSError, UsageError):  # of a folder that is gone: the next record says so
+                    self._kept.folder.log(text)
 
     def summary(self) -> str:
         """How the run went, as `bnlab train` prints it, and the notes."""
@@ -181,20 +185,7 @@ class Lab(AbstractContextManager["Lab"]):
     def _check(self) -> None:
         """Raises UsageError for what can be known before the first step."""
         given = self._given
-        for key in ("name", "arm"):
-            if key == "name" or given[key] is not None:
-                described.refuse_name(key, given[key])
-        for key, what, kind in ((KEY, self._model, nn.Module), ("optimizer", self._optimizer, torch.optim.Optimizer)):
-            if not isinstance(what, kind):
-                raise UsageError(key, f"is not of the kind {kind.__name__}", type(what).__name__)
-        for key, least in (("steps", 1), ("seed", 0)):
-            if type(given[key]) is not int or given[key] < least:
-                raise UsageError(key, f"must be a whole number, at least {least}", given[key])
-        if isinstance(self._optimizer, torch.optim.LBFGS):
-            raise UsageError("optimizer", "makes several updates in a step, which cannot be told apart", "LBFGS")
-        trained = {id(param) for param in unwrapped(self._model)[0].parameters() if param.requires_grad}
-        if not trained & {id(param) for group in self._optimizer.param_groups for param in group["params"]}:
-            raise UsageError("optimizer", "has none of the model's parameters", remedy="Make it of model.parameters().")
+        described.refuse_arguments(given, self._model, self._optimizer)
         self._study = described.study_of(given["name"], given["claims"])
         probes = described.probes_spec(given["probes"], FEWEST)
         self._schedule = Schedule(steps=given["steps"], points=probes.points, eval_points=probes.eval_points)
@@ -216,8 +207,9 @@ class Lab(AbstractContextManager["Lab"]):
     def _attach(self) -> None:
         if self.active and self._step < self._given["steps"] and self._schedule.due(self._step):
             self._handles = [
-                self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-                self._model.register_forward_hook(self._after_forward),
+                self._model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
+                # First of all, so that two labs take off their taps in the inverse order; also where a forward fails.
+                self._model.register_forward_hook(Hook(self._after_forward), prepend=True, always_call=True),
                 self._optimizer.register_step_pre_hook(self._before_update),
             ]
 
@@ -231,14 +223,22 @@ class Lab(AbstractContextManager["Lab"]):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not module.training or not torch.is_grad_enabled() or (self._now is not None and self._now.updated):
             return
-        name = self._given["inputs"]
-        given = [kwargs[name]] if name in kwargs else [*args, *kwargs.values()]
-        x = next((one for one in given if isinstance(one, Tensor)), None)
-        if x is None:
-            raise UsageError(KEY, "is called without a tensor", remedy="Call it with a batch, and say how by call=.")
+        self._unchanged = False
         if self._kept is None:
-            self._begin(x)
+            try:
+                self._begin(batch_of(self._given["inputs"], args, kwargs))
+            except BaseException as error:
+                self._detach()
+                self.active = False  # a loop that goes on after it is not stopped again
+                if isinstance(error, OSError):
+                    problem = (error.strerror or str(error)).lower()
+                    raise UsageError("runs", problem, str(self._given["runs"])) from error
+                if isinstance(error, UsageError) or not isinstance(error, Exception):
+                    raise
+                self._warn(f"nothing is measured, the training goes on: {cause(error)}")
+                return
         with self._guarded():
+            x = batch_of(self._given["inputs"], args, kwargs)
             if self._now is None:
                 assert self._observer is not None
                 assert self._twin is not None
@@ -246,9 +246,15 @@ class Lab(AbstractContextManager["Lab"]):
             self._now.before_forward(x)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._now is not None:
-            with self._guarded():
-                self._now.after_forward(output)
+        """`output` is None where the forward failed."""
+        if self._now is None:
+            return
+        if output is None:
+            self._now.give_up()
+            self._now = None
+            return
+        with self._guarded():
+            self._now.after_forward(output)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the optimizer is called with: a closure has the forward pass in it, and the update comes after that."""
@@ -257,29 +263,44 @@ class Lab(AbstractContextManager["Lab"]):
             self._copy_before_update()
             return None
 
+        began = versions(self._model)
+
         def closed() -> Any:
             loss = closure()
-            self._copy_before_update()
+            self._copy_before_update(began)
             return loss
 
         return (args[0], *args[2:]), {**kwargs, "closure": closed}
 
-    def _copy_before_update(self) -> None:
-        if self._now is not None and not self._now.updated:
-            with self._guarded():
-                self._now.before_update(self._optimizer, compare=not self._compared)
-                self._compared = True
+    def _copy_before_update(self, began: Sequence[int] | None = None) -> None:
+        """`began`: the versions of the weights as the optimizer was called, where a closure was called since."""
+        with self._guarded():
+            if self._unchanged:
+                raise UsageError("lab.step", "is called before optimizer.step()", remedy="Call it after the update.")
+            if self._now is None:
+                return
+            if began is not None and began != versions(self._model):
+                kind = type(self._optimizer).__name__
+                raise UsageError("optimizer", "changes weights and then calls its closure, and is not measured", kind)
+            if self._now.updated:
+                self.note("several updates in a step: gradients are those of the first, changes those of all")
+                return
+            self._now.before_update(self._optimizer, compare=not self._compared)
+            self._compared = True
 
-    def _measure(self, loss: Tensor | float, y: Any) -> None:
+    def _measure(self, loss: Tensor | float | None, y: Any) -> None:
         now, self._now = self._now, None
         if now is None or self._kept is None:
             self.note(f"step {self._step} had no forward pass of the model in training mode, and is not measured")
             return
-        if not now.updated:
-            self.note(f"step {self._step}: the optimizer made no step; it is measured as one that changes nothing")
-            now.before_update(self._optimizer, compare=False)
-        metrics, raw = now.metrics(loss, y)
-        self._kept.add({"step": self._step, "lr": now.lr}, metrics | self._take_logged(), raw, now.seconds)
+        if now.updated:
+            metrics, raw = now.metrics(loss, y)
+            self._kept.add({"step": self._step, "lr": now.lr}, metrics | self._take_logged(), raw, now.seconds)
+        elif now.versions != versions(self._model):
+            raise UsageError("optimizer", "the weights changed without its step()", remedy="Watch what changes them.")
+        else:
+            self._unchanged = True
+            self.note(f"step {self._step}: the optimizer made no step, and it is not measured")
 
     def _take_logged(self) -> dict[str, Tensor]:
         logged, self._logged = self._logged, {}
@@ -349,10 +370,12 @@ class Lab(AbstractContextManager["Lab"]):
         if self._kept is None:
             return
         try:
-            if self._logged:
-                self._kept.add({"step": self._step}, self._take_logged(), {}, 0.0)
-            self._kept.end(status, self._step, error)
-            self._kept.close()
+            try:
+                if self._logged:
+                    self._kept.add({"step": self._step}, self._take_logged(), {}, 0.0)
+                self._kept.end(status, self._step, error)
+            finally:
+                self._kept.close()
         except Exception as problem:
             self._warn(f"the end of the run could not be written: {cause(problem)}")
         self.active = False
@@ -365,7 +388,8 @@ class Lab(AbstractContextManager["Lab"]):
         except Exception as error:
             self._detach()
             self._now = None
-            self._warn(f"not measured from step {self._step} on, the training goes on: {cause(error)}")
+            why = str(error) if isinstance(error, UsageError) else cause(error)
+            self._warn(f"not measured from step {self._step} on, the training goes on: {why}")
             self._end("failed", error)
             self.active = False
 

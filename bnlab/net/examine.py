@@ -45,6 +45,8 @@ def examined(module: nn.Module, x: Tensor, key: str, outputs: int | None = None)
         before = kept(module)
         training, evaluated = (trace(module, x, mode) for mode in get_args(Mode))
         counted = [name for name, now in kept(module).items() if name in before and not same(before[name], now)]
+    except UsageError:
+        raise
     except Exception as error:
         problem = " ".join(str(error).split())
         given = f"{len(x)} x {list(x.shape[1:])}"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import random
+import re
+import shutil
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -264,13 +268,13 @@ def test_a_loop_says_what_it_lacks(tmp_path: Path) -> None:
     for words in (
         "no targets y",
         "gradients, landscape and lipschitz",
-        "step 2: the optimizer made no step",
+        "step 2: the optimizer made no step, and it is not measured",
         "more than steps=4",
     ):
         assert words in said
     run = run_of(lab)
-    assert list(run.series("train_loss").steps) == [0, 1, 2, 3]
-    assert run.series("update_ratio").values[2].tolist() == [0, 0]
+    for name in ("train_loss", "update_ratio"):
+        assert list(run.series(name).steps) == [0, 1, 3]
     assert "landscape" not in "".join(run.measured())
     assert "loop makes more" in lab.summary()
 
@@ -394,7 +398,32 @@ def _refused() -> dict[str, tuple[Callable[[], dict[str, Any]], str]]:
         "a dict": (net(model=Returning, probe_batch=images), "must return one tensor, and returns a dict"),
         "no claims": (net(claims="no_such.yaml"), "claims: no such file"),
         "sites": (net(sites={"a": ("x", "", "")}, probe_batch=images), "no part of a that a forward passes through"),
+        "a function of itself": (net(model=Remembers, probe_batch=images), "its copy calls parts of the model"),
+        "a part that is not copied": (
+            net(model=lambda: nn.Sequential(OneOnly()), probe_batch=images),
+            "its copy shares parts with it",
+        ),
     }
+
+
+class Remembers(nn.Module):
+    """It keeps a function that is not copied with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.out = plain_mlp(), nn.Linear(10, 10)
+        self.features = lambda x: torch.relu(self.net(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))
+
+
+class OneOnly(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+
+    def __deepcopy__(self, memo: object) -> OneOnly:
+        return self
 
 
 class Returning(nn.Module):
@@ -423,6 +452,208 @@ def test_a_mistake_is_one_line_before_the_first_step(case: str, tmp_path: Path) 
     assert words in str(found.value)
     assert "\n" not in str(found.value)
     assert not list(tmp_path.iterdir())
+
+
+class Drifts(nn.Module):
+    """Every pass changes an attribute in place, by less than is seen when it is examined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.mean = plain_mlp(), torch.ones(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x)
+        self.mean.lerp_(out.detach().mean(0), 1e-6)
+        return out + self.mean
+
+
+def test_copies_and_files_of_a_watched_model_have_nothing_of_it(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def seen(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+        file = io.BytesIO()
+        torch.save(net, file)
+        file.seek(0)
+        assert b"bnlab" not in file.getvalue()
+        for other in (
+            copy.deepcopy(net),
+            torch.optim.swa_utils.AveragedModel(net),
+            torch.load(file, weights_only=False),
+        ):
+            losses.append(other.eval()(x).sum().item())
+
+    bare = trained("plain_mlp", lambda *_: Unwatched(), seen=seen)
+    half = len(losses)
+    watched = trained("plain_mlp", watching(tmp_path), seen=seen)
+    assert_same(bare, watched)
+    assert losses[:half] == losses[half:]
+    assert len(run_of(watched["lab"]).series("grad_norm")) == STEPS
+
+
+def test_attributes_of_the_model_are_not_those_of_the_copy(tmp_path: Path) -> None:
+    means: list[Tensor] = []
+    for lab_of in (lambda *_: Unwatched(), watching(tmp_path)):
+        trained(Drifts, lab_of, seen=lambda net, *_: means.append(net.mean.clone()))
+    assert_same(means[:STEPS], means[STEPS:])
+
+
+def test_two_labs_of_one_model_measure_the_same(tmp_path: Path) -> None:
+    class Both(contextlib.ExitStack):
+        def __init__(self, *given: Any) -> None:
+            super().__init__()
+            self.labs = [watching(tmp_path, name=name, probe_batch=batch)(*given) for name, batch in batches]
+
+        def __enter__(self) -> Both:
+            for lab in self.labs:
+                self.enter_context(lab)
+            return self
+
+        def step(self, *given: Any) -> None:
+            for lab in self.labs:
+                lab.step(*given)
+
+    torch.manual_seed(0)
+    batches = (("a", None), ("b", images()))
+    bare = trained("resnet", lambda *_: Unwatched())
+    watched = trained("resnet", Both)
+    assert_same(bare, watched)
+    one, other = map(run_of, watched["lab"].labs)
+    for name in ("grad_norm", "delta_norm", "update_ratio"):
+        np.testing.assert_array_equal(one.series(name).values, other.series(name).values)
+
+
+def test_a_folder_that_is_removed_stops_no_training(tmp_path: Path) -> None:
+    def removed(net: nn.Module, *_: Any) -> None:
+        if net[2].num_batches_tracked == 6:
+            shutil.rmtree(tmp_path / "mine")
+
+    bare = trained("plain_mlp", lambda *_: Unwatched())
+    with pytest.warns(MeasuringWarning, match="was removed"):
+        watched = trained("plain_mlp", watching(tmp_path, steps=STEPS - 2), seen=removed)
+    assert_same(bare, watched)
+
+
+def test_mistakes_in_the_loop_end_the_watching_in_a_line(tmp_path: Path) -> None:
+    """Each is a step of a loop, and what is said of it."""
+
+    def of(net: nn.Module) -> Tensor:
+        return net(images()).square().mean()
+
+    def too_early(net: nn.Module, optimizer: torch.optim.Optimizer, lab: Lab) -> None:
+        of(net).backward()
+        lab.step(1.0)
+        optimizer.step()
+
+    def never(net: nn.Module, optimizer: torch.optim.Optimizer, lab: Lab) -> None:
+        of(net).backward()
+        optimizer.step()
+
+    def by_hand(net: nn.Module, optimizer: torch.optim.Optimizer, lab: Lab) -> None:
+        of(net).backward()
+        with torch.no_grad():
+            net[1].weight.sub_(0.1)
+        lab.step(1.0)
+
+    def sharpness_aware(net: nn.Module, optimizer: torch.optim.Optimizer, lab: Lab) -> None:
+        loss = of(net)
+        loss.backward()
+        optimizer.step(lambda: of(net).backward())
+        lab.step(loss)
+
+    def without_a_tensor(net: nn.Module, optimizer: torch.optim.Optimizer, lab: Lab) -> None:
+        never(net, optimizer, lab)
+        lab.step(1.0)
+        with contextlib.suppress(AttributeError):
+            net({})
+
+    class Sharpness(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(0.01)
+                if closure is not None:
+                    with torch.enable_grad():
+                        closure()
+            super().step()
+
+    for step, words in (
+        (too_early, r"lab.step: is called before optimizer.step\(\)"),
+        (never, "no step ended with lab.step"),
+        (by_hand, "optimizer: the weights changed without its step"),
+        (sharpness_aware, "changes weights and then calls its closure, and is not measured, got 'Sharpness'"),
+        (without_a_tensor, "model: is called without a tensor"),
+    ):
+        net = plain_mlp()
+        optimizer = (Sharpness if step is sharpness_aware else torch.optim.SGD)(net.parameters(), lr=0.1)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with bnlab.watch(net, optimizer, name=step.__name__, steps=4, runs=tmp_path) as lab:
+                for _ in range(4):
+                    step(net, optimizer, lab)
+        (warning,) = said
+        assert re.search(words, str(warning.message))
+        assert run_of(lab).state == "failed"
+        assert ("update_ratio" in run_of(lab).measured()) == (step is without_a_tensor)
+
+
+def test_a_forward_that_fails_is_not_that_of_its_step(tmp_path: Path) -> None:
+    """A loop that leaves out bad batches; after each, nothing is attached to the parts."""
+    net = plain_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with bnlab.watch(net, optimizer, name="a", steps=6, probe_batch=images(), probes=ONE_BY_ONE, runs=tmp_path) as lab:
+        for index in range(6):
+            with contextlib.suppress(RuntimeError):
+                net(torch.ones(5, 3) if index in (0, 3) else images()).square().mean().backward()
+            assert not [part for part in net.modules() if "forward" in vars(part)]
+            optimizer.step()
+            lab.step(None)
+    run = run_of(lab)
+    assert list(run.series("update_ratio").steps) == [1, 2, 4, 5]
+    assert "train_loss" not in run.measured()
+    assert run.state == "finished"
+
+
+def test_settings_that_are_tensors_and_outputs_that_are_no_mapping(tmp_path: Path) -> None:
+    class Object(Returning):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+            logits = self.net(x)
+            return types.SimpleNamespace(logits=logits, sum=logits.sum)
+
+    net = Object()
+    betas = torch.tensor(0.5), torch.tensor(0.75)
+    optimizer = torch.optim.Adam(net.parameters(), lr=torch.tensor(0.25), betas=betas, foreach=False)
+    lab = bnlab.watch(net, optimizer, name="a", steps=4, call=lambda net, x: net(x).logits, runs=tmp_path)
+    with pytest.warns(MeasuringWarning, match=r"no output of a forward has the shape .* \[96, 10\]"):
+        _loop(net, optimizer, lab, lambda: None)
+    spec = run_of(lab).spec
+    assert (spec["optim.lr"], spec["optim.betas"]) == (0.25, [0.5, 0.75])
+
+
+@pytest.mark.parametrize("runs", ["a file", "no place"])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").write_text("", encoding="utf-8")
+    if runs == "no place":
+        monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    net = plain_mlp()
+    lab = bnlab.watch(net, torch.optim.SGD(net.parameters(), lr=0.1), name="a", steps=4, runs=tmp_path / runs)
+    with pytest.raises(bnlab.UsageError, match=r"^runs: (not a directory|denied), got "), lab:
+        net(images())
+
+
+def test_a_refusal_that_a_loop_survives_is_said_once(tmp_path: Path) -> None:
+    net = Returning()
+    optimizer, refused, steps = torch.optim.SGD(net.parameters(), lr=0.1), 0, 0
+    with bnlab.watch(net, optimizer, name="a", steps=6, runs=tmp_path) as lab:
+        for _ in range(4):
+            try:
+                net(images())["logits"].sum().backward()
+                optimizer.step()
+                steps += 1
+            except bnlab.UsageError:
+                refused += 1
+            lab.step(1.0)
+    assert (refused, steps) == (1, 3)
 
 
 def test_a_run_that_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
