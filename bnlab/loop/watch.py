@@ -132,7 +132,10 @@ class Lab(AbstractContextManager["Lab"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._detach()
         if self.active and error is None and (self._kept is None or not self._step):
-            self._warn("nothing was measured: no step ended with lab.step(loss, x, y)")
+            why = (
+                "the model was not called in training mode" if self._step else "no step ended with lab.step(loss, x, y)"
+            )
+            self._warn(f"nothing was measured: {why}")
         if self.active:
             fine = error is None and self._step
             ended = "finished" if fine else "interrupted" if error and not isinstance(error, Exception) else "failed"
@@ -231,8 +234,7 @@ class Lab(AbstractContextManager["Lab"]):
                 self._detach()
                 self.active = False  # a loop that goes on after it is not stopped again
                 if isinstance(error, OSError):
-                    problem = (error.strerror or str(error)).lower()
-                    raise UsageError("runs", problem, str(self._given["runs"])) from error
+                    raise UsageError("runs", str(error.strerror).lower(), str(self._given["runs"])) from error
                 if isinstance(error, UsageError) or not isinstance(error, Exception):
                     raise
                 self._warn(f"nothing is measured, the training goes on: {cause(error)}")

@@ -145,3 +145,26 @@ def test_an_error_in_the_training_is_the_state_of_the_run(tmp_path: Path) -> Non
         fitted(made(plain_mlp), tmp_path, callback, Fails())
     run = read_run(RunFolder(callback.lab.path))
     assert (run.state, run.status["error"]) == ("failed", "ZeroDivisionError: here")
+
+
+def test_a_loss_that_the_trainer_does_not_give_is_no_divergence(tmp_path: Path) -> None:
+    from bnlab.integrations.lightning import BNLabCallback
+
+    def by_hand(self: Any, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.criterion(self(batch[0]), batch[1]))
+        optimizer.step()
+
+    callback = BNLabCallback(name="mine", probes=PROBES, runs=tmp_path)
+    net = made(plain_mlp)
+    module = module_of(net)
+    type(module).training_step, module.automatic_optimization = by_hand, False
+    trainer = pl.Trainer(
+        max_steps=4, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[callback],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(*data()), 24))
+    run = read_run(RunFolder(callback.lab.path))
+    assert (run.state, len(run.series("grad_norm"))) == ("finished", 4)
+    assert "train_loss" not in run.measured()

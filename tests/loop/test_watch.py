@@ -612,6 +612,14 @@ def test_a_forward_that_fails_is_not_that_of_its_step(tmp_path: Path) -> None:
     assert run.state == "finished"
 
 
+def test_a_model_that_is_never_called_is_said(tmp_path: Path) -> None:
+    net = plain_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    lab = bnlab.watch(net, optimizer, name="a", steps=4, runs=tmp_path)
+    with pytest.warns(MeasuringWarning, match="nothing was measured: the model was not called in training mode"):
+        _loop(nn.Sequential(*net), optimizer, lab, lambda: None)
+
+
 def test_settings_that_are_tensors_and_outputs_that_are_no_mapping(tmp_path: Path) -> None:
     class Object(Returning):
         def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
