@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bnlab.core.registry import NORMS, OPTIMIZERS
 from bnlab.core.safe import safe_yaml
 from bnlab.core.spec import ProbesSpec, id_of
 from bnlab.core.study import Study
+from bnlab.core.text import command
 from bnlab.loop.twin import KEY, unwrapped
 from bnlab.net.build import Net
 from bnlab.net.trace import INSTANCE_NORMS
@@ -189,7 +191,8 @@ def study_of(name: str, claims: Path | str | None) -> Study | None:
 
 def write_claims(root: Path, study: Study, digests: Mapping[str, str]) -> None:
     """study.yaml of the folder whose runs the claims are judged over; a report says which were edited since a run."""
-    tree = {**study.tree(), "provenance": {"bnlab": bnlab.__version__, "claims": dict(digests)}}
+    provenance = {"bnlab": bnlab.__version__, "line": command("python", *sys.argv), "claims": dict(digests)}
+    tree = {**study.tree(), "provenance": provenance}
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(root / "study.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
 

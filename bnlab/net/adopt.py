@@ -219,8 +219,8 @@ def _found(seen: Trace, key: str) -> tuple[list[_Block], list[str]]:
     if not blocks:
         problem = "has no nn.Linear, nn.Conv1d or nn.Conv2d that is trained and can be measured"
         raise UsageError(key, problem, remedy=NAME_THEM)
-    remedy = "for another, write it as a part, self.act = nn.ReLU(), and name the block in `sites`"
-    notes = [f"no nonlinearity follows {listed(bare)} directly: act_in is what that gives ({remedy})"]
+    remedy = "to measure at a nonlinearity, make it a part, self.act = nn.ReLU(), and name the block in `sites`"
+    notes = [f"no nonlinearity follows {listed(bare)} directly: act_in is their output itself ({remedy})"]
     return blocks, notes if bare else []
 
 

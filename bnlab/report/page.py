@@ -368,7 +368,10 @@ def counted(decisions: Iterable[Decision]) -> list[tuple[str, str, str]]:
 def line(run: Run, study: Study | None) -> str | None:
     """The `bnlab train` line: the experiment and the overrides that were typed, or that the study has, with this run's
     own values in the place of axes. None where the run does not record its experiment."""
-    words = [str(word) for word in run.provenance.get("argv", [])][1:]
+    typed_words = [str(word) for word in run.provenance.get("argv", [])]
+    if run.spec.get("loop"):  # one of the user's own
+        return command("python", *typed_words)
+    words = typed_words[1:]
     if study is not None and "train" not in words[:1]:
         config: str | None = study.base
         changes = {key: typed(value) for key, value in study.overrides.items()}

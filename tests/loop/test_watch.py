@@ -747,7 +747,9 @@ def test_what_a_report_a_table_and_a_dashboard_make_of_it(tmp_path: Path, in_pro
     assert {run["norm"] for run in in_process("runs", str(root), "--json").json["runs"]} == {"batch", "none"}
     built = in_process("report", str(root))
     assert built.code == 0, built.stderr
-    assert "The loss ends lower with batch norm." in (root / "report.html").read_text(encoding="utf-8")
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "The loss ends lower with batch norm." in page
+    assert "bnlab sweep --config mine" not in page  # the script makes these runs
     frame = bnlab.load(root)
     assert frame.height == 12
 

@@ -579,8 +579,8 @@ def test_what_has_no_site_is_said() -> None:
     ]
     net = adopted(InvertedResidual(), HE, OWN, IMAGE, OUTPUTS, seed=0)
     assert net.notes[0] == (
-        "model=mine: no nonlinearity follows block.7 directly: act_in is what that gives (for another, write it as a "
-        "part, self.act = nn.ReLU(), and name the block in `sites`)"
+        "model=mine: no nonlinearity follows block.7 directly: act_in is their output itself (to measure at a "
+        "nonlinearity, make it a part, self.act = nn.ReLU(), and name the block in `sites`)"
     )
     net = adopted(StochasticDepth(), HE, BATCH, IMAGE, OUTPUTS, seed=0)
     assert [site.name for site in net.sites] == ["L00_conv1", "L01_fc"]

@@ -365,7 +365,7 @@ def test_a_nonlinearity_that_is_a_function_is_found_or_one_line_says_what_to_wri
         []
         if kind != "Identity"
         else [
-            "model=mine: no nonlinearity follows norm directly: act_in is what that gives (for another, write it as a "
-            "part, self.act = nn.ReLU(), and name the block in `sites`)"
+            "model=mine: no nonlinearity follows norm directly: act_in is their output itself (to measure at a "
+            "nonlinearity, make it a part, self.act = nn.ReLU(), and name the block in `sites`)"
         ]
     )
