@@ -65,6 +65,8 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, bool]:
             )
         if type(part).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
             raise UsageError(KEY, f"{name} has its weights in shards, and could not be measured")
+        if isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
+            raise UsageError(KEY, f"{name} is compiled by torch.jit", remedy="Watch it as it was before that.")
         inside = path and isinstance(getattr(part, "_orig_mod", None), nn.Module)
         if inside or getattr(part, "_compiled_call_impl", None) is not None:
             remedy = "Write model = torch.compile(model), and watch that."

@@ -398,6 +398,7 @@ def _refused() -> dict[str, tuple[Callable[[], dict[str, Any]], str]]:
         "a dict": (net(model=Returning, probe_batch=images), "must return one tensor, and returns a dict"),
         "no claims": (net(claims="no_such.yaml"), "claims: no such file"),
         "sites": (net(sites={"a": ("x", "", "")}, probe_batch=images), "no part of a that a forward passes through"),
+        "scripted": (net(model=lambda: torch.jit.script(plain_mlp())), "model: it is compiled by torch.jit"),
         "a function of itself": (net(model=Remembers, probe_batch=images), "its copy calls parts of the model"),
         "a part that is not copied": (
             net(model=lambda: nn.Sequential(OneOnly()), probe_batch=images),
