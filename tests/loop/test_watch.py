@@ -439,6 +439,7 @@ class Returning(nn.Module):
 REFUSED = _refused()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_mistake_is_one_line_before_the_first_step(case: str, tmp_path: Path) -> None:
     given, words = REFUSED[case]
