@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def fastai_loop(make: Make, *, watching: bool) -> Body:
         from fastai.callback.hook import ActivationStats
         from fastai.data.core import DataLoaders
         from fastai.learner import Callback, Learner
+        from fastai.optimizer import OptimWrapper
 
         class Ticks(Callback):
             def before_batch(self) -> None:
@@ -186,9 +188,13 @@ def fastai_loop(make: Make, *, watching: bool) -> Body:
         loader = DataLoader(rows, BATCH, shuffle=True, drop_last=True)
         stats = [ActivationStats(with_hist=True, every=EVERY)] if watching else []
         learner = Learner(
-            DataLoaders(loader, loader), make(), F.cross_entropy, opt_func=torch.optim.SGD, cbs=[Ticks(), *stats]
+            DataLoaders(loader, loader),
+            make(),
+            F.cross_entropy,
+            opt_func=partial(OptimWrapper, opt=torch.optim.SGD),
+            cbs=[Ticks(), *stats],
         )
-        with learner.no_bar(), learner.no_logging():
+        with learner.no_logging():
             learner.fit(10**4, LR)
 
     return body

@@ -8,6 +8,7 @@ it (weights, buffers).
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -28,6 +29,9 @@ Call = Callable[[nn.Module, Tensor], Any]
 """How a batch goes through a module, where that is not `module(x)`."""
 KEY = "model"
 OWN_PARTS = "Let copy.deepcopy make parts of its own for it: no function of another part kept, no __deepcopy__."
+PLAIN = frozenset((bool, int, float, str))
+"""Types of attributes that are taken over as they are, as torch's own tensors and containers are not."""
+OF_TORCH = frozenset((dict, OrderedDict, set, type(None)))
 EXAMPLES = 4
 """In the passes that show how the parts are connected."""
 
@@ -108,31 +112,33 @@ class Twin:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
         self.watched = None if compiled else _of(self.net, {mine: own for own, mine in self._pairs})
-        for param in self._copy.parameters():
+        self._params, self._buffers = list(self._copy.parameters()), list(self._copy.buffers())
+        for param in self._params:
             param.grad = torch.zeros_like(param) if param.requires_grad else None
 
     def before_forward(self) -> None:
         """Take over modes, plain attributes and buffers."""
         for part, mine in self._pairs:
-            mine.training = part.training
+            mine.training, own = part.training, vars(mine)
             for name, value in vars(part).items():
-                if name != "inplace" and isinstance(value, bool | int | float | str | Tensor):
-                    vars(mine)[name] = value.detach().clone() if isinstance(value, Tensor) else value
+                if type(value) in PLAIN and name != "inplace":
+                    own[name] = value
+                elif type(value) not in OF_TORCH and isinstance(value, Tensor):
+                    own[name] = value.detach().clone()
         self._take_buffers()
 
     @torch.no_grad()
     def before_update(self, divisor: Tensor | float | None) -> None:
         """Take over weights, and gradients as the optimizer has them, over `divisor`."""
-        self._take_weights()
-        for param, mine in zip(self.module.parameters(), self._copy.parameters(), strict=True):
-            if mine.grad is None:
-                continue
-            if param.grad is None:
-                mine.grad.zero_()
-            else:
-                mine.grad.copy_(param.grad.to_dense() if param.grad.is_sparse else param.grad)
-                if divisor is not None:
-                    mine.grad.div_(divisor)
+        given = self._take_weights()
+        pairs = [(mine.grad, param.grad) for mine, param in zip(self._params, given, strict=True)]
+        known = [(mine, grad) for mine, grad in pairs if mine is not None and grad is not None]
+        copy_each([mine for mine, _ in known], [grad.to_dense() if grad.is_sparse else grad for _, grad in known])
+        for mine, grad in pairs if divisor is not None or len(known) < len(pairs) else ():
+            if mine is not None and grad is None:
+                mine.zero_()
+            elif mine is not None and divisor is not None:
+                mine.div_(divisor)
 
     def after_update(self) -> None:
         """Take over weights and buffers."""
@@ -153,12 +159,14 @@ class Twin:
             part.inplace = value  # type: ignore[assignment]
 
     @torch.no_grad()
-    def _take_weights(self) -> None:
-        copy_each(list(self._copy.parameters()), list(self.module.parameters()))
+    def _take_weights(self) -> list[nn.Parameter]:
+        given = list(self.module.parameters())
+        copy_each(self._params, given)
+        return given
 
     @torch.no_grad()
     def _take_buffers(self) -> None:
-        for mine, buffer in zip(self._copy.buffers(), self.module.buffers(), strict=True):
+        for mine, buffer in zip(self._buffers, self.module.buffers(), strict=True):
             mine.copy_(buffer)
 
 

@@ -98,7 +98,7 @@ class Lipschitz:
             with torch.enable_grad():
                 (below,) = torch.autograd.grad(outputs_at(norm, state, y, "batch"), y, above)
             of = terms(y.detach(), below, above, own.get("weight"), norm.eps)
-            rows.append(summary(of).to(batch.x.dtype))
+            rows.append(summary(of).to(loss.dtype))
         return {"rows": torch.stack(rows)}
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, norms: Norms) -> tuple[Metrics, Carry]:

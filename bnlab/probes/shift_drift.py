@@ -58,7 +58,9 @@ class ShiftDrift:
         for mode in get_args(Mode):
             train, test = (self._seen(snapshot, split, mode) for split in (snapshot.data, snapshot.test))
             apart = [distances(one, other) for one, other in zip(train, test, strict=True)]
-            raw[mode] = torch.cat(apart, dim=1).to(snapshot.batch.x.dtype)  # [2, C of all sites]
+            raw[mode] = torch.cat(apart, dim=1).to(
+                next(iter(snapshot.net.params.values())).dtype
+            )  # [2, C of all sites]
         return raw
 
     def summarize(self, raw: Mapping[str, HostArray], carry: Carry, channels: list[int]) -> tuple[Metrics, Carry]:
