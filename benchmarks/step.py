@@ -187,6 +187,21 @@ def contest(net: str, turns: int, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print the contestants of `contest`, as one JSON object or as a table."""
+    machine = host.provenance("cpu", 1)
+    if as_json:
+        print(json.dumps({"rows": rows, "machine": {key: machine[key] for key in ("platform", "cores", "torch")}}))
+        return
+    table = Table(title=f"One training step, one thread, {platform.machine()}, torch {machine['torch']}")
+    for column in ("net", "contestant", "ms a step", "ratio", "budget"):
+        table.add_column(column, justify="left" if column in ("net", "contestant") else "right")
+    for row in rows:
+        budget = f"{row['budget']:.2f}" if row["budget"] else ""
+        table.add_row(row["net"], row["contestant"], f"{row['step_ms']:.2f}", f"{row['ratio']:.2f}", budget)
+    Console(width=110).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -199,17 +214,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for net in arguments.net or ["mlp", "cnn"]:
             rows += contest(net, arguments.turns, Path(folder) / net)
-    machine = host.provenance("cpu", 1)
-    if arguments.json:
-        print(json.dumps({"rows": rows, "machine": {key: machine[key] for key in ("platform", "cores", "torch")}}))
-        return
-    table = Table(title=f"One training step, one thread, {platform.machine()}, torch {machine['torch']}")
-    for column in ("net", "contestant", "ms a step", "ratio to bare", "budget"):
-        table.add_column(column, justify="left" if column in ("net", "contestant") else "right")
-    for row in rows:
-        budget = f"{row['budget']:.2f}" if row["budget"] else ""
-        table.add_row(row["net"], row["contestant"], f"{row['step_ms']:.2f}", f"{row['ratio']:.2f}", budget)
-    Console(width=110).print(table)
+    show(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":

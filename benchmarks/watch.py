@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import warnings
@@ -26,9 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
-from step import BATCH, LR, TURN, Tick, bare_cnn, bare_loop, bare_mlp, noise_images
+from step import BATCH, LR, TURN, Tick, bare_cnn, bare_loop, bare_mlp, noise_images, show
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from turns import Apart, race, ratio
@@ -242,17 +238,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         nets = arguments.net or ["mlp", "cnn"]
         rows = [row for net in nets for row in contest(net, arguments.turns, Path(folder) / net)]
-    machine = host.provenance("cpu", 1)
-    if arguments.json:
-        print(json.dumps({"rows": rows, "machine": {key: machine[key] for key in ("platform", "cores", "torch")}}))
-        return
-    table = Table(title=f"One training step, one thread, {platform.machine()}, torch {machine['torch']}")
-    for column in ("net", "contestant", "ms a step", "ratio", "budget"):
-        table.add_column(column, justify="left" if column in ("net", "contestant") else "right")
-    for row in rows:
-        budget = f"{row['budget']:.2f}" if row["budget"] else ""
-        table.add_row(row["net"], row["contestant"], f"{row['step_ms']:.2f}", f"{row['ratio']:.3f}", budget)
-    Console(width=110).print(table)
+    show(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":

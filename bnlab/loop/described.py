@@ -1,4 +1,4 @@
-"""What is written of a run of a user's own loop: its spec, which says what is known, and the claims to be judged."""
+"""The spec of a run of the user's own loop, which has what is known of it, and the claims over such runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 import bnlab
+from bnlab.analysis.claims import check
 from bnlab.config import load
 from bnlab.core.errors import UsageError, refuse_path
 from bnlab.core.registry import NORMS, OPTIMIZERS
@@ -170,7 +171,7 @@ def study_of(name: str, claims: Path | str | None) -> Study | None:
     """The claims of a small YAML: `claims`, and if wanted `title` and `figures`, as a study has them.
 
     Raises:
-        UsageError: no such file, or claims that are none.
+        UsageError: no such file, or claims that could never be judged.
     """
     if claims is None:
         return None
@@ -184,7 +185,9 @@ def study_of(name: str, claims: Path | str | None) -> Study | None:
     if not isinstance(tree, dict) or not tree.get("claims"):
         raise UsageError("claims", "has no `claims`", str(file), "Write them as in a study (docs/studies.md).")
     try:
-        return Study.from_tree({"name": name, "base": LOOP, **tree})
+        study = Study.from_tree({"name": name, "base": LOOP, **tree})
+        check(study)
+        return study
     except UsageError as error:
         raise UsageError(str(file), str(error).rstrip(".")) from None
 

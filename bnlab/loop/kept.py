@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor
-
 from bnlab.core.errors import UsageError
-from bnlab.probes.base import Raw
 from bnlab.record.folder import ENDED, HEARTBEAT_S, RunFolder
 from bnlab.record.journal import Record
 from bnlab.record.runs import is_divergence, state_of
@@ -54,10 +51,6 @@ class Kept:
         self._diverged: dict[str, Any] | None = None
         self._began = self._beaten = time.monotonic()
         self.folder.write_status({"status": "running", "step": 0, "steps": self._steps})
-
-    def add(self, known: Record, metrics: Mapping[str, Tensor], raw: Mapping[str, Raw], seconds: float) -> None:
-        """Add a record of the journal; see `Recorder.add`."""
-        self.recorder.add(known, metrics, raw, seconds=seconds)
 
     def beat(self) -> None:
         """Write the heartbeat, if it is due."""

@@ -45,7 +45,7 @@ class MeasuredStep:
         self.give_up()
         self.forwards += 1
         self.twin.before_forward()
-        self.versions = versions(self.twin.module)
+        self.versions = versions(self.twin.given)
         # A copy: a loop may write its next batch into the same tensor.
         self._x, self._precision, self._drawn = x.detach().clone(), autocast_of(x.device), random_state(x.device)
         self._watch = Watch(self.observer, self.step, math.nan, Split(self._x, self._x), self.twin.watched)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -118,6 +118,7 @@ class Twin:
 
     def before_forward(self) -> None:
         """Take over modes, plain attributes and buffers."""
+        self.given = list(self.module.parameters())  # listed once a step: a walk through a module's parts is slow
         for part, mine in self._pairs:
             mine.training, own = part.training, vars(mine)
             for name, value in vars(part).items():
@@ -130,8 +131,8 @@ class Twin:
     @torch.no_grad()
     def before_update(self, divisor: Tensor | float | None) -> None:
         """Take over weights, and gradients as the optimizer has them, over `divisor`."""
-        given = self._take_weights()
-        pairs = [(mine.grad, param.grad) for mine, param in zip(self._params, given, strict=True)]
+        copy_each(self._params, self.given)
+        pairs = [(mine.grad, param.grad) for mine, param in zip(self._params, self.given, strict=True)]
         known = [(mine, grad) for mine, grad in pairs if mine is not None and grad is not None]
         copy_each([mine for mine, _ in known], [grad.to_dense() if grad.is_sparse else grad for _, grad in known])
         for mine, grad in pairs if divisor is not None or len(known) < len(pairs) else ():
@@ -140,9 +141,10 @@ class Twin:
             elif mine is not None and divisor is not None:
                 mine.div_(divisor)
 
+    @torch.no_grad()
     def after_update(self) -> None:
         """Take over weights and buffers."""
-        self._take_weights()
+        copy_each(self._params, self.given)
         self._take_buffers()
 
     @contextmanager
@@ -157,12 +159,6 @@ class Twin:
     def _set_in_place(self, value: bool) -> None:
         for part in self._in_place:
             part.inplace = value  # type: ignore[assignment]
-
-    @torch.no_grad()
-    def _take_weights(self) -> list[nn.Parameter]:
-        given = list(self.module.parameters())
-        copy_each(self._params, given)
-        return given
 
     @torch.no_grad()
     def _take_buffers(self) -> None:
@@ -183,9 +179,9 @@ class Hook:
         return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and loads where there is no bnlab
 
 
-def versions(module: nn.Module) -> list[int]:
+def versions(params: Iterable[nn.Parameter]) -> list[int]:
     """By parameter, how often it was changed in place."""
-    return [version_of(param) for param in module.parameters()]
+    return [version_of(param) for param in params]
 
 
 def _parts(module: nn.Module) -> set[object]:

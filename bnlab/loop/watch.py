@@ -264,8 +264,7 @@ class Lab(AbstractContextManager["Lab"]):
         if closure is None:
             self._copy_before_update()
             return None
-
-        began = versions(self._model)
+        began = versions(self._model.parameters())
 
         def closed() -> Any:
             loss = closure()
@@ -281,7 +280,7 @@ class Lab(AbstractContextManager["Lab"]):
                 raise UsageError("lab.step", "is called before optimizer.step()", remedy="Call it after the update.")
             if self._now is None:
                 return
-            if began is not None and began != versions(self._model):
+            if began is not None and began != versions(self._model.parameters()):
                 kind = type(self._optimizer).__name__
                 raise UsageError("optimizer", "changes weights and then calls its closure, and is not measured", kind)
             if self._now.updated:
@@ -297,8 +296,9 @@ class Lab(AbstractContextManager["Lab"]):
             return
         if now.updated:
             metrics, raw = now.metrics(loss, y)
-            self._kept.add({"step": self._step, "lr": now.lr}, metrics | self._take_logged(), raw, now.seconds)
-        elif now.versions != versions(self._model):
+            known = {"step": self._step, "lr": now.lr}
+            self._kept.recorder.add(known, metrics | self._take_logged(), raw, seconds=now.seconds)
+        elif now.versions != versions(self._model.parameters()):
             raise UsageError("optimizer", "the weights changed without its step()", remedy="Watch what changes them.")
         else:
             self._unchanged = True
@@ -374,7 +374,7 @@ class Lab(AbstractContextManager["Lab"]):
         try:
             try:
                 if self._logged:
-                    self._kept.add({"step": self._step}, self._take_logged(), {}, 0.0)
+                    self._kept.recorder.add({"step": self._step}, self._take_logged())
                 self._kept.end(status, self._step, error)
             finally:
                 self._kept.close()

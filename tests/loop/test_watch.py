@@ -666,6 +666,25 @@ def test_a_refusal_that_a_loop_survives_is_said_once(tmp_path: Path) -> None:
     assert (refused, steps) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("metric: final_los", "claims.a.metric: no such metric"), ("metrik: x", "claims.0.metrik: no such key")],
+)
+def test_a_claim_that_could_never_be_judged_is_refused_before_the_first_step(
+    line: str, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "claims.yaml"
+    file.write_text(
+        "claims:\n- {name: a, text: b, source: c, contrast: {norm: [batch, none]}, at: matched_lr, expect: smaller, "
+        f"compare: ratio, smallest_effect: 1, {line}}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(bnlab.UsageError) as found:
+        trained("plain_mlp", watching(tmp_path / "runs", claims=file))
+    assert words in str(found.value)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_that_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
     first = trained("plain_mlp", watching(tmp_path))["lab"]
     with pytest.raises(bnlab.UsageError, match="fresh=True"):
