@@ -74,7 +74,8 @@ def findings(run: Run) -> tuple[Finding, ...]:
             reading = rule.read(run, rule.threshold)
         if reading is not None and reading.stands_out:
             known: dict[str, Any] = {"name": rule.name, "threshold": rule.threshold, "source": rule.source}
-            found.append(Finding(text=reading.text, figures=reading.figures, **known))
+            figures = {key: _finite(value) for key, value in reading.figures.items()}
+            found.append(Finding(text=reading.text, figures=figures, **known))
         elif reading is not None and reading.calm:
             calm.append(reading.calm)
     begin = "Nothing else stands out" if found else "Nothing stands out"
@@ -96,7 +97,7 @@ def _diverged(run: Run, threshold: float) -> Reading | None:
     return Reading(
         stands_out=run.diverged,
         text=text + (f"; the first activation that is not finite is in {site}." if site else "."),
-        figures={"step": run.step, "loss": loss, "first_loss": _finite(first), "site": site},
+        figures={"step": run.step, "loss": loss, "first_loss": first, "site": site},
         calm="",
     )
 
@@ -116,7 +117,7 @@ def _spikes(run: Run, threshold: float) -> Reading | None:
     steps, losses = run.series("train_loss")
     if run.diverged:  # its last loss has a finding of its own
         steps, losses = steps[:-1], losses[:-1]
-    if len(losses) <= BEFORE:
+    if len(losses) <= BEFORE or not losses[0]:
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses[:-1], BEFORE), axis=1)  # [T - BEFORE]
     rises = (losses[BEFORE:] - medians) / losses[0]
@@ -140,12 +141,12 @@ def _running_statistics(run: Run, threshold: float) -> Reading | None:
     gaps = mean_gap if var_gap is None else np.fmax(mean_gap, var_gap)  # [L]
     worst = int(np.nanargmax(gaps))
     mean, var = float(mean_gap[worst]), math.nan if var_gap is None else float(var_gap[worst])
-    factor = f", and the variance wrong by a factor of {number(math.exp(var))}" if math.isfinite(var) else ""
+    factor = f", and the variance wrong by a factor of {number(float(np.exp(var)))}" if math.isfinite(var) else ""
     text = (
         f"Running statistics are far from the training set's: in {_site(run, worst)} the mean is off by {number(mean)} "
         f"sd{factor}; evaluation uses them."
     )
-    figures = {"site": _site(run, worst), "bn_mean_gap": mean, "bn_var_gap": _finite(var)}
+    figures = {"site": _site(run, worst), "bn_mean_gap": mean, "bn_var_gap": var}
     calm = f"running statistics within {number(float(gaps[worst]))} of the training set's"
     return Reading(stands_out=bool(gaps[worst] > threshold), text=text, figures=figures, calm=calm)
 
@@ -164,7 +165,7 @@ def _share_of(name: str, what: str, words: str, calm: str) -> Callable[[Run, flo
             f"{_site(run, worst)} {what}: {number(share)} of its {words}, {number(before)} at the start; "
             f"{many} of {count(int(np.isfinite(last).sum()), 'layer')} above {number(threshold)}."
         )
-        figures = {"site": _site(run, worst), name: share, "at_start": _finite(before), "layers": many}
+        figures = {"site": _site(run, worst), name: share, "at_start": before, "layers": many}
         return Reading(
             stands_out=share > threshold,
             text=text,
@@ -219,7 +220,7 @@ def _update_ratio(run: Run, threshold: float) -> Reading | None:
     if not len(ratios) or not len(losses):
         return None
     ratio = _median(_medians(ratios))
-    left = _median(losses) / float(run.series("train_loss").values[0])
+    left = float(np.divide(_median(losses), run.series("train_loss").values[0]))  # NaN where both are 0
     large, small = ratio > threshold * AIM, ratio < AIM / threshold and left > 0.5
     rest = "" if large else f", and the loss is at {number(left)} of its first value"
     text = (
@@ -299,8 +300,9 @@ def _site(run: Run, index: int) -> str:
     return names[index] if index < len(names) else f"L{index:02d}"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """`value`; None for a number that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 RULES = (

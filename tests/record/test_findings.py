@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -309,6 +310,23 @@ def test_values_that_are_not_finite_fire_nothing_and_raise_nothing(made: Callabl
     for rule, (of, _) in EDGES.items():
         broken = {name: np.full(np.shape(value), None).tolist() for name, value in of(1.0).items()}
         assert rule not in named(made(spec=FULL, **broken))
+
+
+EXTREME = (0.0, -1.0, 5e-324, 1e-160, 1.0, 1e160, 1.7e308, None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_values_of_any_size_raise_nothing(made: Callable[..., Run], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    picked = EXTREME if seed >= len(EXTREME) // 2 else (EXTREME[2 * seed], EXTREME[2 * seed + 1])
+    wild = {
+        name: np.array(picked, dtype=object)[rng.integers(len(picked), size=np.shape(value))].tolist()
+        for of, _ in EDGES.values()
+        for name, value in of(1.0).items()
+    }
+    for losses in (wild["train_loss"], [0.0] * 60):
+        for finding in findings(made(spec=FULL | {"norm.name": "batch"}, **wild | {"train_loss": losses})):
+            json.dumps(finding.figures, allow_nan=False)
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -162,10 +162,10 @@ def test_a_batch_too_small_to_be_halved_is_refused_where_its_halves_are_measured
 
 
 WORST_GRADIENT = """
-import copy, torch
+import copy, sys, torch
 from bnlab import config
 from bnlab.run.setup import assemble
-spec = config.load("cnn_digits", ["model=resnet", "model.depth=8", "model.width=0.25", "model.shortcut=B"])
+spec = config.load("cnn_digits", ["model=resnet", "model.depth=8", "model.width=0.25", "model.shortcut=B", sys.argv[1]])
 setup = assemble(spec)
 batch = setup.batches.at(0)
 alone = copy.deepcopy(setup.net.module).double()
@@ -177,9 +177,12 @@ print(max(float((a.grad - b.grad).abs().max() / (b.grad.abs().max() + 1e-3)) for
 """
 
 
+@pytest.mark.parametrize("norm", ["batch", "whiten"])  # whiten hands on channels last
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_a_narrow_residual_net_has_its_gradients_without_avx512(threads: str) -> None:
+def test_a_narrow_residual_net_has_its_gradients_without_avx512(threads: str, norm: str) -> None:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    child = subprocess.run([sys.executable, "-c", WORST_GRADIENT], env=environment, capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", WORST_GRADIENT, f"norm={norm}"], env=environment, capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
-    assert float(child.stdout) < 1e-4
+    assert float(child.stdout) < {"batch": 1e-4, "whiten": 0.1}[norm]  # whitening magnifies rounding

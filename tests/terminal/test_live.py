@@ -381,10 +381,10 @@ def test_a_terminal_that_has_gone_away_does_not_stop_the_run(shown: Shown, clock
 # -- the command in a pseudo-terminal --------------------------------------------------------------------------------
 
 
-def labels(terminal: Any) -> list[str]:
-    """The first words of the last lines."""
-    lines = [line.split("  ")[0].rstrip() for line in terminal.screen.display]
-    return [line for line in lines if line]
+def lines_of(terminal: Any) -> list[str]:
+    """All lines: those that have left the screen, and the screen's."""
+    past = ["".join(cell.data for _, cell in sorted(line.items())) for line in terminal.screen.history.top]
+    return [line.rstrip() for line in [*past, *terminal.screen.display]]
 
 
 TINY = ["train", "--config", "deep_mlp", "steps=40", "model.width=8"]
@@ -395,19 +395,18 @@ def test_a_run_on_a_terminal(size: tuple[int, int], tmp_path: Path, in_terminal:
     found = in_terminal(tmp_path, [*TINY, "model.depth=20"], size, FORCE_COLOR="1")
     assert found.code == 0
     assert not found.screen.cursor.hidden
-    text = "\n".join(found.screen.display)
+    lines = lines_of(found)  # with many findings the table leaves a small screen
+    text = "\n".join(lines)
     assert "40/40" in text or size == (44, 16)
     assert "L20_out" in text
-    shown = labels(found)
+    shown = [line.split("  ")[0] for line in lines]
     for label in ("finished", "run", "steepest", "measuring", "next"):
         assert label in shown
     frames = found.raw.split(b"\x1b[?2026h")[1:]
     assert frames
     assert all(b"\x1b[?2026l" in frame for frame in frames)
     assert b"\x1b[2J" not in found.raw
-    screen = [line.rstrip() for line in [*found.screen.display]]
-    past = ["".join(cell.data for _, cell in sorted(line.items())).rstrip() for line in found.screen.history.top]
-    assert sum(line.startswith("train  ") for line in [*past, *screen]) == 1  # and no other frame is left behind
+    assert sum(line.startswith("train  ") for line in lines) == 1  # and no other frame is left behind
 
 
 def test_ctrl_c_saves_and_gives_the_cursor_back(tmp_path: Path, in_terminal: InTerminal) -> None:
