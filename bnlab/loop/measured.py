@@ -24,6 +24,8 @@ from bnlab.probes.base import HasLess, Need, Probe, Raw
 from bnlab.run.observe import Observer, Watch
 
 Note = Callable[[str], None]
+Inputs = str | Callable[..., Tensor]
+"""Where the batch is in what a model is called with: a keyword, or a function of all of it."""
 OF_LOSS: frozenset[Need] = frozenset({"before", "halves"})
 NEAR, NEAR_IN_HALF = 1e-3, 0.05
 """Relative differences up to which two passes from one state give the same: in full precision, and under autocast."""
@@ -145,13 +147,16 @@ class MeasuredStep:
         return found, raw
 
 
-def batch_of(name: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The batch in what a model is called with: the keyword `name`, or the first tensor.
+def batch_of(inputs: Inputs | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The batch in what a model is called with: what `inputs` makes of it, the keyword `inputs`, or the first tensor.
 
     Raises:
         UsageError: there is none.
     """
-    given = [kwargs[name]] if name is not None and name in kwargs else [*args, *kwargs.values()]
+    if callable(inputs):
+        given = [inputs(*args, **kwargs)]
+    else:
+        given = [kwargs[inputs]] if inputs is not None and inputs in kwargs else [*args, *kwargs.values()]
     x = next((one for one in given if isinstance(one, Tensor)), None)
     if x is None:
         raise UsageError(KEY, "is called without a tensor", remedy="Call it with a batch, and say how by call=.")

@@ -23,7 +23,7 @@ from bnlab.data.base import Split
 from bnlab.grids.run import digests
 from bnlab.loop import described
 from bnlab.loop.kept import Kept
-from bnlab.loop.measured import OF_LOSS, MeasuredStep, autocast_of, batch_of, leave_out, measuring
+from bnlab.loop.measured import OF_LOSS, Inputs, MeasuredStep, autocast_of, batch_of, leave_out, measuring
 from bnlab.loop.twin import Call, Hook, Twin, unwrapped, versions
 from bnlab.probes.base import HasSplits
 from bnlab.record.folder import RunFolder
@@ -52,7 +52,7 @@ def watch(
     probes: str | Sequence[str] = "economy",
     probe_batch: Tensor | None = None,
     sites: Mapping[str, tuple[str, str, str]] | None = None,
-    inputs: str | None = None,
+    inputs: Inputs | None = None,
     call: Call | None = None,
     data: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
@@ -77,7 +77,8 @@ def watch(
         probes: a group of configs/probes, or a list of it and overrides: `["standard", "probes.points=50"]`.
         probe_batch: [N, ...], the examples on which distributions are measured; without it, the first batch.
         sites: the blocks, {name: (affine, norm, activation)} by the paths of their parts; without it, they are found.
-        inputs: the keyword by which the loop gives the model its batch; without it, the first tensor that it gives.
+        inputs: the keyword of the batch among what the model is given, or a function of all of that, to one tensor;
+            without it, the first tensor.
         call: how one batch goes through the model to one tensor, if not by `model(x)`:
             `lambda net, x: net(pixel_values=x).logits`.
         data: all training inputs and targets, for probes of the population's statistics.
@@ -132,10 +133,8 @@ class Lab(AbstractContextManager["Lab"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._detach()
         if self.active and error is None and (self._kept is None or not self._step):
-            why = (
-                "the model was not called in training mode" if self._step else "no step ended with lab.step(loss, x, y)"
-            )
-            self._warn(f"nothing was measured: {why}")
+            uncalled, unended = "the model was not called in training mode", "no step ended with lab.step(loss, x, y)"
+            self._warn(f"nothing was measured: {uncalled if self._step else unended}")
         if self.active:
             fine = error is None and self._step
             ended = "finished" if fine else "interrupted" if error and not isinstance(error, Exception) else "failed"
