@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,13 +136,14 @@ def runs(
 
 def card(folder: RunFolder) -> dict[str, Any]:
     """Everything about one run."""
-    from bnlab.record.runs import age_s
+    from bnlab.record.findings import findings
+    from bnlab.record.runs import age_s, read_run
 
     spec, status = read(folder)
     provenance = mapping(spec.pop("provenance", {}))
     files = {file.name: file.stat().st_size for file in sorted(folder.path.iterdir()) if file.is_file()}
-    age = {"age_s": age_s(folder)}
-    return {"run": str(folder.path), **status, **age, "spec": spec, "provenance": provenance, "files": files}
+    age, found = {"age_s": age_s(folder)}, {"findings": [asdict(one) for one in findings(read_run(folder))]}
+    return {"run": str(folder.path), **status, **age, **found, "spec": spec, "provenance": provenance, "files": files}
 
 
 @app.command()

@@ -79,7 +79,7 @@ def check_plugin(file: str, config_dir: Path | None, as_json: bool) -> int:
     """
     from bnlab.core.registry import load_plugin, load_plugins
     from bnlab.run import host
-    from bnlab.terminal.tables import show_findings
+    from bnlab.terminal.tables import show_plugin_checks
 
     host.prepare(1)
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def check_plugin(file: str, config_dir: Path | None, as_json: bool) -> int:
     if as_json:
         print_json({"contract": rows})
     else:
-        show_findings(rows)
+        show_plugin_checks(rows)
         _say_count(len(checked), len(broken), "checks", start)
         for line in dict.fromkeys(f"{row['entry']}: {row['why']}" for row in broken):
             say(line)

@@ -37,7 +37,7 @@ class BNLabCallback(pl.Callback):
         if not math.isfinite(steps):
             raise UsageError("steps", "is not known to the trainer", steps, "Give steps= to the callback.")
         if len(trainer.optimizers) != 1:
-            raise UsageError("optimizer", "one is watched, and the module has", len(trainer.optimizers))
+            raise UsageError("optimizer", "exactly one can be watched", len(trainer.optimizers))
         net = _net(pl_module, self._path)
         self.lab = watch(net, trainer.optimizers[0], **{**self._options, "steps": int(steps)}).__enter__()
         self._done = trainer.global_step

@@ -195,7 +195,7 @@ def _gradient(run: Run, threshold: float) -> Reading | None:
         f"The gradient {'grows' if grows else 'shrinks'} towards the input by {number(by)} per layer, "
         f"{number(max(total, 1 / total))} times from {_site(run, layers)} to {_site(run, 0)}{beside}."
     )
-    figures = {"growth_per_layer": growth, "first_over_last": total, "layers": layers, "batch_norm_theory": law}
+    figures = {"growth_per_layer": growth, "total_growth": total, "layers": layers, "batch_norm_theory": law}
     calm = f"gradient {'growing' if grows else 'shrinking'} by {number(by)} per layer"
     return Reading(stands_out=by > threshold and max(total, 1 / total) > GROWN, text=text, figures=figures, calm=calm)
 

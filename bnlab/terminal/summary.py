@@ -80,7 +80,7 @@ def steepest(records: Iterable[Record]) -> str:
         digits = max(2, len(str(len(drifts[0]) - 1)))
         facts.append(f"largest drift at L{index:0{digits}d}, {number(medians[index])} sd per measurement")
     if ratio is not None:
-        facts.append(f"gradient of first over last layer {number(ratio)}")
+        facts.append(f"weight gradient of first over last layer {number(ratio)}")
     return "; ".join(facts) or "no layer was measured"
 
 

@@ -207,7 +207,7 @@ def show_identities(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None
     _show(out, lines, heads, right={"error", "tolerance"})
 
 
-def show_findings(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
+def show_plugin_checks(rows: Sequence[Mapping[str, Any]], out: TextIO | None = None) -> None:
     """Every check of a plugin's entries, and whether it holds."""
     _show(out, [[row["entry"], row["check"], _holds(row["ok"])] for row in rows], ["entry", "checked", ""])
 
@@ -224,9 +224,11 @@ def show_card(card: Mapping[str, Any], out: TextIO | None = None) -> None:
     groups = ("model", "norm", "data", "optim", "probes")
     lines: list[tuple[str, Cell]] = [("run", card["run"]), ("status", (_status(card), _style(card["status"])))]
     lines += [(name, _pairs(card[name])) for name in ("diverged", "metrics", "timing") if card.get(name)]
+    lines += [("" if at else "findings", finding["text"]) for at, finding in enumerate(card["findings"])]
     lines += [(group, _pairs(spec[group])) for group in groups if group in spec]
     rest = {key: value for key, value in spec.items() if key not in groups and not isinstance(value, Mapping)}
-    lines += [(name, _pairs(pairs)) for name, pairs in (("spec", rest), ("from", card["provenance"])) if pairs]
+    origin = {key: value for key, value in card["provenance"].items() if value != {}}
+    lines += [(name, _pairs(pairs)) for name, pairs in (("spec", rest), ("from", origin)) if pairs]
     lines.append(("files", ", ".join(f"{name} {file_size(size)}" for name, size in card["files"].items())))
     _show(out, [[(name, "bold"), cell] for name, cell in lines])
 

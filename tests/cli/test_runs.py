@@ -88,6 +88,15 @@ def test_a_spec_that_is_broken_is_said_and_shown_as_unreadable(spec: str, tmp_pa
     assert "unreadable" in out.getvalue()
 
 
+def test_the_card_of_a_run_says_what_stands_out_in_it(tmp_path: Path) -> None:
+    journal = b'{"step": 0, "train_loss": 2}\n'
+    card = runs.card(folder(tmp_path / "a", {**FINISHED, "dead": True}, journal=journal))
+    assert [finding["name"] for finding in card["findings"]] == ["chance"]
+    out = io.StringIO()
+    tables.show_card(card, out)
+    assert re.search("^findings +The net is no better than the best constant answer", out.getvalue(), re.M)
+
+
 def test_a_running_run_is_as_far_as_its_journal(tmp_path: Path) -> None:
     journal = b'{"step": 40, "train_loss": 0.5}\n{"step": 41, "train_loss": 0.25}\n{"step": 42, "tra'
     values = known(folder(tmp_path / "a", {"status": "running", "step": 0, "steps": 100}, journal=journal))

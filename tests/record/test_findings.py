@@ -211,7 +211,7 @@ def test_what_a_rule_reads_is_read_with_the_rest_in_one_pass(made: Callable[...,
 def test_a_shrinking_gradient_is_found_too(made: Callable[..., Run]) -> None:
     found = named(made(delta_norm=by_layer(1 / 1.3)))["gradient"]
     assert found.figures["growth_per_layer"] == pytest.approx(1 / 1.3)
-    assert found.figures["first_over_last"] == pytest.approx(1.3**-12)
+    assert found.figures["total_growth"] == pytest.approx(1.3**-12)
     assert found.text == "The gradient shrinks towards the input by 1.3 per layer, 23.3 times from L12 to L00."
 
 

@@ -35,7 +35,7 @@ def test_the_five_lines_of_a_finished_run() -> None:
     assert out.getvalue().splitlines() == [
         "finished   test accuracy 0.9167, loss 0.25; train accuracy 1, loss 0.125; step 1000/1000",
         "run        runs/a",
-        "steepest   largest drift at L02, 0.55 sd per measurement; gradient of first over last layer 0.25",
+        "steepest   largest drift at L02, 0.55 sd per measurement; weight gradient of first over last layer 0.25",
         "measuring  took 12 % of 4 s (250 steps/s)",
         "next       bnlab view runs",
     ]
@@ -101,7 +101,7 @@ def test_steepest_takes_the_layer_of_the_largest_median_drift() -> None:
 
 
 def test_a_drift_that_was_never_finite_names_no_layer() -> None:
-    assert steepest(RECORDS[:1]) == "gradient of first over last layer 9"
+    assert steepest(RECORDS[:1]) == "weight gradient of first over last layer 9"
 
 
 def test_measuring_without_timing() -> None:
