@@ -7,10 +7,11 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -41,10 +42,24 @@ RENAMED = {
 """Experiments that once had the name of a study, whose folder their runs then shared."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Composed:
+    """What Hydra composed, as it has it and plain, and the files that it read, by their names below the directories of
+    configs. Nobody changes it."""
+
+    tree: DictConfig
+    plain: dict[str, Any]
+    files: dict[str, bytes]
+
+
+_COMPOSED: dict[tuple[str, tuple[str, ...]], _Composed] = {}
+"""By experiment and options of groups: what this process composed last."""
+
+
 class Composer:
-    """Specs of the experiment `name`. To compose takes Hydra 40 ms, so that a grid composes once for each combination
-    of its groups; and a copy of what it composed 8 ms, so that values are set in a plain copy, unless one refers to
-    another (`seed=${model.depth}`), which takes OmegaConf to resolve. Needs Hydra set up."""
+    """Specs of the experiment `name`. To compose takes Hydra 40 ms, so that a process composes once for each
+    combination of groups; and a copy of what it composed 8 ms, so that values are set in a plain copy, unless one
+    refers to another (`seed=${model.depth}`), which takes OmegaConf to resolve. Needs Hydra set up."""
 
     def __init__(self, name: str, overrides: Overrides, key: str = "--config") -> None:
         """Raises UsageError for an unknown experiment, as the mistake of `key`."""
@@ -109,14 +124,21 @@ class Composer:
         """What these options of groups compose to, as Hydra has it and plain."""
         key = tuple(f"{group}={option}" for group, option in choices.items())
         if key not in self._bases:
-            tree = self._composed(list(key))
-            plain: Any = OmegaConf.to_container(tree)
-            self._bases[key] = tree, plain
+            dirs = self.overrides.dirs
+            found = _COMPOSED.get((self.name, key))
+            if found is None or found.files != _contents(found.files, dirs):
+                _Checked.loaded = {self.file}
+                tree = self._composed(list(key))
+                plain: Any = OmegaConf.to_container(tree)
+                names = {_below(file, dirs) for file in _Checked.loaded}
+                found = _Composed(tree, plain, _contents(names, dirs))
+                _COMPOSED[self.name, key] = found
+            self._bases[key] = found.tree, found.plain
         return self._bases[key]
 
-    def _read(self, choices: list[str]) -> DictConfig:
-        """The experiment as Hydra composes it. A file without `defaults` holds what is other than in `run.yaml`: keys,
-        and options of groups by their names, such as `norm: layer`."""
+    def _read(self, choices: list[str]) -> tuple[DictConfig, DictConfig]:
+        """The experiment as Hydra composes it, and the groups without its settings. A file without `defaults` holds
+        what is other than in `run.yaml`: keys, and options of groups by their names, such as `norm: layer`."""
         own = read(self.file)
         if "defaults" in own:
             with warnings.catch_warnings():
@@ -125,22 +147,20 @@ class Composer:
             if "steps" not in tree:
                 problem = "has `defaults` without /run"
                 raise UsageError(str(self.file), problem, remedy="Put /run first, or leave out all.")
-            return tree
+            return tree, compose("run", overrides=choices) if choices else tree
         named = [group for group in GROUPS if isinstance(own.get(group), str)]
         chosen = {group: self.overrides.option(group, own.pop(group)) for group in named}
         typed = dict(choice.split("=", 1) for choice in choices)
-        tree = compose("run", overrides=[f"{group}={option}" for group, option in {**chosen, **typed}.items()])
-        OmegaConf.set_struct(tree, False)
-        return cast(DictConfig, OmegaConf.merge(tree, {"name": self.name}, own))
+        plain = compose("run", overrides=[f"{group}={option}" for group, option in {**chosen, **typed}.items()])
+        OmegaConf.set_struct(plain, False)
+        return cast(DictConfig, OmegaConf.merge(plain, {"name": self.name}, own)), plain
 
     def _composed(self, choices: list[str]) -> DictConfig:
         try:
-            tree = self._read(choices)
-            if choices:
-                # The experiment's settings of its own model do not hold for another one that the user chooses.
-                plain = compose("run", overrides=choices)
-                for group in (choice.partition("=")[0] for choice in choices):
-                    tree[group] = OmegaConf.masked_copy(tree[group], list(plain[group]))
+            tree, plain = self._read(choices)
+            # The experiment's settings of its own model do not hold for another one that the user chooses.
+            for group in (choice.partition("=")[0] for choice in choices):
+                tree[group] = OmegaConf.masked_copy(tree[group], list(plain[group]))
             OmegaConf.set_struct(tree, True)
             missing = OmegaConf.missing_keys(tree)
         except (HydraException, OmegaConfBaseException) as error:
@@ -169,6 +189,19 @@ def hydra_over(dirs: Sequence[Path]) -> Iterator[Overrides]:
             yield Overrides(searched)
 
 
+def _below(file: Path, dirs: Sequence[Path]) -> str:
+    """Its name below that of `dirs` in which it is."""
+    folders = (path for folder in dirs for path in (folder, folder.resolve()))
+    return file.relative_to(next(path for path in folders if file.is_relative_to(path))).as_posix()
+
+
+def _contents(names: Iterable[str], dirs: Sequence[Path]) -> dict[str, bytes]:
+    """What is in these files now, and in all of the last directory; the first directory that has a name wins."""
+    own = (file.relative_to(dirs[-1]).as_posix() for file in dirs[-1].glob("**/*.yaml"))
+    first = {name: [folder / name for folder in dirs if (folder / name).is_file()] for name in {*names, *own}}
+    return {name: files[0].read_bytes() if files else b"" for name, files in first.items()}
+
+
 class _MorePaths(SearchPathPlugin):
     """Appends the user's configs, and the packaged ones behind them."""
 
@@ -182,6 +215,8 @@ class _MorePaths(SearchPathPlugin):
 class _Checked(ConfigSource):
     """The YAML below a folder, each file checked before Hydra has it."""
 
+    loaded: ClassVar[set[Path]] = set()
+
     @staticmethod
     def scheme() -> str:
         return "checked"
@@ -189,6 +224,7 @@ class _Checked(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         file = self._file(config_path)
         config = read(file)
+        self.loaded.add(file)
         try:
             # Hydra's header ends at the first other comment.
             lines = file.read_text(encoding="utf-8")[:512].splitlines()

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,24 +70,29 @@ def read(file: Path) -> DictConfig:
             Hydra would not know what to do with.
     """
     try:
-        data = file.read_bytes()
-        found = safe_yaml(data)
-        if not (found is None or isinstance(found, dict)):
-            raise UsageError(str(file), "must have keys and values")
-        tree = OmegaConf.load(io.StringIO(data.decode("utf-8")))
+        plain = _parsed(file.read_bytes())
+        tree = OmegaConf.create(plain)
     except OSError as error:
         raise UsageError(str(file), f"cannot be read, {error.strerror}") from None
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split()).rstrip(".")
         raise error if isinstance(error, UsageError) else UsageError(str(file), problem) from None
-    assert isinstance(tree, DictConfig)
-    plain: Any = OmegaConf.to_container(tree)
     defaults = plain.get("defaults", [])
     for item in defaults if isinstance(defaults, list) else [defaults]:
         name = next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item
         if not isinstance(defaults, list) or not isinstance(name, str):
             raise UsageError(f"{file}, defaults", "must be a list of names, or of group: name", item)
     return tree
+
+
+@lru_cache(maxsize=512)
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Parsing takes most of the time of `read`, and specs are composed of the same files again and again."""
+    found = safe_yaml(data)
+    if not (found is None or isinstance(found, dict)):
+        raise ValueError("must have keys and values")
+    plain: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(data.decode("utf-8"))))
+    return dict(plain)
 
 
 FOR_EDITORS = "# yaml-language-server:"

@@ -63,7 +63,8 @@ class Whiten(ChannelNorm):
         else:
             centred = values - mean
         x_hat = torch.cat([self._whitened(centred[:, part], cov[part, part]) for part in self._groups()], dim=1)
-        return self.affine(x_hat.view(last.shape).movedim(-1, 1))
+        out = x_hat.view(last.shape).movedim(-1, 1)
+        return self.affine(out.contiguous() if x.is_contiguous() else out)
 
     def _groups(self) -> list[slice]:
         channels = self.shape[1]

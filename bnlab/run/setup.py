@@ -85,11 +85,8 @@ def assemble(spec: RunSpec, shared: dict[str, Dataset] | None = None) -> Setup:
     _refuse_other_dtypes(net, dtype, f"model={spec.model.name}")
     net.module.to(device, dtype)
     # Saves a tenth to a third of a convolutional net's step (docs/lab.md); a user's forward may need the usual order.
-    overrunning = [part for part in net.module.modules() if device.type == "cpu" and _overruns(part)]
-    if device.type == "cpu" and not net.adopted and not overrunning:
+    if device.type == "cpu" and not net.adopted and not any(map(_overruns, net.module.modules())):
         net.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for part in overrunning:  # a norm or activation before it may hand on channels last
-        part.register_forward_pre_hook(_in_usual_order)
     refuse_single_values(net, dataset.input_shape, spec.norm, batches.size, "data.batch_size")
     if spec.model.init == "lsuv":
         scale_to_unit_variance(net, batches.at(0).x, spec.model.init_scale)
@@ -172,10 +169,6 @@ def _overruns(part: nn.Module) -> bool:
         and max(part.stride) > 1
         and part.in_channels // part.groups < 8
     )
-
-
-def _in_usual_order(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.contiguous() for x in given)
 
 
 def _dataset(spec: RunSpec, device: torch.device, dtype: torch.dtype, shared: dict[str, Dataset]) -> Dataset:

@@ -86,6 +86,8 @@ def shape_and_dtype_stay(case: Layer) -> None:
                 raise BrokenError(f"returns values that are not finite in {where}")
             if not torch.equal(x, given):
                 raise BrokenError(f"changes its input in place in {where}")
+            if not out.is_contiguous():  # by which a convolution picks its kernel
+                raise BrokenError(f"returns another memory layout in {where}: end with .contiguous()")
 
 
 def the_gradient_is_the_derivative(case: Layer) -> None:

@@ -576,3 +576,28 @@ def test_meanings_are_those_of_the_chosen_options() -> None:
     assert means["model.width"] == "times 64, 128, 256, 512, 512 channels"
     assert "norm.ghost_size" not in means
     assert means["probes.landscape.every"] == "at every n-th measured step"
+
+
+def test_a_yaml_that_is_edited_added_or_removed_between_two_calls_counts(mine: Path) -> None:
+    """What was composed is kept, with the files that it was made of."""
+    for eps in (0.5, 0.25):
+        (mine / "norm" / "batch.yaml").write_text(f"defaults: [_placement, _self_]\nname: batch\neps: {eps}\n")
+        assert config.load("deep_mlp", ["norm=batch"], mine).norm.options["eps"] == eps
+    (mine / "norm" / "_placement.yaml").write_text("layers: all\nevery: 1\nposition: after\n")
+    assert config.load("deep_mlp", ["norm=batch"], mine).norm.position == "after"
+    (mine / "norm" / "_placement.yaml").unlink()
+    (mine / "norm" / "batch.yaml").unlink()
+    norm = config.load("deep_mlp", ["norm=batch"], mine).norm
+    assert (norm.position, norm.options["eps"]) == ("before", 1e-5)
+
+
+def test_an_option_of_a_plugin_that_is_edited_between_two_calls_counts(tmp_path: Path) -> None:
+    plugin = tmp_path / "edited_norm.py"
+    overrides = [f"plugins=['{plugin}']", "norm=edited"]
+    for eps in (0.5, 0.25):
+        plugin.write_text(
+            "from bnlab import NORMS\n\n@NORMS.register('edited')\ndef edited(channels, dims, *, eps: float = "
+            f"{eps}):\n    return None\n"
+        )
+        assert config.load("deep_mlp", overrides).norm.options["eps"] == eps
+        NORMS.forget("edited")

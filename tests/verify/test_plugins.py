@@ -156,6 +156,11 @@ class InPlace(Centred):
         return out
 
 
+class OtherLayout(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 class Infinite(Centred):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / (0 if self.training else 1)
@@ -204,6 +209,10 @@ BROKEN_NORMS: list[tuple[type[nn.Module], dict[str, str]]] = [
     (ChangesInEvaluation, {"evaluation": "in evaluation, the same batch gives other values the second time"}),
     (SinglePrecision, {"shape and dtype": "returns float32 for float64 in training"}),
     (InPlace, {"shape and dtype": "changes its input in place in training"}),
+    (
+        OtherLayout,
+        {"shape and dtype": "convolution: returns another memory layout in training: end with .contiguous()"},
+    ),
     (Infinite, {"shape and dtype": "returns values that are not finite in training"}),
     (RandomStart, {"start": "bias has other initial values each time: draw them from bnlab.core.seeds.stream"}),
     (Idle, {"gradients of parameters": "its parameter spare gets no gradient"}),
