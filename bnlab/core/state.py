@@ -29,7 +29,8 @@ def for_lists(name: str, single: Callable[..., Tensor]) -> Callable[..., tuple[T
     def one_by_one(*lists: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(single(*tensors) for tensors in zip(*lists, strict=True))
 
-    return getattr(torch, name, one_by_one)
+    together = getattr(torch, name, one_by_one)
+    return lambda *lists: together(*lists) if lists[0] else ()  # torch refuses empty lists
 
 
 norm_each = for_lists("_foreach_norm", torch.linalg.vector_norm)
