@@ -35,7 +35,9 @@ class MeasuredStep:
     """The step `step`, of which a loop calls `before_forward` to `metrics` in this order; the first two at each of its
     forward passes, of which the last counts."""
 
-    def __init__(self, step: int, observer: Observer, twin: Twin, note: Note) -> None:
+    def __init__(self, step: int, observer: Observer, twin: Twin, note: Note, *, compare: bool) -> None:
+        """`compare`: see that a pass in the copy gives what the model gave."""
+        self.compare = compare
         self.step, self.observer, self.twin, self.note = step, observer, twin, note
         self.forwards, self.updated, self.lr, self.seconds = 0, False, math.nan, 0.0
         self._open: ExitStack | None = None
@@ -46,11 +48,12 @@ class MeasuredStep:
         start = time.perf_counter()
         self.give_up()
         self.forwards += 1
-        self.twin.before_forward()
-        self.versions = versions(self.twin.given)
         # A copy: a loop may write its next batch into the same tensor.
         self._x, self._precision, self._drawn = x.detach().clone(), autocast_of(x.device), random_state(x.device)
         self._watch = Watch(self.observer, self.step, math.nan, Split(self._x, self._x), self.twin.watched)
+        self._again = self.compare or self.twin.watched is None
+        self.twin.before_forward(passes=self._again or self._watch.passes)
+        self.versions = versions(self.twin.given)
         self._open = ExitStack()
         self._open.enter_context(self.twin.nothing_in_place())
         self._open.enter_context(self._watch)
@@ -76,27 +79,27 @@ class MeasuredStep:
             opened, self._open = self._open, None
             opened.__exit__(RuntimeError, None, None)
 
-    def before_update(self, optimizer: torch.optim.Optimizer, *, compare: bool) -> None:
-        """Copy weights and gradients. `compare`: see that a pass in the copy gives what the model gave.
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy weights and gradients.
 
         Raises:
-            UsageError: it gives something else.
+            UsageError: a pass in the copy does not give what the model gave.
         """
         start = time.perf_counter()
         self.updated, self.lr = True, described.rate_of(optimizer)
         self.twin.before_update(getattr(optimizer, "grad_scale", None))  # of a fused optimizer, which unscales itself
         scale = _loss_scale()
         with measuring(self._x.device):
-            if compare or self.twin.watched is None:
-                self._computed_again(compare=compare)
-            for norm in self._watch.training.delta_norms.values():
+            if self._again:
+                self._computed_again()
+            for norm in self._watch.training.delta_norms.values() if scale != 1 else ():
                 norm.div_(scale)
             self._watch.before_update()
         self.seconds += time.perf_counter() - start - self._watch.seconds
 
-    def _computed_again(self, *, compare: bool) -> None:
+    def _computed_again(self) -> None:
         """The training pass once more, in the copy: to compare, and to look inside of what is compiled."""
-        net, looks_inside = self.twin.net, self.twin.watched is None
+        net, looks_inside, compare = self.twin.net, self.twin.watched is None, self.compare
         deltas = looks_inside and self._watch.needs("delta_norms")
         tap = TrainingTap(net, deltas=deltas)
         half = self._precision

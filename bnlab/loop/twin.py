@@ -116,10 +116,11 @@ class Twin:
         for param in self._params:
             param.grad = torch.zeros_like(param) if param.requires_grad else None
 
-    def before_forward(self) -> None:
-        """Take over modes, plain attributes and buffers."""
+    def before_forward(self, *, passes: bool) -> None:
+        """Take over modes, plain attributes and buffers, if there will be `passes` in the copy."""
         self.given = list(self.module.parameters())  # listed once a step: a walk through a module's parts is slow
-        for part, mine in self._pairs:
+        self._passes = passes
+        for part, mine in self._pairs if passes else ():
             own, its = vars(mine), vars(part)
             for name in its.keys() - NOT_TAKEN:
                 value = its[name]
@@ -165,7 +166,7 @@ class Twin:
     def _take_buffers(self) -> None:
         pairs = [
             (mine._buffers[name], buffer)
-            for part, mine in self._pairs
+            for part, mine in (self._pairs if self._passes else ())
             for name, buffer in part._buffers.items()  # a tenth of the time of module.buffers()
             if buffer is not None
         ]

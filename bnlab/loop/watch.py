@@ -109,7 +109,7 @@ class Lab(AbstractContextManager["Lab"]):
         """Whether it measures, or will."""
         self.notes: list[str] = []
         """What there is to know about the measurements, each said once."""
-        self._step, self._compared = 0, False
+        self._step, self._compare = 0, True
         self._unchanged = False
         """Whether the last step ended without an update, and no forward pass began since."""
         self._now: MeasuredStep | None = None
@@ -243,7 +243,7 @@ class Lab(AbstractContextManager["Lab"]):
             if self._now is None:
                 assert self._observer is not None
                 assert self._twin is not None
-                self._now = MeasuredStep(self._step, self._observer, self._twin, self.note)
+                self._now = MeasuredStep(self._step, self._observer, self._twin, self.note, compare=self._compare)
             self._now.before_forward(x)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -285,8 +285,8 @@ class Lab(AbstractContextManager["Lab"]):
             if self._now.updated:
                 self.note("several updates in a step: gradients are those of the first, changes those of all")
                 return
-            self._now.before_update(self._optimizer, compare=not self._compared)
-            self._compared = True
+            self._now.before_update(self._optimizer)
+            self._compare = False
 
     def _measure(self, loss: Tensor | float | None, y: Any) -> None:
         now, self._now = self._now, None

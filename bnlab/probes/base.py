@@ -93,6 +93,9 @@ class Probe(Protocol):
     which shows the median over the sites and every site. `group/card` is the median alone, or a scalar;
     `group/*_card` is the first, the middle and the last hidden site. Without an entry the group is `5_NAME`, of a
     scalar `5_other`.
+
+    `only_reads = True` says that it makes no pass through the net: it reads weights, gradients, and what the training
+    pass left. Around a loop of one's own it then costs less.
     """
 
     @property

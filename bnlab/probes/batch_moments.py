@@ -32,6 +32,7 @@ class Layout(NamedTuple):
 class BatchMoments:
     """At `pre`, in batch mode."""
 
+    only_reads = True
     needs: ClassVar[frozenset[Need]] = frozenset({"training_sites"})
     metrics: ClassVar[Mapping[str, str]] = {
         "batch_mean": "mean over channels of the channel mean of pre, training batch",

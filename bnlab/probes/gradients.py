@@ -64,6 +64,7 @@ class Gradients:
         a batch; `cancellation` abs_over_sum and grad_kurtosis, of some three training steps, and needs affine maps that
         are linear in their input and their weight."""
         self.updates, self.deltas, self.noise, self.cancellation = updates, deltas, noise, cancellation
+        self.only_reads = not (noise or cancellation)
         wanted: dict[Need, bool] = {
             "delta_norms": deltas,
             "weights_before": updates,

@@ -184,6 +184,11 @@ class Watch(AbstractContextManager["Watch"]):
         """Whether a due probe needs it."""
         return need in self._needs
 
+    @property
+    def passes(self) -> bool:
+        """Whether a due probe may make a pass through the net."""
+        return not all(getattr(probe, "only_reads", False) for probe in self.probes.values())
+
     def before_forward(self) -> None:
         """Copy what the forward pass may change. To be called where it is not inside the `with`: then `training` is to
         be set after the backward pass, `halves` and `probe_sites` may be, and the net draws no numbers."""

@@ -15,6 +15,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnlab.core.errors import UsageError
 from bnlab.core.registry import PROBES
@@ -41,6 +42,8 @@ from bnlab.verify.norm_contract import KINDS, Layer
 
 OF_THE_LOOP = ("step", "wall_s", *MEASUREMENTS)
 """Names of the journal that no probe may use."""
+LEFT_BY_TRAINING: frozenset[Need] = frozenset({"training_sites", "delta_norms", "weights_before"})
+"""What a snapshot has without a pass for measuring."""
 
 
 def contract(
@@ -243,6 +246,8 @@ def its_declaration_is_valid(case: Measured) -> None:
         raise BrokenError(f"its needs must be a frozenset, got {needs!r}")
     if unknown := sorted(set(needs) - set(get_args(Need))):
         raise BrokenError(f"needs {unknown[0]!r}, which does not exist; there are {', '.join(get_args(Need))}")
+    if getattr(probe, "only_reads", False) and (more := sorted(needs - LEFT_BY_TRAINING)):
+        raise BrokenError(f"says only_reads, and needs {more[0]}, which takes a pass: leave one of them out")
     metrics = getattr(constructor, "metrics", None)
     if not isinstance(metrics, Mapping) or not metrics:
         raise BrokenError("its class must have metrics: a mapping from journal name to meaning")
@@ -277,7 +282,14 @@ class Recorded:
 
     def measure(self, snapshot: Snapshot, *layout: Any) -> Raw:
         before = bits(snapshot.net.module.state_dict())
-        raw: Raw = self.probe.measure(snapshot, *layout)
+        passes: list[object] = []
+        seen = register_module_forward_pre_hook(lambda module, given: passes.append(module))
+        try:
+            raw: Raw = self.probe.measure(snapshot, *layout)
+        finally:
+            seen.remove()
+        if passes and getattr(self.probe, "only_reads", False):
+            raise BrokenError("says only_reads, and makes a pass through the net: leave that out")
         self.changed += unlike(before, bits(snapshot.net.module.state_dict()))
         for name, value in raw.items() if isinstance(raw, Mapping) else [("its result", raw)]:
             if not isinstance(value, Tensor):

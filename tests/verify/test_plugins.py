@@ -21,6 +21,7 @@ from bnlab.core.errors import UsageError
 from bnlab.core.registry import NORMS, PROBES, REGISTRIES
 from bnlab.core.seeds import stream
 from bnlab.core.spec import RunSpec
+from bnlab.core.state import outputs_now
 from bnlab.net.build import Net
 from bnlab.verify import norm_contract
 from bnlab.verify.checks import Finding, findings
@@ -391,6 +392,19 @@ class ClockName(Norms):
     metrics: Any = {**Norms.metrics, "norm_s": "of each site's weight"}  # noqa: RUF012
 
 
+class ReadsAndPasses(Norms):
+    only_reads = True
+
+    def measure(self, snapshot: Any) -> Any:
+        outputs_now(snapshot.net.module, snapshot.batch.x, "running")
+        return super().measure(snapshot)
+
+
+class ReadsAndNeeds(Norms):
+    only_reads = True
+    needs: Any = frozenset({"probe_sites"})
+
+
 class Fails(Norms):
     def measure(self, snapshot: Any) -> Any:
         raise ArithmeticError("broken\non purpose")
@@ -427,6 +441,16 @@ BROKEN_PROBES: list[tuple[Any, str, str]] = [
     (TakenName, "declaration", "its metric grad_norm is already one of the probe gradients"),
     (ClockName, "declaration", "its metric norm_s ends in _s, which is reserved for clock readings in seconds"),
     (Fails, "measurements", "ArithmeticError: broken on purpose"),
+    (
+        ReadsAndPasses,
+        "measurements",
+        "says only_reads, and makes a pass through the net: leave that out",
+    ),
+    (
+        ReadsAndNeeds,
+        "declaration",
+        "says only_reads, and needs probe_sites, which takes a pass: leave one of them out",
+    ),
 ]
 
 
