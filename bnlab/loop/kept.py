@@ -52,12 +52,15 @@ class Kept:
         self._began = self._beaten = time.monotonic()
         self.folder.write_status({"status": "running", "step": 0, "steps": self._steps})
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether a heartbeat is due."""
+        return time.monotonic() - self._beaten >= HEARTBEAT_S
+
     def beat(self) -> None:
-        """Write the heartbeat, if it is due."""
-        now = time.monotonic()
-        if now - self._beaten >= HEARTBEAT_S:
-            self._beaten = now
-            self.folder.heartbeat()
+        """Write the heartbeat."""
+        self._beaten = time.monotonic()
+        self.folder.heartbeat()
 
     def end(self, status: str, step: int, error: BaseException | None = None) -> None:
         """Write what is pending, and the status: `diverged` for `finished`, if the last loss was a divergence."""

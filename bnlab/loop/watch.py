@@ -149,13 +149,15 @@ class Lab(AbstractContextManager["Lab"]):
             with self._guarded():
                 self._measure(loss, y)
         self._step += 1
-        if self.active and self._kept is not None:
+        if not self.active:
+            return
+        if self._kept is not None and self._kept.is_silent:
             with self._guarded():
                 self._kept.beat()
-        if self._step <= self._given["steps"]:
+        if self._step <= self._schedule.steps:
             self._attach()
-        elif self._step == self._given["steps"] + 1:
-            self.note(f"the loop makes more than steps={self._given['steps']}: the others are not measured")
+        elif self._step == self._schedule.steps + 1:
+            self.note(f"the loop makes more than steps={self._schedule.steps}: the others are not measured")
 
     def log(self, **values: float | Tensor) -> None:
         """Note measurements of the loop's own, such as `test_accuracy=0.97`, at the weights of now. The last value of
@@ -207,7 +209,7 @@ class Lab(AbstractContextManager["Lab"]):
     # Hooks are attached on measured steps alone.
 
     def _attach(self) -> None:
-        if self.active and self._step < self._given["steps"] and self._schedule.due(self._step):
+        if self.active and self._step < self._schedule.steps and self._schedule.due(self._step):
             self._handles = [
                 self._model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
                 # First of all, so that two labs take off their taps in the inverse order; also where a forward fails.
@@ -239,12 +241,11 @@ class Lab(AbstractContextManager["Lab"]):
                 self._warn(f"nothing is measured, the training goes on: {cause(error)}")
                 return
         with self._guarded():
-            x = batch_of(self._given["inputs"], args, kwargs)
             if self._now is None:
                 assert self._observer is not None
                 assert self._twin is not None
                 self._now = MeasuredStep(self._step, self._observer, self._twin, self.note, compare=self._compare)
-            self._now.before_forward(x)
+            self._now.before_forward(batch_of(self._given["inputs"], args, kwargs))
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """`output` is None where the forward failed."""

@@ -29,7 +29,7 @@ from bnlab.net.trace import AFFINE, Call, Trace, sources
 from bnlab.norms.base import DrawsNumbers
 
 EXAMPLE = 'sites = {"stem": ("conv1", "bn1", "relu1"), ...}, with "" where there is no norm or no nonlinearity'
-NAME_THEM = f"Name the blocks in the class: {EXAMPLE}."
+NAME_THEM = f"Name the blocks: {EXAMPLE}."
 BATCH = 4
 """Examples in a pass that only shows how the parts are connected."""
 
@@ -210,8 +210,8 @@ def _found(seen: Trace, key: str) -> tuple[list[_Block], list[str]]:
         end = acting or before or call
         if acting is None and before is not None and before.path in seen.fused:
             problem = f"{before.path} is {before.kind}, and no nonlinearity is seen after it"
-            remedy = f'Make the nonlinearity a part of its own, or use norm=own and name {before.path} with "" after it'
-            raise UsageError(key, problem, remedy=f"{remedy}: {EXAMPLE}.")
+            named = f'keep the norms (norm=own) and name {before.path} with "" after it: {EXAMPLE}'
+            raise UsageError(key, problem, remedy=f"Make the nonlinearity a part of its own, or {named}.")
         passed_on = seen.after(end, lambda one: isinstance(one.part, AFFINE)) is not None
         if acting is None and not passed_on and call.path in before_others:  # a head may have anything after it
             bare.append(end.path)
