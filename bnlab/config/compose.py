@@ -8,7 +8,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -196,10 +196,15 @@ def _below(file: Path, dirs: Sequence[Path]) -> str:
 
 
 def _contents(names: Iterable[str], dirs: Sequence[Path]) -> dict[str, bytes]:
-    """What is in these files now, and in all of the last directory; the first directory that has a name wins."""
+    """What is in these files now, and in all of the last directory; the first directory that has a name wins. Nothing
+    is in one that cannot be read."""
     own = (file.relative_to(dirs[-1]).as_posix() for file in dirs[-1].glob("**/*.yaml"))
-    first = {name: [folder / name for folder in dirs if (folder / name).is_file()] for name in {*names, *own}}
-    return {name: files[0].read_bytes() if files else b"" for name, files in first.items()}
+    found = {}
+    for name in {*names, *own}:
+        file = next((folder / name for folder in dirs if (folder / name).is_file()), None)
+        with suppress(OSError):
+            found[name] = b"" if file is None else file.read_bytes()
+    return found
 
 
 class _MorePaths(SearchPathPlugin):

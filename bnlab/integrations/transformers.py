@@ -43,7 +43,7 @@ class BNLabCallback(TrainerCallback):
         model: nn.Module = given["model"]
         taken = inspect.signature(model.forward).parameters
         name = self._inputs or getattr(model, "main_input_name", next(iter(taken)))
-        masked = name == "input_ids" and "attention_mask" in taken
+        masked = name == "input_ids" and "attention_mask" in taken and "call" not in self._options
         defaults = {
             "inputs": _with_mask if masked else name,
             "call": _call_with_mask if masked else _call_with(name),
