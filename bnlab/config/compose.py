@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.config.overrides import Overrides, texts, value_of
-from bnlab.config.places import FOR_EDITORS, available, config_dirs, packaged_dir, read
+from bnlab.config.places import FOR_EDITORS, available, below, config_dirs, contents, packaged_dir, read
 from bnlab.core.errors import UsageError, nearest
 from bnlab.core.registry import READ, Registry, load_plugins
 from bnlab.core.spec import GROUPS, RunSpec
@@ -126,12 +126,12 @@ class Composer:
         if key not in self._bases:
             dirs = self.overrides.dirs
             found = _COMPOSED.get((self.name, key))
-            if found is None or found.files != _contents(found.files, dirs):
+            if found is None or found.files != contents(found.files, dirs):
                 _Checked.loaded = {self.file}
                 tree = self._composed(list(key))
                 plain: Any = OmegaConf.to_container(tree)
-                names = {_below(file, dirs) for file in _Checked.loaded}
-                found = _Composed(tree, plain, _contents(names, dirs))
+                names = {below(file, dirs) for file in _Checked.loaded}
+                found = _Composed(tree, plain, contents(names, dirs))
                 _COMPOSED[self.name, key] = found
             self._bases[key] = found.tree, found.plain
         return self._bases[key]
@@ -187,24 +187,6 @@ def hydra_over(dirs: Sequence[Path]) -> Iterator[Overrides]:
         base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
         with initialize_config_dir(own, job_name="bnlab", **base):
             yield Overrides(searched)
-
-
-def _below(file: Path, dirs: Sequence[Path]) -> str:
-    """Its name below that of `dirs` in which it is."""
-    folders = (path for folder in dirs for path in (folder, folder.resolve()))
-    return file.relative_to(next(path for path in folders if file.is_relative_to(path))).as_posix()
-
-
-def _contents(names: Iterable[str], dirs: Sequence[Path]) -> dict[str, bytes]:
-    """What is in these files now, and in all of the last directory; the first directory that has a name wins. Nothing
-    is in one that cannot be read."""
-    own = (file.relative_to(dirs[-1]).as_posix() for file in dirs[-1].glob("**/*.yaml"))
-    found = {}
-    for name in {*names, *own}:
-        file = next((folder / name for folder in dirs if (folder / name).is_file()), None)
-        with suppress(OSError):
-            found[name] = b"" if file is None else file.read_bytes()
-    return found
 
 
 class _MorePaths(SearchPathPlugin):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +94,24 @@ def _parsed(data: bytes) -> dict[str, Any]:
         raise ValueError("must have keys and values")
     plain: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(data.decode("utf-8"))))
     return dict(plain)
+
+
+def below(file: Path, dirs: Sequence[Path]) -> str:
+    """Its name below that of `dirs` in which it is."""
+    folders = (path for folder in dirs for path in (folder, folder.resolve()))
+    return file.relative_to(next(path for path in folders if file.is_relative_to(path))).as_posix()
+
+
+def contents(names: Iterable[str], dirs: Sequence[Path]) -> dict[str, bytes]:
+    """What is in these files now, and in all of the last directory; the first directory that has a name wins. Nothing
+    is in one that cannot be read."""
+    own = (file.relative_to(dirs[-1]).as_posix() for file in dirs[-1].glob("**/*.yaml"))
+    found = {}
+    for name in {*names, *own}:
+        file = next((folder / name for folder in dirs if (folder / name).is_file()), None)
+        with suppress(OSError):
+            found[name] = b"" if file is None else file.read_bytes()
+    return found
 
 
 FOR_EDITORS = "# yaml-language-server:"
