@@ -478,8 +478,22 @@ def test_runs_shows_a_table_and_one_run_its_card(bnlab: Callable[..., Said]) -> 
 
     path = ended_runs[0]["run"]
     card = bnlab("runs", path).out
-    assert [line.split()[0] for line in card.splitlines()] == (
-        ["run", "status", "metrics", "timing", "model", "norm", "data", "optim", "probes", "spec", "from", "files"]
+    assert [line.split()[0] for line in card.splitlines() if line[0] != " "] == (
+        [
+            "run",
+            "status",
+            "metrics",
+            "timing",
+            "findings",
+            "model",
+            "norm",
+            "data",
+            "optim",
+            "probes",
+            "spec",
+            "from",
+            "files",
+        ]
     )
     assert re.search(r"^status +finished, step 20/20, \d s ago$", card, re.M)
     as_json = bnlab("runs", path, "--json").json
