@@ -2,7 +2,7 @@
 
 The copy has its own weights, buffers, gradients and modes. They are set to those of the net at three moments of a
 measured step: before its forward pass (buffers, modes, attributes), before the update (weights, gradients), and after
-it (weights, buffers).
+it (weights, buffers). Where no pass will be made in the copy, only weights and gradients are.
 """
 
 from __future__ import annotations

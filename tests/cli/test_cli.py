@@ -478,23 +478,9 @@ def test_runs_shows_a_table_and_one_run_its_card(bnlab: Callable[..., Said]) -> 
 
     path = ended_runs[0]["run"]
     card = bnlab("runs", path).out
-    assert [line.split()[0] for line in card.splitlines() if line[0] != " "] == (
-        [
-            "run",
-            "status",
-            "metrics",
-            "timing",
-            "findings",
-            "model",
-            "norm",
-            "data",
-            "optim",
-            "probes",
-            "spec",
-            "from",
-            "files",
-        ]
-    )
+    names = [line.split()[0] for line in card.splitlines() if line[0] != " "]
+    before, after = ["run", "status", "metrics", "timing", "findings"], ["probes", "spec", "from", "files"]
+    assert names == [*before, "model", "norm", "data", "optim", *after]
     assert re.search(r"^status +finished, step 20/20, \d s ago$", card, re.M)
     as_json = bnlab("runs", path, "--json").json
     assert (as_json["run"], as_json["status"], as_json["metrics"]) == (path, "finished", ended_runs[0]["metrics"])

@@ -53,7 +53,7 @@ USUAL = ("batch", "none", "noisy_batch", "group")
 
 def _pairs(norm: str, model: str) -> list[tuple[str, str]]:
     """The usual norms with every pair on the small nets; each norm with either position and optimizer on an MLP, and
-    with one of them, in turn, on each other net."""
+    with one of them on each other net."""
     ends = [PAIRS[0], PAIRS[-1]]
     if model not in LARGER and norm in USUAL:
         return PAIRS
